@@ -1,0 +1,5 @@
+"""Parameter-efficient continual fine-tuning in JAX.
+
+`peft` transforms act on a frozen model, `continual` methods learn task after
+task with them, `train` runs long sequences of tasks; see README.md.
+"""

@@ -1,0 +1,59 @@
+"""Names of leaves: every rule of the library addresses leaves by 'a/b/c' paths."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+
+def key_name(key: Any) -> str:
+  """The plain name of one entry of a jax key path."""
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def join(path: tuple[Any, ...]) -> str:
+  """`'a/b/c'` of a jax key path."""
+  return '/'.join(key_name(key) for key in path)
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+  """The leaves of a pytree with their paths, in path order of the tree."""
+  return [(join(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_named(fn: Any, tree: Any, *rest: Any) -> Any:
+  """`jax.tree.map` whose function also gets the path, first."""
+  return jax.tree_util.tree_map_with_path(lambda path, *leaf: fn(join(path), *leaf), tree, *rest)
+
+
+def matching(pattern: str, tree: Any) -> list[str]:
+  """Paths of the leaves that a regular expression is found in.
+
+  Raises:
+    ValueError: if there are none; the message lists the paths there are.
+  """
+  names = [name for name, _ in named_leaves(tree)]
+  found = [name for name in names if re.search(pattern, name)]
+  if not found:
+    raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
+  return found
+
+
+def shortened(names: Iterable[str], most: int = 24) -> str:
+  """A list of names for an error message, cut where it gets long."""
+  names = list(names)
+  more = f', … ({len(names) - most} more)' if len(names) > most else ''
+  return '[' + ', '.join(repr(name) for name in names[:most]) + more + ']'
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
+  """The error for a name that is none of the choices; suggests the nearest."""
+  choices = sorted(choices)
+  near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+  hint = f'; did you mean {near[0]!r}?' if near else ''
+  return ValueError(f'unknown {what} {name!r}{hint} choices: {choices}')

@@ -1,0 +1,246 @@
+"""The records that the library is made of, each with its contract.
+
+Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Params = Any  # A pytree of arrays: nested dicts with string keys.
+Delta = Any  # The trainable pytree of a PEFT transform.
+Inputs = Any  # What one batch feeds the model: images uint8 [B, H, W, C], or a `Cached`.
+
+
+class Site(NamedTuple):
+  """A named insertion point of a backbone.
+
+  Attributes:
+    kind: one of `SITE_KINDS`.
+    path: path of the site's weights in the backbone's parameters, as in
+      `block_3/attn/q`; for sites without weights, of the module around them.
+    lead: for `tokens` sites, how many tokens stand before inserted ones (the
+      class token of a ViT: 1).
+  """
+
+  kind: str
+  path: str
+  lead: int = 0
+
+
+SITE_KINDS = ('linear', 'norm', 'attend', 'sublayer', 'tokens')
+
+
+class SiteSpec(NamedTuple):
+  """A site with the shapes that pass through it: what `PeftTransform.init` reads."""
+
+  site: Site
+  args: tuple[Any, ...]  # jax.ShapeDtypeStruct of each argument, None where absent.
+  out: Any  # jax.ShapeDtypeStruct of the result.
+
+
+def _pass_through(delta: Delta, site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
+  del delta, site
+  return next_fn(*args)
+
+
+def _same_params(delta: Delta, params: Params) -> Params:
+  del delta
+  return params
+
+
+class PeftTransform(NamedTuple):
+  """A parameter-efficient fine-tuning method as pure functions.
+
+  Attributes:
+    init: `(key, sites, params) -> delta`. Consumes the key. `sites` is a
+      sequence of `SiteSpec`; raises ValueError where a pattern matches none.
+    intercept: `(delta, site, next_fn, *args) -> out`. Pure; calls `next_fn`
+      at most once. Passes through at sites that the delta does not name.
+    weights: `(delta, params) -> params`. Puts trained weights in the place of
+      frozen ones before the forward pass; the identity but for selective methods.
+    merge: `(delta, params) -> params`, the weight-space form, equal to
+      `weights` and `intercept` together; None where there is none (prompts,
+      adapters with a non-linearity).
+  """
+
+  init: Callable[[Key, Any, Params], Delta]
+  intercept: Callable[..., Array] = _pass_through
+  weights: Callable[[Delta, Params], Params] = _same_params
+  merge: Callable[[Delta, Params], Params] | None = None
+
+
+class Features(NamedTuple):
+  """What a backbone computes."""
+
+  pooled: Array  # [B, D], what a head reads.
+  tokens: Array  # [B, T, D] after the final norm; just the leading rows where `rows` was given.
+  taps: dict[str, Array]  # Intermediate results by name.
+
+
+class InputSpec(NamedTuple):
+  """What a backbone eats: the shape of one example, and its value range.
+
+  Images arrive as uint8 and are normalised on the device to
+  `(x / 255 - mean) / std`, with one mean and std per channel.
+  """
+
+  shape: tuple[int, ...]  # [H, W, channels]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
+class Backbone(NamedTuple):
+  """A pre-trained model as pure functions.
+
+  Attributes:
+    name: for reports and error messages.
+    init: `(key) -> params`, freshly initialised. Consumes the key.
+    apply: `(params, inputs, delta=None, *, peft=None, key=None, rows=None) -> Features`.
+      `inputs` are normalised floats. With `rows`, the last block computes just
+      that many leading tokens (1: the class token), and `Features.tokens` holds those.
+    sites: every insertion point, with its shapes for a batch of one.
+    inputs: the input specification.
+    width: D of the pooled feature.
+    depth: number of blocks.
+  """
+
+  name: str
+  init: Callable[[Key], Params]
+  apply: Callable[..., Features]
+  sites: tuple[SiteSpec, ...]
+  inputs: InputSpec
+  width: int
+  depth: int
+
+
+class Task(NamedTuple):
+  """The task at hand, as arrays, so that a new task cannot recompile anything."""
+
+  index: Array  # [] int32, counted from 0.
+  classes: Array  # [C] bool, the classes of this task.
+  seen: Array  # [C] bool, those of this task and all before it.
+  past: Array  # [C] bool, those of the tasks before it.
+  start: Array  # [] int32, training steps taken before this task.
+  steps: Array  # [] int32, training steps planned for this task (at least 1).
+
+
+class Env(NamedTuple):
+  """What a method may read besides its own state."""
+
+  frozen: Params  # The backbone's weights; never differentiated, always an argument.
+  task: Task
+
+
+class Batch(NamedTuple):
+  """One batch of constant shape; rows beyond the data are marked invalid."""
+
+  x: Inputs  # uint8 [B, H, W, C], or a `Cached` around it.
+  y: Array  # [B] int32, position of the class in the class order.
+  valid: Array  # [B] bool
+  index: Array  # [B] int32, row of the example in its split.
+
+
+class Cached(NamedTuple):
+  """Inputs together with what the frozen backbone makes of them."""
+
+  x: Array  # uint8 [B, H, W, C]
+  query: Array  # [B, D]
+
+
+class Output(NamedTuple):
+  """What a method's forward pass computes in training."""
+
+  logits: Array  # [B, C]
+  aux_loss: Array  # [B] the method's own regulariser per example, already weighted.
+  features: Array  # [B, D], what the head read.
+
+
+class Capacity(NamedTuple):
+  """How much a sequence can hold: the static sizes of all continual state."""
+
+  tasks: int
+  classes: int
+
+
+def _same(params: Params, memory: Any, *_: Any) -> tuple[Params, Any]:
+  return params, memory
+
+
+def keep(params: Params, memory: Any, *_: Any) -> Any:
+  """The hook that does nothing; the trainer skips passes whose hook is this one."""
+  del params
+  return memory
+
+
+def _same_grads(grads: Params, memory: Any, env: Env) -> Params:
+  del memory, env
+  return grads
+
+
+class ContinualMethod(NamedTuple):
+  """A continual-learning method as pure functions over (params, memory, env).
+
+  `params` is exactly what the optimizer sees now; `memory` is every other
+  array that is carried: past slots, buffers, statistics. No leaf is in both.
+  All shapes are constant over the whole sequence. Keys are consumed; `None`
+  means deterministic.
+
+  Attributes:
+    name: for reports.
+    capacity: the static sizes of its state.
+    inputs: what its backbone eats.
+    init: `(key, frozen) -> (params, memory)`.
+    forward: `(params, memory, env, x, key | None) -> Output`, in training mode.
+    loss: `(params, memory, env, batch, key) -> (loss [], Output)`.
+    predict: `(params, memory, env, x) -> logits [B, C]`, unseen classes -inf.
+    begin_task: `(params, memory, env, key) -> (params, memory)`.
+    prepare: `(params, memory, env, batch) -> memory`, one pass over the new
+      data before training.
+    observe: `(params, memory, env, batch, out, key) -> memory`, after each update.
+    consolidate: `(params, memory, env, batch) -> memory`, one pass after training.
+    end_task: `(params, memory, env) -> (params, memory)`.
+    project: `(grads, memory, env) -> grads`.
+    query: `(frozen, x) -> [B, D]`, what may be computed once per example and
+      handed to `forward` as a `Cached`; None where there is nothing to cache.
+    trains: whether task `t` has a training phase, as `(t) -> bool` (SimpleCIL:
+      never; RanPAC: the first task only).
+    cumulative: whether the method trains on the data of all tasks so far
+      (joint training, the upper bound); continual methods do not.
+    passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
+    renewed: the top-level entries of `params` that start afresh with each
+      task; wrappers that tie parameters to old values leave them out.
+  """
+
+  name: str
+  capacity: Capacity
+  inputs: InputSpec
+  init: Callable[[Key, Params], tuple[Params, Any]]
+  forward: Callable[..., Output]
+  loss: Callable[..., tuple[Array, Output]]
+  predict: Callable[..., Array]
+  begin_task: Callable[..., tuple[Params, Any]] = _same
+  prepare: Callable[..., Any] = keep
+  observe: Callable[..., Any] = keep
+  consolidate: Callable[..., Any] = keep
+  end_task: Callable[..., tuple[Params, Any]] = _same
+  project: Callable[[Params, Any, Env], Params] = _same_grads
+  query: Callable[[Params, Array], Array] | None = None
+  trains: Callable[[int], bool] = lambda task: True
+  cumulative: bool = False
+  passes: Callable[[int], float] = lambda tasks: 1.0
+  renewed: tuple[str, ...] = ()
+
+
+class TrainState(NamedTuple):
+  """The whole of a run that changes: one checkpointable pytree."""
+
+  params: Params
+  memory: Any
+  opt_state: Any
+  task: Task
+  step: Array  # [] int32, updates over the whole sequence.
+  key: Key
