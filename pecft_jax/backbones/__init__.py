@@ -1,0 +1,21 @@
+"""Pre-trained models as pure functions with named sites."""
+
+from pecft_jax.backbones.card import Card, Pretrained, cards, pretrained, random_weights, read_card
+from pecft_jax.backbones.convert import Checkpoint, load_timm, save_timm
+from pecft_jax.backbones.layers import stack_blocks, unstack_blocks
+from pecft_jax.backbones.vit import vit
+
+__all__ = (
+  'Card',
+  'Checkpoint',
+  'Pretrained',
+  'cards',
+  'load_timm',
+  'pretrained',
+  'random_weights',
+  'read_card',
+  'save_timm',
+  'stack_blocks',
+  'unstack_blocks',
+  'vit',
+)

@@ -1,0 +1,197 @@
+"""What transformer backbones share: sites, and the stack of blocks as loop or scan."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.combine import layer_of
+from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site
+
+Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
+
+KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+
+
+def tap_of(peft: PeftTransform | None, delta: Delta) -> Tap:
+  """Delivers a transform to the sites of a backbone."""
+  if peft is None:
+    return lambda site, next_fn, *args: next_fn(*args)
+  return lambda site, next_fn, *args: peft.intercept(delta, site, next_fn, *args)
+
+
+def linear(x: Array, w: Array, b: Array | None) -> Array:
+  """x W + b in the dtype of x: [..., d_in] -> [..., d_out]."""
+  y = x @ w.astype(x.dtype)
+  return y if b is None else y + b.astype(x.dtype)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-6) -> Array:
+  """Layer normalisation over the last axis, computed in float32."""
+  wide = x.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+  normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
+  return (normal * scale + bias).astype(x.dtype)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+  """Softmax attention: q [B, Tq, H, K], k and v [B, T, H, K] -> [B, Tq, H, K].
+
+  The mask, if any, is True where a query may look: [Tq, T].
+  """
+  return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[None, None])
+
+
+class Kernel(nn.Module):
+  """Holds the weights of a linear map: called, returns (kernel, bias)."""
+
+  d_in: int
+  d_out: int
+
+  @nn.compact
+  def __call__(self) -> tuple[Array, Array]:
+    kernel = self.param('kernel', KERNEL_INIT, (self.d_in, self.d_out))
+    return kernel, self.param('bias', nn.initializers.zeros, (self.d_out,))
+
+
+class Linear(nn.Module):
+  """A linear site."""
+
+  width: int
+  tap: Tap
+  site: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param('kernel', KERNEL_INIT, (x.shape[-1], self.width))
+    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    return self.tap(Site('linear', self.site), linear, x, kernel, bias)
+
+
+class Norm(nn.Module):
+  """A layer-normalisation site."""
+
+  tap: Tap
+  site: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    return self.tap(Site('norm', self.site), layer_norm, x, scale, bias)
+
+
+# --- the stack of blocks ---------------------------------------------------------------------
+
+RunBlock = Callable[..., Array]  # (params, delta, name, x, mask, rows) -> x
+
+
+def run_blocks(
+  run_block: RunBlock,
+  params: Params,
+  delta: Delta,
+  x: Array,
+  mask: Array | None,
+  *,
+  depth: int,
+  rows: int | None,
+  remat: Any = None,
+) -> Array:
+  """Runs the blocks one after another.
+
+  Parameters named `block_0`, `block_1`, … run as a Python loop, stacked ones
+  (`blocks`, leading axis L) as one `lax.scan` over each run of consecutive
+  layers whose deltas have the same structure. Deltas are named by layer in
+  both, and results are equal.
+
+  Args:
+    run_block: `(params, delta, name, x, mask, rows) -> x` of one block; sites
+      in it are named below `name`.
+    params: the backbone's parameters.
+    delta: a transform's delta; may be empty.
+    x: [B, T, D]
+    mask: [T, T] bool or None.
+    depth: L.
+    rows: leading tokens that the last block computes; None for all.
+    remat: a `jax.checkpoint_policies` policy, or None to keep activations.
+  """
+
+  def call(block_params, block_delta, name, x, rows):
+    run = lambda p, d, x: run_block(p, d, name, x, mask, rows)
+    if remat is not None:
+      run = jax.checkpoint(run, policy=remat)
+    return run(block_params, block_delta, x)
+
+  if 'blocks' not in params:
+    for i in range(depth):
+      last = rows if i == depth - 1 else None
+      x = call(params[f'block_{i}'], delta, f'block_{i}', x, last)
+    return x
+
+  whole = depth if rows is None else depth - 1
+  for low, high, stack in _runs(delta, whole):
+
+    def body(x, step, low=low):
+      i, layer_delta = step
+      return call(_layer(params['blocks'], i), layer_delta, f'block_{low}', x, None), None
+
+    x, _ = jax.lax.scan(body, x, (jnp.arange(low, high), stack))
+  if rows is not None:
+    last = depth - 1
+    x = call(_layer(params['blocks'], last), delta, f'block_{last}', x, rows)
+  return x
+
+
+def _layer(stacked: Params, i: Any) -> Params:
+  return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), stacked)
+
+
+def _of_layer(delta: Delta, layer: int, name: str) -> Delta:
+  """The part of a delta that one layer can read, its own keys renamed to `name`."""
+  if not isinstance(delta, dict):
+    return delta
+  out = {}
+  for key, value in delta.items():
+    at = layer_of(key)
+    if at is None:
+      out[key] = _of_layer(value, layer, name)
+    elif at == layer:
+      out[key.replace(f'block_{layer}', name, 1)] = value
+  return out
+
+
+def _runs(delta: Delta, depth: int) -> list[tuple[int, int, Delta]]:
+  """Splits layers into runs of equal delta structure: (low, high, stacked delta)."""
+  shape = lambda tree: (
+    jax.tree.structure(tree),
+    [(a.shape, a.dtype) for a in jax.tree.leaves(tree)],
+  )
+  runs: list[tuple[int, list[Delta]]] = []
+  for i in range(depth):
+    if runs:
+      low, members = runs[-1]
+      here = _of_layer(delta, i, f'block_{low}')
+      if shape(here) == shape(members[0]):
+        members.append(here)
+        continue
+    runs.append((i, [_of_layer(delta, i, f'block_{i}')]))
+  return [
+    (low, low + len(members), jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+    for low, members in runs
+  ]
+
+
+def stack_blocks(params: Params, depth: int) -> Params:
+  """`block_0`, `block_1`, … to one tree `blocks` with a leading layer axis."""
+  blocks = [params[f'block_{i}'] for i in range(depth)]
+  rest = {k: v for k, v in params.items() if layer_of(k) is None}
+  return {**rest, 'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
+def unstack_blocks(params: Params, depth: int) -> Params:
+  """The inverse of `stack_blocks`."""
+  rest = {k: v for k, v in params.items() if k != 'blocks'}
+  return {**rest, **{f'block_{i}': _layer(params['blocks'], i) for i in range(depth)}}

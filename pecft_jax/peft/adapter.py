@@ -1,0 +1,94 @@
+"""Bottleneck adapters, serial and parallel.
+
+Serial after attention and MLP: Houlsby et al., 2019, arXiv:1902.00751; after the
+MLP alone: Pfeiffer et al., 2021, arXiv:2005.00247. Parallel to the MLP: He et al.,
+2022, arXiv:2110.04366; with a small scale: AdaptFormer, Chen et al., 2022,
+arXiv:2205.13535.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.sites import per_site
+from pecft_jax.typing import Array, PeftTransform
+
+
+class BottleneckDelta(NamedTuple):
+  """scale * f(x W_down + b_down) W_up + b_up, with r the width of the bottleneck."""
+
+  down: Array  # [D, r], uniform in +-sqrt(1 / D) at init (Kaiming, slope sqrt(5)).
+  down_bias: Array  # [r], zeros at init.
+  up: Array  # [r, D], zeros at init.
+  up_bias: Array  # [D], zeros at init.
+
+
+def bottleneck(
+  pattern: str,
+  width: int,
+  *,
+  parallel: bool = False,
+  scale: float = 1.0,
+  activation: Callable[[Array], Array] = jax.nn.gelu,
+) -> PeftTransform:
+  """Adds a small MLP to matching branches of a residual block.
+
+  A sublayer site is a branch behind its norm: with `parallel` the adapter reads
+  the normalised input of the branch, otherwise its output.
+
+  Args:
+    pattern: regex searched in the path of `sublayer` sites.
+    width: r, at least 1.
+    parallel: beside the branch instead of behind it.
+    scale: factor of the adapter's output.
+    activation: f, elementwise.
+  """
+  if width < 1:
+    raise ValueError(f'the bottleneck needs a width of at least 1, got {width}')
+
+  def init_one(key, spec, weights):
+    del weights  # Sublayers have none of their own.
+    d = spec.out.shape[-1]
+    bound = math.sqrt(1 / d)
+    down = jax.random.uniform(key, (d, width), minval=-bound, maxval=bound)
+    return BottleneckDelta(down, jnp.zeros(width), jnp.zeros((width, d)), jnp.zeros(d))
+
+  def run(delta, next_fn, x):
+    y = next_fn(x)
+    # The last block may compute fewer rows than it reads.
+    read = x[:, : y.shape[1]] if parallel else y
+    down, down_bias, up, up_bias = (leaf.astype(y.dtype) for leaf in delta)
+    hidden = activation(read @ down + down_bias)
+    return y + jnp.asarray(scale, y.dtype) * (hidden @ up + up_bias)
+
+  return per_site('sublayer', pattern, init_one, run)
+
+
+def houlsby(width: int = 48) -> PeftTransform:
+  """Serial adapters after attention and after the MLP of every block.
+
+  The paper trains the layer norms too: chain with `ln_tuning()`.
+  """
+  return bottleneck(r'(attn|mlp)$', width)
+
+
+def pfeiffer(width: int = 48) -> PeftTransform:
+  """Serial adapters after the MLP of every block."""
+  return bottleneck(r'mlp$', width, activation=jax.nn.relu)
+
+
+def parallel_adapter(width: int = 64, scale: float = 4.0) -> PeftTransform:
+  """Scaled adapters parallel to the MLP of every block."""
+  return bottleneck(r'mlp$', width, parallel=True, scale=scale, activation=jax.nn.relu)
+
+
+def adaptformer(width: int = 64, scale: float = 0.1) -> PeftTransform:
+  """Parallel adapters of small scale beside the MLP of every block.
+
+  They read the MLP's normalised input. Dropout within the bottleneck (0.1 in the
+  published code) is left out.
+  """
+  return bottleneck(r'mlp$', width, parallel=True, scale=scale, activation=jax.nn.relu)

@@ -1,0 +1,84 @@
+"""LoRA: low-rank updates of linear layers (Hu et al., 2021, arXiv:2106.09685).
+
+With `rank_stabilised`, the scale is alpha / sqrt(r) (Kalajdzievski, 2023, arXiv:2312.03732).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.weights import Weights
+from pecft_jax.typing import Array, Key, PeftTransform
+
+
+class LoraDelta(NamedTuple):
+  """y = x W + scale x A B, with r the rank."""
+
+  a: Array  # [d_in, r], uniform in +-sqrt(1 / d_in) at init (Kaiming, slope sqrt(5)).
+  b: Array  # [r, d_out], zeros at init.
+
+
+def lora(
+  pattern: str = r'attn/(q|v)$',
+  rank: int = 8,
+  alpha: float | None = None,
+  *,
+  rank_stabilised: bool = False,
+) -> PeftTransform:
+  """Adds a low-rank product to matching linear sites.
+
+  The scale is fixed by `rank` and `alpha`, not by the shapes met later, so a
+  delta whose factors were joined on the rank axis is the sum of its parts.
+
+  Args:
+    pattern: regex searched in the site path.
+    rank: r, at least 1.
+    alpha: the update is scaled by alpha / r; 2 r by default.
+    rank_stabilised: scale by alpha / sqrt(r).
+  """
+  scale = lora_scale(rank, alpha, rank_stabilised=rank_stabilised)
+
+  def run(delta, next_fn, x, w, b):
+    return next_fn(x, w, b) + low_rank(delta, x) * jnp.asarray(scale, x.dtype)
+
+  def merge(delta, weights):
+    update = scale * jnp.matmul(delta.a, delta.b, precision='highest')
+    return Weights(weights.main + update, weights.bias)
+
+  return per_site(
+    'linear', pattern, lambda key, spec, weights: init_lora(key, weights, rank), run, merge
+  )
+
+
+def rslora(
+  pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = None
+) -> PeftTransform:
+  """Adds a low-rank product scaled by alpha / sqrt(r), for high ranks.
+
+  Arguments as in `lora`.
+  """
+  return lora(pattern, rank, alpha, rank_stabilised=True)
+
+
+def lora_scale(rank: int, alpha: float | None, *, rank_stabilised: bool) -> float:
+  """alpha / r, or alpha / sqrt(r). Raises ValueError for a rank below 1."""
+  if rank < 1:
+    raise ValueError(f'rank must be at least 1, got {rank}')
+  alpha = 2.0 * rank if alpha is None else alpha
+  return alpha / (math.sqrt(rank) if rank_stabilised else rank)
+
+
+def init_lora(key: Key, weights: Weights, rank: int) -> LoraDelta:
+  """A random, B zero. Consumes the key."""
+  d_in, d_out = weights.main.shape
+  bound = math.sqrt(1 / d_in)
+  a = jax.random.uniform(key, (d_in, rank), minval=-bound, maxval=bound)
+  return LoraDelta(a, jnp.zeros((rank, d_out)))
+
+
+def low_rank(delta: LoraDelta, x: Array) -> Array:
+  """x A B [..., d_out]; the product A B is never formed."""
+  return (x @ delta.a.astype(x.dtype)) @ delta.b.astype(x.dtype)

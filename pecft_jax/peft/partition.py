@@ -1,0 +1,101 @@
+"""Trainable and frozen halves of a pytree, and optimizers that touch one of them."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pecft_jax.paths import map_named, matching
+from pecft_jax.typing import Array, Params
+
+Mask = Any  # A prefix of a tree with bools, or arrays of bools, as leaves.
+
+
+def mask_of(pattern: str, tree: Params) -> Mask:
+  """True at the leaves whose path matches. Raises ValueError where none does."""
+  matching(pattern, tree)
+  return map_named(lambda name, _: bool(re.search(pattern, name)), tree)
+
+
+def partition(tree: Params, mask: Mask) -> tuple[Params, Params]:
+  """Splits a tree into (trainable, frozen), each with None where the other has a leaf.
+
+  Args:
+    tree: any pytree.
+    mask: the same structure, or a prefix of it, with a bool for each leaf.
+
+  Raises:
+    ValueError: if the mask has arrays: half a leaf cannot be split off.
+  """
+  for leaf in jax.tree.leaves(mask):
+    if not _whole(leaf):
+      raise ValueError(f'partition() needs one bool for each leaf, got {type(leaf).__name__}')
+  return _kept(mask, tree), _kept(jax.tree.map(lambda m: not m, mask), tree)
+
+
+def combine(first: Params, second: Params) -> Params:
+  """The inverse of `partition`, in either order.
+
+  Raises:
+    ValueError: if both have a leaf at the same place.
+  """
+
+  def pick(a: Any, b: Any) -> Any:
+    if a is not None and b is not None:
+      raise ValueError('both halves have a leaf at the same place')
+    return b if a is None else a
+
+  return jax.tree.map(pick, first, second, is_leaf=lambda leaf: leaf is None)
+
+
+def masked(tx: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:
+  """An optimizer that cannot touch anything outside a mask.
+
+  Frozen leaves are not shown to the inner optimizer: it keeps no moments for
+  them. Of leaves that are frozen in part it sees gradients and values with
+  zeros there, so that no moment, norm or weight decay comes from them either.
+
+  Args:
+    tx: any optax transformation.
+    mask: a prefix of the parameters' structure; leaves are bools, or arrays of
+      bools that broadcast against the parameters.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def init(params):
+    return tx.init(_kept(mask, params))
+
+  def update(updates, state, params=None, **extra):
+    inner = None if params is None else _kept(mask, params)
+    new, state = tx.update(_kept(mask, updates), state, inner, **extra)
+
+    def fill(m: Any, old: Params, new: Params) -> Params:
+      if not _whole(m):
+        return jax.tree.map(lambda a: _zeroed(m, a), new)
+      return new if m else jax.tree.map(jnp.zeros_like, old)
+
+    return jax.tree.map(fill, mask, updates, new), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _whole(m: Any) -> bool:
+  return isinstance(m, bool | np.bool_)
+
+
+def _zeroed(m: Array, leaf: Array) -> Array:
+  return jnp.where(m, leaf, jnp.zeros((), leaf.dtype))
+
+
+def _kept(mask: Mask, tree: Params) -> Params:
+  """The tree with None for frozen leaves and zeros for frozen elements."""
+
+  def keep(m: Any, part: Params) -> Params:
+    if not _whole(m):
+      return jax.tree.map(lambda leaf: _zeroed(m, leaf), part)
+    return part if m else jax.tree.map(lambda _: None, part)
+
+  return jax.tree.map(keep, mask, tree)

@@ -1,0 +1,55 @@
+"""Prefix tuning: learned keys and values in every attention
+(Li and Liang, 2021, arXiv:2101.00190; all layers and no reparameterisation as in
+P-tuning v2, Liu et al., 2022, arXiv:2110.07602).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.sites import per_site
+from pecft_jax.typing import Array, PeftTransform
+
+
+class PrefixDelta(NamedTuple):
+  """softmax(Q [k; K]^T) [v; V]; a leading batch axis gives each example its own prefix."""
+
+  k: Array  # [P, H, K] or [B, P, H, K]
+  v: Array  # [P, H, K] or [B, P, H, K]
+
+
+def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -> PeftTransform:
+  """Prepends learned keys and values that every query sees.
+
+  `length` counts the learned keys, as many as there are learned values. Code for
+  continual learning often counts both together: its length 20 is 10 here.
+
+  Args:
+    pattern: regex searched in the path of `attend` sites.
+    length: P, at least 1.
+    spread: standard deviation of keys and values at init. No choice of it makes
+      the prefix invisible at the start: also keys of zero take attention away.
+  """
+  if length < 1:
+    raise ValueError(f'a prefix needs a length of at least 1, got {length}')
+
+  def init_one(key, spec, weights):
+    del weights
+    shape = (length, *spec.args[1].shape[2:])
+    return PrefixDelta(*(spread * jax.random.normal(k, shape) for k in jax.random.split(key)))
+
+  def run(delta, next_fn, *args):
+    q, k, v, mask = args
+    if mask is not None:
+      seen = jnp.ones((*mask.shape[:-1], delta.k.shape[-3]), bool)
+      mask = jnp.concatenate([seen, mask], -1)
+    return next_fn(q, _before(delta.k, k), _before(delta.v, v), mask)
+
+  return per_site('attend', pattern, init_one, run)
+
+
+def _before(learned: Array, own: Array) -> Array:
+  """[P, H, K] or [B, P, H, K] before [B, T, H, K] -> [B, P + T, H, K]."""
+  learned = jnp.broadcast_to(learned, (own.shape[0], *learned.shape[-3:]))
+  return jnp.concatenate([learned.astype(own.dtype), own], 1)

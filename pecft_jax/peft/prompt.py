@@ -1,0 +1,102 @@
+"""Prompts: learned tokens in the sequence.
+
+At the encoder's input: Lester et al., 2021, arXiv:2104.08691, and VPT-shallow; anew
+in every block: VPT-deep (both Jia et al., 2022, arXiv:2203.12119).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.sites import select as select_sites
+from pecft_jax.peft.sites import site_key
+from pecft_jax.typing import Array, Key, PeftTransform
+
+Draw = Callable[[Key, tuple[int, ...]], Array]
+
+
+class PromptDelta(NamedTuple):
+  """Tokens to insert; a leading batch axis gives each example its own."""
+
+  tokens: Array  # [P, D] or [B, P, D]
+
+
+def _normal(key: Key, shape: tuple[int, ...]) -> Array:
+  return 0.02 * jax.random.normal(key, shape)
+
+
+def _xavier(key: Key, shape: tuple[int, ...]) -> Array:
+  # The published bound is sqrt(6 / (3 patch^2 + D)): the two are equal in a ViT-B/16.
+  bound = math.sqrt(6 / (2 * shape[-1]))
+  return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _normal) -> PeftTransform:
+  """Inserts learned tokens at matching sites and removes what becomes of them.
+
+  They stand behind the site's leading tokens (the class token of a ViT). All
+  tokens see them. Where there is a mask, they see each other and what the last
+  leading token sees, or, with none before them, each other alone: in a causal
+  model nothing of later tokens leaks through them.
+
+  Args:
+    pattern: regex searched in the path of `tokens` sites.
+    length: P, at least 1.
+    draw: `(key, shape [P, D]) -> tokens` at init. Consumes the key.
+  """
+  if length < 1:
+    raise ValueError(f'a prompt needs a length of at least 1, got {length}')
+
+  def init(key, sites, params):
+    del params
+    return {
+      spec.site.path: PromptDelta(
+        draw(site_key(key, spec.site.path), (length, spec.args[0].shape[-1]))
+      )
+      for spec in select_sites(sites, 'tokens', pattern)
+    }
+
+  def intercept(delta, site, next_fn, *args):
+    if site.kind != 'tokens' or site.path not in delta:
+      return next_fn(*args)
+    x, mask = args
+    tokens = delta[site.path].tokens.astype(x.dtype)
+    size, lead = tokens.shape[-2], site.lead
+    tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[-2:]))
+    x = jnp.concatenate([x[:, :lead], tokens, x[:, lead:]], 1)
+    y = next_fn(x, None if mask is None else _widened(mask, lead, size))
+    # Right also where the last block gives back its leading rows only.
+    return jnp.concatenate([y[:, :lead], y[:, lead + size :]], 1)
+
+  return PeftTransform(init, intercept)
+
+
+def prompt_tuning(length: int = 10) -> PeftTransform:
+  """Learned tokens at the input of the encoder."""
+  return prompt(r'^encoder$', length)
+
+
+def vpt_shallow(length: int = 50) -> PeftTransform:
+  """Learned tokens behind the class token at the input of the encoder."""
+  return prompt(r'^encoder$', length, draw=_xavier)
+
+
+def vpt_deep(length: int = 50) -> PeftTransform:
+  """Learned tokens behind the class token, new ones in every block.
+
+  The paper replaces the outputs at the previous block's prompts; removing them
+  and inserting the next is the same.
+  """
+  return prompt(r'^block_\d+$', length, draw=_xavier)
+
+
+def _widened(mask: Array, lead: int, size: int) -> Array:
+  """[..., T, T] -> [..., T + P, T + P] with P rows and columns behind the leading ones."""
+  first = mask[..., lead - 1 : lead, :] if lead else jnp.zeros_like(mask[..., :1, :])
+  rows = jnp.broadcast_to(first, (*mask.shape[:-2], size, mask.shape[-1]))
+  mask = jnp.concatenate([mask[..., :lead, :], rows, mask[..., lead:, :]], -2)
+  columns = jnp.ones((*mask.shape[:-1], size), bool)
+  return jnp.concatenate([mask[..., :lead], columns, mask[..., lead:]], -1)

@@ -1,0 +1,83 @@
+"""How a transform finds its sites: by kind and by a pattern over their paths."""
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from pecft_jax.paths import shortened
+from pecft_jax.peft import weights
+from pecft_jax.typing import SITE_KINDS, Array, Delta, Key, Params, PeftTransform, Site, SiteSpec
+
+WEIGHTED = ('linear', 'norm')
+
+
+def select(sites: Sequence[SiteSpec], kind: str, pattern: str) -> list[SiteSpec]:
+  """The sites of a kind whose path a regular expression is found in.
+
+  Raises:
+    ValueError: if there are none, or the kind is not one of `SITE_KINDS`.
+  """
+  if kind not in SITE_KINDS:
+    raise ValueError(f'unknown site kind {kind!r}; kinds: {SITE_KINDS}')
+  found = [spec for spec in sites if spec.site.kind == kind and re.search(pattern, spec.site.path)]
+  if not found:
+    paths = sorted(spec.site.path for spec in sites if spec.site.kind == kind)
+    raise ValueError(f'no {kind!r} site matches {pattern!r}; sites: {shortened(paths)}')
+  return found
+
+
+def site_key(key: Key, path: str) -> Key:
+  """The key of one site: a function of its path alone, whatever else matches."""
+  return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def per_site(
+  kind: str,
+  pattern: str,
+  init_one: Callable[[Key, SiteSpec, Any], Any],
+  run: Callable[..., Array],
+  merge_one: Callable[[Any, weights.Weights], weights.Weights] | None = None,
+) -> PeftTransform:
+  """A transform that acts on each matching site by itself.
+
+  Args:
+    kind: one of `SITE_KINDS`.
+    pattern: regex searched in the site path.
+    init_one: `(key, spec, weights) -> leaf`; the `Weights` are None at sites
+      that have none. Consumes the key.
+    run: `(leaf, next_fn, *args) -> out`.
+    merge_one: `(leaf, weights) -> weights`, the weight-space form, if any.
+
+  Returns:
+    A transform whose delta is `{site path: leaf}`.
+  """
+
+  def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
+    return {
+      spec.site.path: init_one(
+        site_key(key, spec.site.path),
+        spec,
+        weights.read(params, spec.site.path) if kind in WEIGHTED else None,
+      )
+      for spec in select(sites, kind, pattern)
+    }
+
+  def intercept(delta: Delta, site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
+    if site.kind != kind or site.path not in delta:
+      return next_fn(*args)
+    return run(delta[site.path], next_fn, *args)
+
+  def merge(delta: Delta, params: Params) -> Params:
+    assert merge_one is not None
+    for path, leaf in delta.items():
+      old = weights.read(params, path)
+      new = merge_one(leaf, old)
+      if new.bias is old.bias:
+        new = new._replace(bias=None)  # Nothing to write: the bias stays shared.
+      params = weights.write(params, path, new)
+    return params
+
+  return PeftTransform(init, intercept, merge=merge if merge_one else None)

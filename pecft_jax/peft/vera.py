@@ -1,0 +1,93 @@
+"""VeRA: trained scalings of random factors that all layers share
+(Kopiczko et al., 2023, arXiv:2310.11454).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.sites import per_site, select
+from pecft_jax.peft.weights import Weights
+from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, SiteSpec
+
+
+class VeraDelta(NamedTuple):
+  """y = x W + (((x A) * d) B) * b with A and B frozen."""
+
+  inner: Array  # [r], the paper's d, 0.1 at init.
+  outer: Array  # [d_out], the paper's b, zeros at init.
+
+
+def vera(
+  pattern: str = r'attn/(q|v)$', rank: int = 256, *, seed: int = 0, fan_in: int | None = None
+) -> PeftTransform:
+  """Rescales one random low-rank product at matching linear sites.
+
+  A and B are drawn anew from the seed wherever they are needed, and are no part
+  of the delta. Every site reads the leading rows of the same A and the leading
+  columns of the same B. Keep the seed with a saved delta.
+
+  Args:
+    pattern: regex searched in the site path.
+    rank: r, at least 1.
+    seed: of the random factors.
+    fan_in: the largest d_in among the sites, which fixes the scale of A; may be
+      left out where they all have one.
+
+  Raises:
+    ValueError: for a rank below 1; at init, if sites differ in d_in and
+      `fan_in` is not the largest.
+  """
+  if rank < 1:
+    raise ValueError(f'rank must be at least 1, got {rank}')
+
+  def factors(w: Array) -> tuple[Array, Array]:
+    return shared_factors(seed, rank, *w.shape, fan_in=fan_in or w.shape[0])
+
+  def init_one(key, spec, weights):
+    del key, spec  # Nothing trained is random.
+    return VeraDelta(jnp.full(rank, 0.1), jnp.zeros(weights.main.shape[1]))
+
+  def run(delta, next_fn, x, w, b):
+    first, second = (factor.astype(x.dtype) for factor in factors(w))
+    inner, outer = delta.inner.astype(x.dtype), delta.outer.astype(x.dtype)
+    return next_fn(x, w, b) + (((x @ first) * inner) @ second) * outer
+
+  def merge(delta, weights):
+    first, second = factors(weights.main)
+    update = jnp.matmul(first * delta.inner, second * delta.outer, precision='highest')
+    return Weights(weights.main + update, weights.bias)
+
+  each = per_site('linear', pattern, init_one, run, merge)
+
+  def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
+    widths = {spec.args[1].shape[0] for spec in select(sites, 'linear', pattern)}
+    if (fan_in is None and len(widths) > 1) or (fan_in or max(widths)) < max(widths):
+      raise ValueError(
+        f'sites have inputs of widths {sorted(widths)}: vera() needs fan_in={max(widths)}, '
+        f'got {fan_in}'
+      )
+    return each.init(key, sites, params)
+
+  return each._replace(init=init)
+
+
+def shared_factors(
+  seed: int, rank: int, d_in: int, d_out: int, *, fan_in: int
+) -> tuple[Array, Array]:
+  """A [d_in, r] and B [r, d_out], uniform with variances 2 / fan_in and 2 / r.
+
+  Smaller factors are leading parts of larger ones of the same `fan_in`: each row
+  of A and each column of B has a key of its own.
+  """
+  key_a, key_b = jax.random.split(jax.random.key(seed, impl='threefry2x32'))
+
+  def rows(key: Key, count: int, fan: int) -> Array:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    bound = math.sqrt(6 / fan)  # Kaiming uniform for a rectifier, as in the paper.
+    return jax.vmap(lambda k: jax.random.uniform(k, (rank,), minval=-bound, maxval=bound))(keys)
+
+  return rows(key_a, d_in, fan_in), rows(key_b, d_out, rank).T

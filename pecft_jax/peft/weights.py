@@ -1,0 +1,145 @@
+"""Where the weights of a site lie in a tree of parameters.
+
+A site's path names its weights as if every layer and every projection had its
+own: `block_3/attn/q`. Trees may store them fused (`block_3/attn/qkv`, columns
+[q | k | v]) or stacked over layers (`blocks/attn/q`, leading axis L); reading
+and writing here hides both.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from pecft_jax.paths import named_leaves, shortened
+from pecft_jax.typing import Array, Params, Site, SiteSpec
+
+KERNELS = ('kernel', 'w', 'weight')
+SCALES = ('scale',)
+BIASES = ('bias', 'b')
+_FUSED = {'q': 0, 'k': 1, 'v': 2}
+
+
+class Weights(NamedTuple):
+  """The weights of one site."""
+
+  main: Array  # [d_in, d_out] of a linear site, [D] of a norm.
+  bias: Array | None  # [d_out] or [D]
+
+
+class _Place(NamedTuple):
+  keys: tuple[str, ...]  # Of the dict that holds the arrays.
+  main: str
+  bias: str | None
+  layer: int | None  # Index into the leading axis, where layers are stacked.
+  third: int | None  # Which third of the last axis, where q, k and v are fused.
+
+
+def _get(tree: Params, keys: tuple[str, ...]) -> Any:
+  for key in keys:
+    if not isinstance(tree, dict) or (found := _key(tree, key)) is None:
+      return None
+    tree = tree[found]
+  return tree
+
+
+def _key(node: dict[Any, Any], name: str) -> Any:
+  """The key that a name stands for; trees of foreign models also have numbers as keys."""
+  return name if name in node else next((key for key in node if str(key) == name), None)
+
+
+def _place(params: Params, path: str) -> _Place:
+  keys = tuple(path.split('/')) if path else ()  # '': the tree is itself one site's weights.
+  stacked = re.match(r'block_(\d+)/', path)
+  forms: list[tuple[tuple[str, ...], int | None]] = [(keys, None)]
+  if stacked:
+    forms.append((('blocks', *keys[1:]), int(stacked.group(1))))
+  for keys, layer in forms:
+    fused = ((*keys[:-1], 'qkv'), _FUSED.get(keys[-1])) if keys else (keys, None)
+    for place, third in ((keys, None), fused):
+      node = _get(params, place)
+      if not isinstance(node, dict) or (third is None and place is not keys):
+        continue
+      main = next((name for name in (*KERNELS, *SCALES) if name in node), None)
+      if main is not None:
+        bias = next((name for name in BIASES if name in node), None)
+        return _Place(place, main, bias, layer, third)
+  names = sorted({name.rpartition('/')[0] for name, _ in named_leaves(params)})
+  raise ValueError(f'no weights at {path!r}; there are weights at {shortened(names)}')
+
+
+def _part(array: Array, place: _Place) -> Array:
+  if place.layer is not None:
+    array = array[place.layer]
+  if place.third is not None:
+    size = array.shape[-1] // 3
+    array = array[..., place.third * size : (place.third + 1) * size]
+  return array
+
+
+def _with_part(array: Array, place: _Place, value: Array) -> Array:
+  index: list[Any] = [] if place.layer is None else [place.layer]
+  if place.third is not None:
+    size = array.shape[-1] // 3
+    index += [..., slice(place.third * size, (place.third + 1) * size)]
+  value = jnp.asarray(value, array.dtype)
+  return jnp.asarray(array).at[tuple(index)].set(value) if index else value
+
+
+def read(params: Params, path: str) -> Weights:
+  """Reads the weights of a site. Raises ValueError where there are none."""
+  place = _place(params, path)
+  node = _get(params, place.keys)
+  bias = None if place.bias is None else _part(node[place.bias], place)
+  return Weights(_part(node[place.main], place), bias)
+
+
+def write(params: Params, path: str, weights: Weights) -> Params:
+  """A tree with the weights of one site replaced; shares all other leaves.
+
+  Raises:
+    ValueError: if there are no weights at the path, or a bias is to be written
+      where the tree has none.
+  """
+  place = _place(params, path)
+  if weights.bias is not None and place.bias is None:
+    raise ValueError(f'{path!r} has no bias to write to: this transform cannot be merged there')
+
+  def rebuilt(node: Params, keys: tuple[str, ...]) -> Params:
+    if keys:
+      key = _key(node, keys[0])
+      return {**node, key: rebuilt(node[key], keys[1:])}
+    out = {**node, place.main: _with_part(node[place.main], place, weights.main)}
+    if place.bias is not None and weights.bias is not None:
+      out[place.bias] = _with_part(node[place.bias], place, weights.bias)
+    return out
+
+  return rebuilt(params, place.keys)
+
+
+def weight_sites(params: Params) -> tuple[SiteSpec, ...]:
+  """The linear and norm sites of any nested dict of arrays, read off its leaves.
+
+  A dict with a matrix named `kernel`, `w` or `weight` ([d_in, d_out]) is a
+  linear site, one with a vector named `scale` a norm site; `bias` or `b`
+  belongs to either. It makes `init` and `merge` work with any model that is a
+  function of such a tree, without a trace of it.
+  """
+  import jax
+
+  nodes: dict[str, dict[str, Any]] = {}
+  for name, leaf in named_leaves(params):
+    path, _, last = name.rpartition('/')
+    nodes.setdefault(path, {})[last] = leaf
+  specs = []
+  for path, node in nodes.items():
+    for kind, names, ndim in (('linear', KERNELS, 2), ('norm', SCALES, 1)):
+      main = next((node[n] for n in names if n in node and jnp.ndim(node[n]) == ndim), None)
+      if main is None:
+        continue
+      bias = next((node[n] for n in BIASES if n in node), None)
+      abstract = lambda a: None if a is None else jax.ShapeDtypeStruct(jnp.shape(a), a.dtype)
+      x = jax.ShapeDtypeStruct((1, main.shape[0]), main.dtype)
+      out = jax.ShapeDtypeStruct((1, main.shape[-1]), main.dtype)
+      specs.append(SiteSpec(Site(kind, path), (x, abstract(main), abstract(bias)), out))
+  return tuple(specs)

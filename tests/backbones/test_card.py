@@ -1,0 +1,58 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pecft_jax.backbones import cards, pretrained, random_weights, read_card, save_timm
+
+
+@pytest.fixture
+def card(tmp_path, tiny, params, sizes):
+  digest = save_timm(tmp_path / 'weights.safetensors', tiny, params)
+  architecture = {k: v for k, v in sizes.items() if k not in ('mean', 'std')}
+  content = {
+    'name': 'tiny', 'summary': 'for tests', 'family': 'vit', 'architecture': architecture,
+    'mean': sizes['mean'], 'std': sizes['std'], 'file': 'weights.safetensors', 'sha256': digest,
+  }  # fmt: skip
+  path = tmp_path / 'tiny.json'
+  path.write_text(json.dumps(content))
+  return path
+
+
+def test_a_card_gives_backbone_and_weights(card, params):
+  found = pretrained(card)
+  jax.tree.map(np.testing.assert_array_equal, found.params, params)
+  assert found.backbone.inputs.mean == (0.4, 0.5)
+  assert found.identity['backbone_sha256'] == read_card(card).sha256
+
+
+def test_weights_that_are_not_the_cards_are_refused(card, tmp_path, tiny):
+  save_timm(tmp_path / 'other.safetensors', tiny, tiny.init(jax.random.key(9)))
+  with pytest.raises(ValueError, match='not the checkpoint that the card tiny describes'):
+    pretrained(card, tmp_path / 'other.safetensors')
+
+
+def test_a_card_without_weights_asks_for_them():
+  with pytest.raises(ValueError, match='comes without weights'):
+    pretrained('vit_base_patch16_224')
+
+
+def test_an_unknown_card_suggests_the_nearest():
+  with pytest.raises(ValueError, match="did you mean 'vit_base_patch16_224'"):
+    pretrained('vit_base_patch16')
+
+
+def test_a_file_that_is_no_card_is_refused(tmp_path):
+  (tmp_path / 'x.json').write_text('{"name": "x"}')
+  with pytest.raises(ValueError, match='is no checkpoint card'):
+    read_card(tmp_path / 'x.json')
+
+
+@pytest.mark.parametrize('name', sorted(cards()))
+def test_every_card_of_the_library_can_be_built(name):
+  card = cards()[name]
+  shapes = jax.eval_shape(lambda: random_weights(name).params)
+  assert card.summary
+  assert 'patch' in shapes
+  assert len(card.mean) == len(card.std) == card.architecture['channels']

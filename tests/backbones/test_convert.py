@@ -1,0 +1,73 @@
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pecft_jax.backbones import load_timm, save_timm, vit
+
+
+@pytest.fixture
+def file(tmp_path, tiny, params):
+  head = {'kernel': np.ones((20, 7), np.float32), 'bias': np.zeros(7, np.float32)}
+  save_timm(tmp_path / 'model.safetensors', tiny, params, head)
+  return tmp_path / 'model.safetensors'
+
+
+def test_names_and_shapes_on_disk_are_timms(file):
+  tensors = load_file(file)
+  assert tensors['patch_embed.proj.weight'].shape == (20, 2, 6, 6)
+  assert tensors['blocks.2.attn.qkv.weight'].shape == (60, 20)
+  assert tensors['blocks.0.mlp.fc1.weight'].shape == (60, 20)
+  assert {'cls_token', 'pos_embed', 'norm.weight', 'blocks.1.norm2.bias', 'head.weight'} <= set(
+    tensors
+  )
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('fused', [False, True])
+def test_every_layout_reads_the_same_file_and_writes_it_again(
+  file, tmp_path, sizes, tiny, params, images, scan, fused
+):
+  model = vit(**sizes, scan=scan, fused=fused)
+  checkpoint = load_timm(file, model)
+  want = tiny.apply(params, images).pooled
+  np.testing.assert_allclose(model.apply(checkpoint.params, images).pooled, want, atol=2e-6)
+  digest = save_timm(tmp_path / 'again.safetensors', model, checkpoint.params, checkpoint.head)
+  assert digest == checkpoint.sha256
+
+
+def test_the_head_comes_apart_from_the_backbone(file, tiny):
+  checkpoint = load_timm(file, tiny)
+  assert 'head' not in checkpoint.params
+  assert checkpoint.head['kernel'].shape == (20, 7)
+
+
+def test_a_truncated_file_is_refused(file, tiny):
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(ValueError, match='not a readable safetensors file'):
+    load_timm(file, tiny)
+
+
+def test_a_missing_file_is_refused(tmp_path, tiny):
+  with pytest.raises(ValueError, match='no weights file at'):
+    load_timm(tmp_path / 'nothing', tiny)
+
+
+def test_another_architecture_is_refused_by_name(file, sizes):
+  with pytest.raises(ValueError, match=r"missing \['blocks.3"):
+    load_timm(file, vit(**{**sizes, 'depth': 4}))
+  with pytest.raises(ValueError, match=r"not expected \['blocks.2"):
+    load_timm(file, vit(**{**sizes, 'depth': 2}))
+  with pytest.raises(ValueError, match=r'shape .* for pos'):
+    load_timm(file, vit(**{**sizes, 'image_size': 30}))
+
+
+def test_another_dtype_is_refused(file, tiny):
+  save_file({k: v.astype(np.float16) for k, v in load_file(file).items()}, file)
+  with pytest.raises(ValueError, match='has dtype float16, expected float32'):
+    load_timm(file, tiny)
+
+
+def test_loading_gives_device_arrays(file, tiny):
+  params = load_timm(file, tiny).params
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,49 @@
+"""Parameter counts of the registered transforms on a ViT-B/16, against published tables."""
+
+import functools
+
+import jax
+import pytest
+
+from pecft_jax.backbones.vit import vit
+from pecft_jax.peft import PEFTS, at_layers, prefix
+
+
+@functools.cache
+def model():
+  half = (0.5,) * 3
+  return vit(image_size=224, patch=16, width=768, depth=12, heads=12, mean=half, std=half)
+
+
+def count(peft):
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  params = jax.eval_shape(model().init, key)
+  delta = jax.eval_shape(lambda k, p: peft.init(k, model().sites, p), key, params)
+  return sum(leaf.size for leaf in jax.tree.leaves(delta))
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'expected'),
+  [
+    ('lora', {}, 294_912),
+    ('dora', {}, 294_912 + 24 * 768),
+    ('vera', {}, 24 * (256 + 768)),
+    ('pfeiffer', {'width': 64}, 1_189_632),
+    ('adaptformer', {}, 1_189_632),
+    ('houlsby', {'width': 64}, 2 * 1_189_632),
+    ('vpt_deep', {}, 460_800),
+    ('vpt_shallow', {}, 50 * 768),
+    ('ia3', {}, 12 * (768 + 768 + 3072)),
+    ('ssf', {}, 205_824),
+    ('bitfit', {}, 102_912),
+    ('ln_tuning', {}, 25 * 2 * 768),
+    ('linear_probe', {}, 0),
+    ('full', {}, 85_798_656),
+  ],
+)
+def test_counts(name, options, expected):
+  assert count(PEFTS[name](**options)) == expected
+
+
+def test_count_of_prefixes_in_the_first_layers():
+  assert count(at_layers(prefix(length=10), range(5))) == 76_800
