@@ -1,0 +1,66 @@
+"""Data sets, sequences of tasks over them, and batches.
+
+train, test = digits(16)
+scenario = class_incremental(train, test, tasks=5, order='seed:1993')
+for t, task in enumerate(scenario.tasks):
+  for batch in train_batches(task.train, batch_size=32, epochs=2, seed=fold_seed(0, t)):
+    ...
+  for batch in eval_batches(task.test, batch_size=64):
+    ...
+"""
+
+from pecft_jax.data.arrays import arrays
+from pecft_jax.data.augment import (
+  Augmentation,
+  compose,
+  horizontal_flip,
+  random_crop,
+  random_resized_crop,
+)
+from pecft_jax.data.counter import fold_seed
+from pecft_jax.data.digits import digits
+from pecft_jax.data.incremental import class_incremental, domain_incremental, task_incremental
+from pecft_jax.data.npz import npz
+from pecft_jax.data.order import class_order
+from pecft_jax.data.pipeline import eval_batches, steps_for, train_batches
+from pecft_jax.data.resize import resize
+from pecft_jax.data.scenario import Scenario, Split, TaskData, joined, task_masks
+from pecft_jax.data.source import (
+  Source,
+  check_inputs,
+  first_per_class,
+  in_memory,
+  only_classes,
+)
+from pecft_jax.data.tfds import tfds_source
+
+__all__ = (
+  'Augmentation',
+  'Scenario',
+  'Source',
+  'Split',
+  'TaskData',
+  'arrays',
+  'check_inputs',
+  'class_incremental',
+  'class_order',
+  'compose',
+  'digits',
+  'domain_incremental',
+  'eval_batches',
+  'first_per_class',
+  'fold_seed',
+  'horizontal_flip',
+  'in_memory',
+  'joined',
+  'npz',
+  'only_classes',
+  'random_crop',
+  'random_resized_crop',
+  'resize',
+  'steps_for',
+  'task_incremental',
+  'task_masks',
+  'tfds_source',
+  'train_batches',
+)

@@ -1,0 +1,102 @@
+"""Image augmentation as pure functions of images and uniform numbers.
+
+Randomness comes in as an argument, a fixed number K of uniforms per example,
+so that a view is decided by the numbers and by nothing else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from pecft_jax.data.resize import scale_part
+
+
+class Augmentation(NamedTuple):
+  """A random change of images.
+
+  Attributes:
+    uniforms: K, how many uniform numbers an example takes.
+    apply: `(images uint8 [n, H, W, C], u float32 [n, K] in [0, 1)) -> images`,
+      each image from its own row of `u`; never changes its arguments.
+  """
+
+  uniforms: int
+  apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def compose(*augmentations: Augmentation) -> Augmentation:
+  """One after the other, the first first."""
+  ends = np.cumsum([a.uniforms for a in augmentations]).tolist()
+
+  def apply(images, u):
+    for augmentation, end in zip(augmentations, ends, strict=True):
+      images = augmentation.apply(images, u[:, end - augmentation.uniforms : end])
+    return images
+
+  return Augmentation(sum(a.uniforms for a in augmentations), apply)
+
+
+def horizontal_flip() -> Augmentation:
+  """Mirrors half of the images, left to right."""
+
+  def apply(images, u):
+    flip = u[:, 0] < 0.5
+    out = images.copy()
+    out[flip] = images[flip, :, ::-1]
+    return out
+
+  return Augmentation(1, apply)
+
+
+def random_crop(padding: int) -> Augmentation:
+  """Shifts images by up to `padding` pixels along each axis; black moves in."""
+  if padding < 0:
+    raise ValueError(f'expected a padding of at least 0, got {padding}')
+
+  def apply(images, u):
+    _, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    top, left = np.floor(u * np.float32(2 * padding + 1)).astype(np.int64).T
+    out = np.empty_like(images)
+    # One slice copy per image is faster than a gather of single pixels.
+    for i, (y, x) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+      out[i] = padded[i, y : y + height, x : x + width]
+    return out
+
+  return Augmentation(2, apply)
+
+
+def random_resized_crop(
+  size: int | None = None,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Augmentation:
+  """Stretches a random part of each image to the full size (Szegedy et al., 2014, arXiv:1409.4842).
+
+  Each part is drawn once and trimmed to the image where it would stick out, in
+  place of the usual ten attempts.
+
+  Args:
+    size: side of the new images; None keeps height and width.
+    scale: range of the part's share of the area.
+    ratio: range of its width over height.
+  """
+  if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+    raise ValueError(f'expected ranges 0 < low <= high, scale up to 1; got {scale}, {ratio}')
+
+  def apply(images, u):
+    n, height, width, channels = images.shape
+    u = u.astype(np.float64)
+    area = height * width * (scale[0] + u[:, 0] * (scale[1] - scale[0]))
+    aspect = np.exp(np.log(ratio[0]) + u[:, 1] * np.log(ratio[1] / ratio[0]))
+    part_height = np.clip(np.sqrt(area / aspect), 1, height)
+    part_width = np.clip(np.sqrt(area * aspect), 1, width)
+    top, left = u[:, 2] * (height - part_height), u[:, 3] * (width - part_width)
+    boxes = np.stack([left, top, left + part_width, top + part_height], axis=1)
+    out = np.empty((n, size or height, size or width, channels), np.uint8)
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+      out[i] = scale_part(images[i], out.shape[1:3], (x0, y0, x1, y1))
+    return out
+
+  return Augmentation(4, apply)

@@ -1,0 +1,91 @@
+"""A sequence of tasks over one data set, as plain records.
+
+Axis letters: n examples of a split, C classes of the scenario.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+  """The examples of one task, for training or for testing."""
+
+  inputs: Any  # Random access, shared by all splits of a source.
+  rows: np.ndarray  # np.int64 [n], rows of `inputs`.
+  labels: np.ndarray  # np.int32 [n], position of the class in the class order.
+
+
+class TaskData(NamedTuple):
+  """One task."""
+
+  name: str
+  classes: tuple[int, ...]  # Positions in the class order.
+  train: Split
+  test: Split
+
+
+class Scenario(NamedTuple):
+  """A sequence of tasks.
+
+  Attributes:
+    name: for reports.
+    kind: 'class' (one prediction among all classes seen), 'task' (the task is
+      known at test time) or 'domain' (each task has all classes).
+    class_order: label in the data of each position.
+    class_names: in the class order.
+    tasks: in the order in which they are met.
+    digest: sha256 of everything that makes the split: the kind, the class
+      order, and each task's rows and labels. Equal digests over the same data
+      mean the same benchmark.
+  """
+
+  name: str
+  kind: str
+  class_order: tuple[int, ...]
+  class_names: tuple[str, ...]
+  tasks: tuple[TaskData, ...]
+  digest: str
+
+
+def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
+  """The classes of task `t`, and those of it and all tasks before: bool [C] each."""
+  if not 0 <= t < len(scenario.tasks):
+    raise ValueError(f'expected a task in 0..{len(scenario.tasks) - 1}, got {t}')
+  classes, seen = np.zeros((2, len(scenario.class_order)), bool)
+  classes[list(scenario.tasks[t].classes)] = True
+  for task in scenario.tasks[: t + 1]:
+    seen[list(task.classes)] = True
+  return classes, seen
+
+
+def joined(splits: Sequence[Split]) -> Split:
+  """One split of several: for joint training, or evaluation over all tasks so far."""
+  if not splits:
+    raise ValueError('expected at least one split to join, got none')
+  if any(split.inputs is not splits[0].inputs for split in splits):
+    raise ValueError('expected splits of one source, got splits of several')
+  return Split(
+    inputs=splits[0].inputs,
+    rows=np.concatenate([split.rows for split in splits]),
+    labels=np.concatenate([split.labels for split in splits]),
+  )
+
+
+def split_digest(kind: str, order: Sequence[int], tasks: Sequence[TaskData]) -> str:
+  """The sha256 over the kind, the class order and each task's rows and labels."""
+  digest = hashlib.sha256(kind.encode())
+
+  def add(values: Any) -> None:
+    # Fixed width and byte order, with the length first, so that no two lists read alike.
+    digest.update(np.array([len(values), *values], '<i8').tobytes())
+
+  add(order)
+  for task in tasks:
+    add(task.classes)
+    for split in (task.train, task.test):
+      add(split.rows)
+      add(split.labels)
+  return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""A data set that can be read at any row, and selections of its rows.
+
+Axis letters: N rows of the data set, n rows asked for.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Source(NamedTuple):
+  """One split of a data set.
+
+  Attributes:
+    name: of the data set, for reports.
+    inputs: random access: `len(inputs)`, and `inputs[rows]` with an integer
+      array [n] gives uint8 [n, H, W, C]. A numpy array is one.
+    labels: np.int64 [N], indices into `class_names`.
+    class_names: the classes in the order of their labels.
+    domains: np.int64 [N], indices into `domain_names`; None where unknown.
+    domain_names: empty where `domains` is None.
+  """
+
+  name: str
+  inputs: Any
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+  domains: np.ndarray | None = None
+  domain_names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Rows:
+  """Random access to some rows of `inputs`; nothing is read before it is asked for."""
+
+  inputs: Any
+  rows: np.ndarray  # [N]
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    return self.inputs[self.rows[rows]]
+
+
+def input_shape(source: Source) -> tuple[int, ...]:
+  """The shape of one example, [H, W, C]; reads the first row."""
+  return tuple(source.inputs[np.zeros(1, np.int64)].shape[1:])
+
+
+def check_inputs(source: Source, shape: Sequence[int]) -> None:
+  """Raises ValueError where the examples do not have `shape` [H, W, C]."""
+  expected, got = tuple(shape), input_shape(source)
+  if got == expected:
+    return
+  message = f'{source.name!r}: expected images of shape {expected}, got {got}'
+  if len(got) == len(expected) == 3 and expected[0] == expected[1]:
+    channels = '' if got[2] == expected[2] else f', channels={expected[2]}'
+    message += f'; convert them with resize(source, {expected[0]}{channels})'
+  raise ValueError(message)
+
+
+def select_rows(source: Source, rows: np.ndarray) -> Source:
+  """The given rows, in the given order, of every field; images are read on demand."""
+  return source._replace(
+    inputs=_Rows(source.inputs, rows),
+    labels=source.labels[rows],
+    domains=None if source.domains is None else source.domains[rows],
+  )
+
+
+def first_per_class(source: Source, n: int) -> Source:
+  """The first `n` rows of each class, in the order of the file.
+
+  A class with fewer rows keeps all it has.
+  """
+  if n < 1:
+    raise ValueError(f'expected at least 1 row per class, got {n}')
+  by_class = np.argsort(source.labels, kind='stable')
+  labels = source.labels[by_class]
+  # How many rows of its class stand before each row.
+  rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
+  return select_rows(source, np.sort(by_class[rank < n]))
+
+
+def only_classes(source: Source, classes: Sequence[int]) -> Source:
+  """The rows of some classes, which are numbered anew in the given order."""
+  count = len(source.class_names)
+  classes = [int(c) for c in classes]
+  if len(set(classes)) < len(classes) or not all(0 <= c < count for c in classes) or not classes:
+    raise ValueError(f'expected distinct classes in 0..{count - 1}, got {classes}')
+  renumbered = np.full(count, -1, np.int64)
+  renumbered[classes] = np.arange(len(classes))
+  kept = select_rows(source, np.flatnonzero(renumbered[source.labels] >= 0))
+  return kept._replace(
+    labels=renumbered[kept.labels], class_names=tuple(source.class_names[c] for c in classes)
+  )
+
+
+def in_memory(source: Source) -> Source:
+  """Reads every image once, into one array; worth it where decoding or resizing is slow."""
+  return source._replace(inputs=source.inputs[np.arange(len(source.inputs))])

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from pecft_jax.data import arrays
+
+IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
+LABELS = [0, 1, 2, 1]
+
+
+def test_names_default_to_numbers_and_labels_are_int64():
+  source = arrays('toy', IMAGES, np.array(LABELS, np.uint8))
+  assert source.class_names == ('0', '1', '2')
+  assert source.labels.dtype == np.int64
+  assert source.domains is None
+
+
+def test_domains_are_kept():
+  source = arrays('toy', IMAGES, LABELS, domains=[0, 0, 1, 1], domain_names=['photo', 'sketch'])
+  assert source.domain_names == ('photo', 'sketch')
+  np.testing.assert_array_equal(source.domains, [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'labels', 'options', 'message'),
+  [
+    (IMAGES.astype(np.float32), LABELS, {}, 'expected uint8 images, got float32'),
+    (IMAGES[..., 0], LABELS, {}, r'\[N, H, W, C\], got \(4, 2, 2\)'),
+    (IMAGES, LABELS[:3], {}, r'expected 4 labels, one per image, got \(3,\)'),
+    (IMAGES, [0.0, 1.0, 2.0, 1.0], {}, 'expected integer labels, got float64'),
+    (IMAGES, [0, 1, 2, 3], {'class_names': 'abc'}, r'expected labels in 0..2, got \[3\]'),
+    (IMAGES, [0, -1, 2, 1], {}, r'expected labels in 0..2, got \[-1\]'),
+    (IMAGES, LABELS, {'domains': [0, 1]}, 'expected 4 domains'),
+    (IMAGES, LABELS, {'domain_names': ['photo']}, 'expected domains with the domain_names'),
+  ],
+)
+def test_arrays_that_do_not_fit_are_refused(inputs, labels, options, message):
+  with pytest.raises(ValueError, match=message):
+    arrays('toy', inputs, labels, **options)
