@@ -1,0 +1,1 @@
+"""Arrays that methods carry: buffers and statistics."""

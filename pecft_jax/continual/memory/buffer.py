@@ -1,0 +1,73 @@
+"""A replay buffer filled by reservoir sampling (Vitter, 1985), as a pytree of constant shape."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.typing import Array, Key
+
+
+class Buffer(NamedTuple):
+  """N stored items; slots from `count` on are empty."""
+
+  items: Any  # A pytree with leading axis N.
+  count: Array  # [] int32, items offered so far, which may be more than N.
+
+
+def empty(size: int, item: Any) -> Buffer:
+  """A buffer for items like one example.
+
+  Args:
+    size: N, at least 1.
+    item: a pytree of `jax.ShapeDtypeStruct`, or of arrays, of one item.
+
+  Raises:
+    ValueError: for a size below 1.
+  """
+  if size < 1:
+    raise ValueError(f'a buffer needs a size of at least 1, got {size}')
+  items = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), item)
+  return Buffer(items, jnp.zeros((), jnp.int32))
+
+
+def offer(buffer: Buffer, items: Any, valid: Array, key: Key) -> Buffer:
+  """Offers a batch; after n offers every item so far is kept with probability N / n.
+
+  Args:
+    buffer: of N slots.
+    items: a pytree with leading axis B.
+    valid: [B] bool; other rows are not offered.
+    key: consumed.
+  """
+  size = jax.tree.leaves(buffer.items)[0].shape[0]
+  order = buffer.count + jnp.cumsum(valid) - 1  # [B], how many were offered before each.
+  draw = jax.random.randint(key, order.shape, 0, jnp.maximum(order + 1, 1))
+  slot = jnp.where(order < size, order, draw)
+  # Within a batch the later of two items for one slot wins; a scatter with
+  # repeated indices would not say which. Index N is dropped.
+  taken = valid & (slot < size)
+  later = jnp.triu(slot[:, None] == slot[None, :], 1) & taken[None, :]
+  slot = jnp.where(taken & ~later.any(1), slot, size)
+  put = lambda store, new: store.at[slot].set(new, mode='drop')
+  stored = jax.tree.map(put, buffer.items, items)
+  return Buffer(stored, buffer.count + valid.sum(dtype=jnp.int32))
+
+
+def sample(buffer: Buffer, batch: int, key: Key) -> tuple[Any, Array]:
+  """Draws stored items with replacement, uniformly.
+
+  Args:
+    buffer: to draw from.
+    batch: B, how many.
+    key: consumed.
+
+  Returns:
+    A pytree with leading axis B, and valid [B] bool: all False while the
+    buffer is empty.
+  """
+  size = jax.tree.leaves(buffer.items)[0].shape[0]
+  filled = jnp.minimum(buffer.count, size)
+  index = jax.random.randint(key, (batch,), 0, jnp.maximum(filled, 1))
+  valid = jnp.broadcast_to(filled > 0, (batch,))
+  return jax.tree.map(lambda store: store[index], buffer.items), valid

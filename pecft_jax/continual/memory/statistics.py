@@ -1,0 +1,34 @@
+"""Sums over examples, in float32 at the highest matmul precision."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.typing import Array
+
+
+def class_sums(features: Array, labels: Array, valid: Array, classes: int) -> tuple[Array, Array]:
+  """Sum and number of the features of each class in a batch.
+
+  Args:
+    features: [B, D]
+    labels: [B] int32
+    valid: [B] bool
+    classes: C
+
+  Returns:
+    sums [C, D] and counts [C], float32.
+  """
+  members = one_hot(labels, valid, classes)
+  sums = jnp.matmul(members.T, features.astype(jnp.float32), precision='highest')
+  return sums, members.sum(0)
+
+
+def one_hot(labels: Array, valid: Array, classes: int) -> Array:
+  """[B, C] float32; zero rows for invalid examples."""
+  return jax.nn.one_hot(labels, classes) * valid[:, None]
+
+
+def gram(features: Array, valid: Array) -> Array:
+  """Sum of h h^T over the valid rows of [B, M]: [M, M] float32."""
+  rows = features.astype(jnp.float32) * valid[:, None]
+  return jnp.matmul(rows.T, rows, precision='highest')

@@ -1,0 +1,39 @@
+"""Methods and wrappers by name, for command lines and listings."""
+
+from collections.abc import Callable
+
+from pecft_jax.continual.ease import ease
+from pecft_jax.continual.finetune import finetune, joint
+from pecft_jax.continual.l2p import l2p
+from pecft_jax.continual.olora import olora
+from pecft_jax.continual.ranpac import ranpac
+from pecft_jax.continual.simplecil import simplecil
+from pecft_jax.continual.wrappers import derpp, er, ewc, lwf
+from pecft_jax.typing import ContinualMethod
+
+# Called with a backbone, a transform (but for `l2p` and `simplecil`) and a capacity.
+METHODS: dict[str, Callable[..., ContinualMethod]] = {
+  'ease': ease,
+  'finetune': finetune,
+  'joint': joint,
+  'l2p': l2p,
+  'olora': olora,
+  'ranpac': ranpac,
+  'simplecil': simplecil,
+}
+
+# Called with a method.
+WRAPPERS: dict[str, Callable[..., ContinualMethod]] = {
+  'derpp': derpp,
+  'er': er,
+  'ewc': ewc,
+  'lwf': lwf,
+}
+
+
+def summaries() -> dict[str, str]:
+  """One line on each method and wrapper: the first of its docstring."""
+  return {
+    name: (factory.__doc__ or '').strip().partition('\n')[0]
+    for name, factory in {**METHODS, **WRAPPERS}.items()
+  }

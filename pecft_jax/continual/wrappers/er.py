@@ -1,0 +1,49 @@
+"""ER: experience replay (Chaudhry et al., 2019, arXiv:1902.10486)."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.base import cross_entropy, mean_of_valid, raw
+from pecft_jax.continual.memory import buffer as buffers
+from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.typing import ContinualMethod
+
+
+def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> ContinualMethod:
+  """Trains on stored examples beside the new ones: CE(batch) + strength x CE(replayed batch).
+
+  Replayed examples are told apart from all classes seen. The buffer keeps the
+  images as training saw them, and is filled by reservoir sampling.
+
+  Args:
+    inner: any method that trains on every task.
+    size: N, examples kept.
+    strength: weight of the replayed batch.
+
+  Raises:
+    ValueError: if wrapping `inner` has no meaning, or for a size below 1.
+  """
+  image = jax.ShapeDtypeStruct(inner.inputs.shape, jnp.uint8)
+  item = {'x': image, 'y': jax.ShapeDtypeStruct((), jnp.int32)}
+  buffers.empty(size, item)
+
+  def init(key, frozen):
+    params, memory = inner.init(key, frozen)
+    return params, {'inner': memory, 'buffer': buffers.empty(size, item)}
+
+  def loss(params, memory, env, batch, key):
+    k_inner, k_draw, k_forward = jax.random.split(key, 3)
+    value, out = inner.loss(params, memory['inner'], env, batch, k_inner)
+    old, valid = buffers.sample(memory['buffer'], batch.y.shape[0], k_draw)
+    again = inner.forward(params, memory['inner'], env, old['x'], k_forward)
+    replayed = mean_of_valid(cross_entropy(again.logits, old['y'], env.task.seen), valid)
+    return value + strength * replayed, out
+
+  def observe(params, memory, env, batch, out, key):
+    k_inner, k_offer = jax.random.split(key)
+    items = {'x': raw(batch.x), 'y': batch.y}
+    kept = buffers.offer(memory['buffer'], items, batch.valid, k_offer)
+    new = inner.observe(params, memory['inner'], env, batch, out, k_inner)
+    return {**memory, 'inner': new, 'buffer': kept}
+
+  return wrap(inner, 'er', init=init, loss=loss, observe=observe)

@@ -1,0 +1,81 @@
+"""Online EWC (Kirkpatrick et al., 2017, arXiv:1612.00796; Schwarz et al., 2018,
+arXiv:1805.06370).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.base import cross_entropy
+from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.typing import ContinualMethod, Params
+
+
+def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) -> ContinualMethod:
+  """Holds parameters that mattered for past tasks near their old values.
+
+  Adds strength / 2 x sum_i F_i (theta_i - anchor_i)^2. After each task
+  F <- decay x F + F_t, with F_t the mean over its examples of squared
+  gradients of the log-likelihood of the true label among all classes seen (the
+  empirical Fisher), and the anchor moves to the new parameters. What the inner
+  method starts afresh with each task (`renewed`) is not held. Mammoth's code
+  has no 1 / 2, and weighs each example with the probability of its label.
+
+  Args:
+    inner: any method that trains on every task.
+    strength: lambda.
+    decay: gamma; 1 weighs all past tasks alike.
+
+  Raises:
+    ValueError: if wrapping `inner` has no meaning; at init, if it has nothing
+      to hold.
+  """
+  if strength < 0 or not 0 <= decay <= 1:
+    raise ValueError(f'expected strength >= 0 and 0 <= decay <= 1, got {strength} and {decay}')
+
+  def held(params: Params) -> Params:
+    return {name: tree for name, tree in params.items() if name not in inner.renewed}
+
+  def init(key, frozen):
+    params, memory = inner.init(key, frozen)
+    if not held(params):
+      raise ValueError(f'ewc has nothing to hold in {inner.name}: all its parameters start afresh')
+    zeros = lambda: jax.tree.map(jnp.zeros_like, held(params))
+    extra = {'anchor': zeros(), 'fisher': zeros(), 'squares': zeros(), 'count': jnp.zeros(())}
+    return params, {'inner': memory, **extra}
+
+  def loss(params, memory, env, batch, key):
+    value, out = inner.loss(params, memory['inner'], env, batch, key)
+    term = lambda f, a, p: (f * jnp.square(p - a)).sum()
+    terms = jax.tree.map(term, memory['fisher'], memory['anchor'], held(params))
+    return value + 0.5 * strength * sum(jax.tree.leaves(terms), jnp.zeros(())), out
+
+  def consolidate(params, memory, env, batch):
+    def log_likelihood(part, x, y):
+      one = jax.tree.map(lambda a: a[None], x)
+      out = inner.forward({**params, **part}, memory['inner'], env, one, None)
+      return cross_entropy(out.logits, y[None], env.task.seen)[0]
+
+    def squared(example):
+      x, y, valid = example
+      grads = jax.grad(log_likelihood)(held(params), x, y)
+      return jax.tree.map(lambda g: jnp.where(valid, jnp.square(g), 0.0), grads)
+
+    # Some examples at a time: each has a gradient of its own.
+    each = jax.lax.map(squared, (batch.x, batch.y, batch.valid), batch_size=16)
+    squares = jax.tree.map(lambda s, g: s + g.sum(0), memory['squares'], each)
+    count = memory['count'] + batch.valid.sum()
+    new = inner.consolidate(params, memory['inner'], env, batch)
+    return {**memory, 'inner': new, 'squares': squares, 'count': count}
+
+  def end_task(params, memory, env):
+    params, new = inner.end_task(params, memory['inner'], env)
+    mean = lambda f, s: decay * f + s / jnp.maximum(memory['count'], 1)
+    return params, {
+      'inner': new,
+      'anchor': held(params),
+      'fisher': jax.tree.map(mean, memory['fisher'], memory['squares']),
+      'squares': jax.tree.map(jnp.zeros_like, memory['squares']),
+      'count': jnp.zeros(()),
+    }
+
+  return wrap(inner, 'ewc', init=init, loss=loss, consolidate=consolidate, end_task=end_task)

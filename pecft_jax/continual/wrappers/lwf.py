@@ -1,0 +1,59 @@
+"""LwF: learning without forgetting (Li and Hoiem, 2016, arXiv:1606.09282)."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.base import mean_of_valid
+from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.typing import Array, ContinualMethod
+
+
+def lwf(
+  inner: ContinualMethod, *, strength: float = 1.0, temperature: float = 2.0
+) -> ContinualMethod:
+  """Distils the model of before the task, on the new data, over the classes it knew.
+
+  Adds strength x tau^2 KL(p_old^tau || p_new^tau).
+
+  Args:
+    inner: any method that trains on every task.
+    strength: lambda.
+    temperature: tau.
+
+  Raises:
+    ValueError: if wrapping `inner` has no meaning, or tau is not positive.
+  """
+  if temperature <= 0:
+    raise ValueError(f'temperature must be positive, got {temperature}')
+
+  def init(key, frozen):
+    params, memory = inner.init(key, frozen)
+    teacher = jax.tree.map(jnp.zeros_like, params)
+    return params, {'inner': memory, 'teacher': teacher}
+
+  def loss(params, memory, env, batch, key):
+    value, out = inner.loss(params, memory['inner'], env, batch, key)
+    known = env.task.past
+
+    def distilled(logits):
+      teacher = inner.forward(memory['teacher'], memory['inner'], env, batch.x, None)
+      losses = divergence(jax.lax.stop_gradient(teacher.logits), logits, known, temperature)
+      return temperature**2 * mean_of_valid(losses, batch.valid)
+
+    # The first task has no teacher, and is not to pay for one.
+    first = lambda logits: jnp.zeros(())
+    term = jax.lax.cond(known.any(), distilled, first, out.logits)
+    return value + strength * term, out
+
+  def end_task(params, memory, env):
+    params, new = inner.end_task(params, memory['inner'], env)
+    return params, {'inner': new, 'teacher': params}
+
+  return wrap(inner, 'lwf', init=init, loss=loss, end_task=end_task)
+
+
+def divergence(old: Array, new: Array, known: Array, temperature: float) -> Array:
+  """KL(softmax(old / tau) || softmax(new / tau)) [B] over the known classes [C] bool."""
+  log = lambda logits: jax.nn.log_softmax(jnp.where(known, logits / temperature, -1e9))
+  p, q = log(old), log(new)
+  return (jnp.exp(p) * (p - q) * known).sum(-1)

@@ -1,0 +1,298 @@
+"""What holds for every method, and for every wrapper around one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from pecft_jax.continual import (
+  derpp,
+  ease,
+  er,
+  ewc,
+  finetune,
+  joint,
+  l2p,
+  lwf,
+  olora,
+  ranpac,
+  simplecil,
+)
+from pecft_jax.paths import named_leaves
+from pecft_jax.peft import adaptformer, lora, rslora
+from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.train.position import Position
+from pecft_jax.train.state import init_state
+from pecft_jax.train.step import compilations, train_step
+from pecft_jax.typing import Backbone, ContinualMethod, Env, keep
+
+from .tiny import (
+  CAPACITY,
+  CLASSES,
+  MODEL,
+  RECIPE,
+  TOY,
+  Run,
+  batch,
+  close,
+  copy,
+  env,
+  equal,
+  frozen_of,
+  repadded,
+  run,
+)
+
+FC = lora(r'fc$', rank=2)
+BASE = {
+  'finetune': lambda: finetune(TOY, FC, CAPACITY),
+  'masked': lambda: finetune(TOY, FC, CAPACITY, masked=True),
+  'joint': lambda: joint(TOY, FC, CAPACITY),
+  'simplecil': lambda: simplecil(TOY, CAPACITY),
+  'l2p': lambda: l2p(MODEL, CAPACITY, pool=5, length=2, top_k=3, peft=lora(rank=3)),
+  'olora': lambda: olora(TOY, rslora(r'fc$', rank=2), CAPACITY, decay=0.1),
+  'ease': lambda: ease(TOY, FC, CAPACITY),
+  'ease on a vit': lambda: ease(MODEL, adaptformer(width=3), CAPACITY),
+  'ranpac': lambda: ranpac(TOY, FC, CAPACITY, projection=40),
+}
+WRAPPED = {
+  'ewc': lambda: ewc(BASE['finetune']()),
+  'er': lambda: er(BASE['finetune'](), size=11),
+  'derpp': lambda: derpp(BASE['finetune'](), size=11),
+  'lwf': lambda: lwf(BASE['finetune']()),
+  'ewc(derpp)': lambda: ewc(derpp(BASE['finetune'](), size=11)),
+  'derpp(ewc)': lambda: derpp(ewc(BASE['finetune']()), size=11),
+  'lwf(er)': lambda: lwf(er(BASE['masked'](), size=11)),
+  'er(lwf(olora))': lambda: er(lwf(BASE['olora']()), size=11),
+  'derpp(ease)': lambda: derpp(BASE['ease'](), size=11),
+}
+ALL = {**BASE, **WRAPPED}
+# What may change in memory after an update; all other memory is for the hooks between.
+OBSERVED = 'buffer/'
+
+
+def backbone_of(method: ContinualMethod) -> Backbone:
+  return next(b for b in (MODEL, TOY) if b.inputs is method.inputs)
+
+
+@functools.cache
+def done(name: str) -> Run:
+  method = ALL[name]()
+  return run(method, backbone_of(method))
+
+
+@pytest.fixture(scope='module', params=ALL)
+def ran(request) -> Run:
+  """A whole sequence; module scope keeps the tests of one method together."""
+  return done(request.param)
+
+
+def shapes(tree):
+  return [(name, leaf.shape, leaf.dtype) for name, leaf in named_leaves(tree)]
+
+
+def test_structure_shapes_and_dtypes_are_constant(ran):
+  for stage in ran.stages:
+    assert shapes(stage.state) == shapes(ran.start), stage[:2]
+
+
+def test_every_function_is_compiled_once(ran):
+  counts = compilations(ran.steps, {})
+  assert set(counts) >= {'begin', 'end', 'predict'}
+  assert set(counts.values()) == {1}, counts
+
+
+def test_everything_stays_finite(ran):
+  for stage in ran.stages:
+    for name, leaf in named_leaves((stage.state.params, stage.state.memory)):
+      assert np.isfinite(np.asarray(leaf, np.float64)).all(), (stage[:2], name)
+
+
+def test_no_leaf_is_in_both_params_and_memory(ran):
+  params, memory = ran.method.init(jax.random.key(0), ran.frozen)
+  addresses = lambda tree: {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+  assert not addresses(params) & addresses(memory)
+  assert not addresses(params) & addresses(ran.frozen)
+
+
+def test_an_update_changes_params_and_observed_memory_alone(ran):
+  frozen = frozen_of(backbone_of(ran.method))
+  equal(frozen, ran.frozen)
+  for stage in ran.stages:
+    if stage.name != 'train':
+      continue
+    before, after = ran.before(stage), stage.state
+    assert int(after.step) == int(before.step) + 1
+    equal((after.task, after.key), (before.task, before.key))
+    changed = [
+      name
+      for (name, old), new in zip(
+        named_leaves(before.memory), jax.tree.leaves(after.memory), strict=True
+      )
+      if not np.array_equal(old, new)
+    ]
+    assert all(OBSERVED in name for name in changed), changed
+    same = jax.tree.map(np.array_equal, before.params, after.params)
+    assert not all(jax.tree.leaves(same))
+
+
+def test_gathering_leaves_params_alone(ran):
+  for stage in ran.stages:
+    if stage.name == 'consolidate':
+      equal(stage.state.params, ran.before(stage).params)
+
+
+def test_slots_of_past_tasks_never_change_again(ran):
+  last = dict(named_leaves(ran.stages[-1].state.memory))
+  for t in range(len(CLASSES)):
+    for name, leaf in named_leaves(ran.last('end', t).state.memory):
+      if 'bank/' in name:
+        np.testing.assert_array_equal(leaf[: t + 1], last[name][: t + 1], err_msg=name)
+        assert np.asarray(leaf[t]).any() or name.endswith('bias'), name
+        assert not np.asarray(leaf[t + 1 :]).any(), name
+
+
+def test_loss_is_the_same_without_jit(ran):
+  trained = [s for s in ran.stages if s.name == 'train']
+  if not trained:
+    pytest.skip('trains nothing')
+  stage = trained[-1]
+  state = ran.before(stage)
+  key = jax.random.fold_in(jax.random.fold_in(state.key, state.task.index), state.step)
+  where = Env(ran.frozen, state.task)
+  k_loss, _ = jax.random.split(key)
+  loss, out = ran.method.loss(state.params, state.memory, where, stage.batch, k_loss)
+  np.testing.assert_allclose(loss, stage.log.loss, rtol=1e-5)
+  assert out.logits.shape == (5, 7) and out.features.shape == (5, backbone_of(ran.method).width)
+  assert out.aux_loss.shape == (5,)
+
+
+def test_unseen_classes_never_win(ran):
+  predict = jax.jit(ran.method.predict)
+  for t in (0, 1):
+    state = ran.last('end', t).state
+    x = batch(ran.method.inputs.shape, (0, 3, 6), 5, rows=6).x
+    logits = predict(state.params, state.memory, env(ran.frozen, t), x)
+    seen = sum(CLASSES[: t + 1], ())
+    assert np.isin(logits.argmax(-1), seen).all()
+    assert np.isneginf(np.delete(np.asarray(logits), seen, 1)).all()
+    assert np.isfinite(np.asarray(logits)[:, list(seen)]).all()
+
+
+def test_padded_rows_have_no_influence(ran):
+  for name, step in (('train', ran.steps.train), ('consolidate', ran.steps.consolidate)):
+    for stage in ran.stages[-7:]:
+      if stage.name == name:
+        state = step(copy(ran.before(stage)), ran.frozen, repadded(stage.batch))
+        equal(state[0] if name == 'train' else state, stage.state)
+
+
+def test_a_batch_of_padding_alone_changes_no_statistics(ran):
+  stages = [s for s in ran.stages if s.name == 'consolidate']
+  if not stages:
+    pytest.skip('gathers nothing')
+  nothing = stages[-1].batch._replace(valid=np.zeros(5, bool))
+  equal(ran.steps.consolidate(copy(stages[-1].state), ran.frozen, nothing), stages[-1].state)
+
+
+def test_a_restored_state_goes_on_as_if_never_stored(ran, tmp_path):
+  stage = [s for s in ran.stages if s.name in ('train', 'consolidate')][-1]
+  before = ran.before(stage)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, before, Position(task=2))
+  checkpoints.wait()
+  state, position = checkpoints.load(1, jax.eval_shape(lambda: before), ran.steps.state_shardings)
+  assert position.task == 2
+  assert jax.tree.structure(state) == jax.tree.structure(before)
+  equal(state, before)
+  if stage.name == 'train':
+    state, _ = ran.steps.train(state, ran.frozen, stage.batch)
+  else:
+    state = ran.steps.consolidate(state, ran.frozen, stage.batch)
+  equal(state, stage.state)
+
+
+def test_what_starts_afresh_is_declared(ran):
+  """`renewed` names just those entries of params that a new task resets."""
+  before, after = ran.last('end', 1).state.params, ran.last('begin', 2).state.params
+  for name in before:
+    if not jax.tree.leaves(before[name]):
+      continue
+    same = all(jax.tree.leaves(jax.tree.map(np.array_equal, before[name], after[name])))
+    assert same == (name not in ran.method.renewed), name
+
+
+def trained(method: ContinualMethod, updates: int = 2):
+  """Parameters after some updates in each of two tasks."""
+  frozen = frozen_of(TOY)
+  state = init_state(method, RECIPE, jax.random.key(4), frozen)
+  step = jax.jit(lambda state, batch: train_step(method, RECIPE, state, frozen, batch)[0])
+  for t in range(2):
+    where = env(frozen, t)
+    params, memory = method.begin_task(state.params, state.memory, where, jax.random.key(t))
+    state = state._replace(
+      params=params, memory=memory, task=where.task, opt_state=RECIPE.tx.init(params)
+    )
+    some = batch(method.inputs.shape, CLASSES[t], t)
+    for _ in range(updates):
+      state = step(state, some)
+    if method.consolidate is not keep:
+      memory = jax.jit(method.consolidate)(state.params, state.memory, where, some)
+      state = state._replace(memory=memory)
+    params, memory = method.end_task(state.params, state.memory, where)
+    state = state._replace(params=params, memory=memory)
+  return state.params
+
+
+@functools.cache
+def plainly_trained():
+  return trained(BASE['finetune']())
+
+
+ZERO = {
+  'ewc': lambda m: ewc(m, strength=0),
+  'er': lambda m: er(m, size=11, strength=0),
+  'derpp': lambda m: derpp(m, size=11, alpha=0, beta=0),
+  'lwf': lambda m: lwf(m, strength=0),
+  'ewc(derpp)': lambda m: ewc(derpp(m, size=11, alpha=0, beta=0), strength=0),
+}
+
+
+@pytest.mark.parametrize('name', ZERO)
+def test_a_wrapper_of_no_strength_is_the_method_inside(name):
+  close(trained(ZERO[name](BASE['finetune']())), plainly_trained(), atol=1e-6)
+
+
+WRAPPERS = {'ewc': ewc, 'er': er, 'derpp': derpp, 'lwf': lwf}
+SOME = {name: BASE[name] for name in ('finetune', 'l2p', 'olora')}
+
+
+def life(method, frozen, some):
+  """Every hook once, in order: (params, memory) before and after."""
+  where = env(frozen, 0)
+  params, memory = method.init(jax.random.key(0), frozen)
+  start = params, memory
+  params, memory = method.begin_task(params, memory, where, jax.random.key(1))
+  memory = method.prepare(params, memory, where, some)
+  loss = jax.value_and_grad(method.loss, has_aux=True)
+  (_, out), grads = loss(params, memory, where, some, jax.random.key(2))
+  params = method.project(grads, memory, where)
+  memory = method.observe(params, memory, where, some, out, jax.random.key(3))
+  memory = method.consolidate(params, memory, where, some)
+  method.predict(params, memory, where, some.x)
+  return start, method.end_task(params, memory, where)
+
+
+@pytest.mark.parametrize('outer', WRAPPERS)
+@pytest.mark.parametrize('inner', [*WRAPPERS, None])
+@pytest.mark.parametrize('name', SOME)
+def test_wrappers_nest_in_any_order(name, inner, outer):
+  method = SOME[name]()
+  names = f'{outer}({method.name})' if inner is None else f'{outer}({inner}({method.name}))'
+  method = WRAPPERS[outer](method if inner is None else WRAPPERS[inner](method))
+  assert method.name == names
+  frozen = jax.eval_shape(backbone_of(method).init, jax.random.key(0))
+  some = batch(method.inputs.shape, CLASSES[0], 0)
+  start, end = jax.eval_shape(lambda f, b: life(method, f, b), frozen, some)
+  assert shapes(start) == shapes(end)

@@ -1,0 +1,79 @@
+"""Every transform with every method: it runs, or the reason why not is said at construction."""
+
+import jax
+import pytest
+
+from pecft_jax.backbones.vit import vit
+from pecft_jax.continual import derpp, ease, ewc, finetune, joint, l2p, olora, ranpac
+from pecft_jax.paths import named_leaves
+from pecft_jax.peft import PEFTS
+from pecft_jax.train.state import init_state
+from pecft_jax.train.step import train_step
+from pecft_jax.typing import Env
+
+from .tiny import CAPACITY, CLASSES, MODEL, RECIPE, batch, task
+
+METHODS = {
+  'finetune': finetune,
+  'joint': joint,
+  'l2p': lambda model, peft, capacity: l2p(model, capacity, pool=5, length=2, peft=peft),
+  'olora': olora,
+  'ease': ease,
+  'ranpac': lambda model, peft, capacity: ranpac(model, peft, capacity, projection=40),
+  'ewc(derpp)': lambda model, peft, capacity: ewc(derpp(finetune(model, peft, capacity), size=11)),
+}
+# What cannot go together, with a piece of the message.
+REFUSED = {
+  **{('olora', name): 'needs a transform whose delta is LoRA' for name in PEFTS},
+  ('ease', 'linear_probe'): 'trains something of the backbone',
+}
+del REFUSED['olora', 'lora'], REFUSED['olora', 'rslora']
+
+
+def one_step(method, frozen, some):
+  state = init_state(method, RECIPE, jax.random.key(0), frozen)
+  state = state._replace(task=task(0))
+  params, memory = method.begin_task(
+    state.params, state.memory, Env(frozen, task(0)), jax.random.key(1)
+  )
+  state = state._replace(params=params, memory=memory)
+  after, log = train_step(method, RECIPE, state, frozen, some)
+  params, memory = after.params, after.memory
+  logits = method.predict(params, memory, Env(frozen, task(0)), some.x)
+  return state, after, log, logits
+
+
+@pytest.mark.parametrize('peft', sorted(PEFTS))
+@pytest.mark.parametrize('name', METHODS)
+def test_every_pair_takes_a_step_or_says_why_not(name, peft):
+  build = lambda: METHODS[name](MODEL, PEFTS[peft](), CAPACITY)
+  if (name, peft) in REFUSED:
+    with pytest.raises(ValueError, match=REFUSED[name, peft]):
+      build()
+    return
+  method = build()
+  frozen = jax.eval_shape(MODEL.init, jax.random.key(0))
+  some = batch(method.inputs.shape, CLASSES[0], 0)
+  state, after, log, logits = jax.eval_shape(lambda f, b: one_step(method, f, b), frozen, some)
+  shapes = lambda tree: [(path, leaf.shape, leaf.dtype) for path, leaf in named_leaves(tree)]
+  assert shapes(state) == shapes(after)
+  assert log.loss.shape == () and logits.shape == (5, 7)
+
+
+def test_a_pattern_without_sites_is_refused_at_construction():
+  for build in (finetune, joint, ease, ranpac, olora):
+    with pytest.raises(ValueError, match="no 'linear' site matches 'nowhere'; sites: "):
+      build(MODEL, PEFTS['lora']('nowhere'), CAPACITY)
+
+
+def test_a_stacked_backbone_serves_as_well():
+  stacked = vit(
+    image_size=16, channels=1, patch=8, width=24, depth=3, heads=2, mean=(0.5,), std=(0.5,),
+    scan=True,
+  )  # fmt: skip
+  frozen = jax.eval_shape(stacked.init, jax.random.key(0))
+  for name in ('l2p', 'olora', 'ease'):
+    method = METHODS[name](stacked, PEFTS['lora'](), CAPACITY)
+    some = batch(method.inputs.shape, CLASSES[0], 0)
+    *_, logits = jax.eval_shape(lambda f, b, m=method: one_step(m, f, b), frozen, some)
+    assert logits.shape == (5, 7)
