@@ -1,0 +1,33 @@
+"""Running experiments: steps, the loop, checkpoints, results."""
+
+from pecft_jax.train.experiment import Experiment, Training
+from pecft_jax.train.loop import NonFiniteLoss
+from pecft_jax.train.optimizer import Recipe, adam, constant, cosine, recipe, sgd, warmup
+from pecft_jax.train.record import tensorboard
+from pecft_jax.train.run import Stopped, run
+from pecft_jax.train.sharding import Layout, Rule, fsdp, make_mesh, one_device, tensor_parallel
+from pecft_jax.train.step import Steps, compile_steps
+
+__all__ = (
+  'Experiment',
+  'Layout',
+  'NonFiniteLoss',
+  'Recipe',
+  'Rule',
+  'Steps',
+  'Stopped',
+  'Training',
+  'adam',
+  'compile_steps',
+  'constant',
+  'cosine',
+  'fsdp',
+  'make_mesh',
+  'one_device',
+  'recipe',
+  'run',
+  'sgd',
+  'tensor_parallel',
+  'tensorboard',
+  'warmup',
+)

@@ -1,0 +1,108 @@
+"""What a run is made of."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pecft_jax.data import Augmentation, Scenario
+from pecft_jax.paths import shortened
+from pecft_jax.train.optimizer import Recipe
+from pecft_jax.typing import Backbone, ContinualMethod, Params
+
+
+class Training(NamedTuple):
+  """How each task is trained.
+
+  Attributes:
+    recipe: the optimizer, started afresh with each task.
+    epochs: passes over a task's training data.
+    batch_size: of training, over all devices.
+    eval_batch_size: of all other passes.
+    augment: views of training images; None trains on the images as they are.
+    log_every: steps between rows of the log.
+    cache_queries: compute the frozen features of each training example once a
+      task, for methods that read them (references may do without). Possible
+      only without augmentation.
+  """
+
+  recipe: Recipe
+  epochs: int
+  batch_size: int = 128
+  eval_batch_size: int = 256
+  augment: Augmentation | None = None
+  log_every: int = 20
+  cache_queries: bool = False
+
+
+class Experiment(NamedTuple):
+  """A method, what it learns, and how: all that `run` needs.
+
+  Attributes:
+    scenario: the sequence of tasks.
+    backbone: frozen model.
+    frozen: its weights.
+    method: the method to be judged.
+    training: how each task is trained.
+    seed: of initialisation, order and views.
+    references: methods run beside it for comparison, by name; `finetune` and
+      `joint` are the bounds that the report knows.
+    identity: what tells the backbone and the data apart from others, for the
+      record: `backbone_sha256`, `value_range`, ...
+    labels: free entries for tables: `peft`, `wrappers`.
+  """
+
+  scenario: Scenario
+  backbone: Backbone
+  frozen: Params
+  method: ContinualMethod
+  training: Training
+  seed: int = 0
+  references: Mapping[str, ContinualMethod] = {}
+  identity: Mapping[str, Any] = {}
+  labels: Mapping[str, Any] = {}
+
+
+def check_experiment(experiment: Experiment) -> None:
+  """Holds the parts of an experiment against one another, before anything is computed.
+
+  Raises:
+    ValueError: where they do not fit.
+  """
+  scenario, method, training = experiment.scenario, experiment.method, experiment.training
+  shape = tuple(experiment.backbone.inputs.shape)
+  for task in scenario.tasks:
+    example = task.train.inputs[task.train.rows[:1]]
+    if tuple(example.shape[1:]) != shape:
+      raise ValueError(
+        f'{experiment.backbone.name} expects images {list(shape)}, task {task.name!r} has '
+        f'{list(example.shape[1:])}; resize the source'
+      )
+  for name, each in {'method': method, **experiment.references}.items():
+    capacity = each.capacity
+    if capacity.tasks < len(scenario.tasks) or capacity.classes != len(scenario.class_order):
+      raise ValueError(
+        f'{name} {each.name} holds {capacity.tasks} tasks and {capacity.classes} classes, '
+        f'{scenario.name} has {len(scenario.tasks)} and {len(scenario.class_order)}'
+      )
+  for field in ('epochs', 'batch_size', 'eval_batch_size', 'log_every'):
+    if getattr(training, field) < 1:
+      raise ValueError(f'{field} must be at least 1, got {getattr(training, field)}')
+  if training.cache_queries and training.augment is not None:
+    raise ValueError('cache_queries needs a deterministic view: train without augmentation')
+  if training.cache_queries and method.query is None:
+    raise ValueError(f'{method.name} reads no frozen query, there is nothing to cache')
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+  """The identity of a run: equal for runs whose numbers may be compared, as JSON."""
+  scenario = experiment.scenario
+  mean, std = experiment.backbone.inputs.mean, experiment.backbone.inputs.std
+  return {
+    'benchmark': scenario.name,
+    'class_order': list(scenario.class_order),
+    'split_digest': scenario.digest,
+    'backbone': experiment.backbone.name,
+    'value_range': f'(x / 255 - {shortened(map(str, mean))}) / {shortened(map(str, std))}'.replace(
+      "'", ''
+    ),
+    **experiment.identity,
+  }

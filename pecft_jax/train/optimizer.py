@@ -1,0 +1,105 @@
+"""The optimizer of a task: any optax transformation, with a schedule over the task's progress."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from pecft_jax.typing import Array
+
+Schedule = Callable[[Array], Array]  # progress in [0, 1] through a task -> factor of the rate
+
+
+class Recipe(NamedTuple):
+  """How parameters are updated.
+
+  Attributes:
+    tx: its `update` takes `progress` [] in [0, 1] as an extra argument, so tasks
+      of different lengths share one compiled step. Its state starts afresh
+      with each task.
+    rate: progress -> learning rate, for the log.
+  """
+
+  tx: optax.GradientTransformationExtraArgs
+  rate: Schedule
+
+
+def constant(progress: Array) -> Array:
+  """The full rate throughout."""
+  return jnp.ones_like(progress)
+
+
+def cosine(progress: Array) -> Array:
+  """From 1 to 0 along half a cosine."""
+  return 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+def warmup(share: float, then: Schedule) -> Schedule:
+  """Rises linearly over the first `share` of a task, then runs another schedule over the rest."""
+  if not 0 < share < 1:
+    raise ValueError(f'share must be in (0, 1), got {share}')
+
+  def schedule(progress):
+    rest = then(jnp.clip((progress - share) / (1 - share), 0, 1))
+    return jnp.where(progress < share, progress / share, rest)
+
+  return schedule
+
+
+def recipe(
+  direction: optax.GradientTransformation,
+  learning_rate: float,
+  *,
+  schedule: Schedule = cosine,
+  weight_decay: float = 0.0,
+  clip: float | None = None,
+  accumulate: int = 1,
+) -> Recipe:
+  """The usual order: clip, direction, decoupled weight decay, rate; averaged over micro-batches.
+
+  Args:
+    direction: as `optax.scale_by_adam()` or `optax.trace(0.9)`, without a rate.
+    learning_rate: the peak.
+    schedule: of the rate over each task.
+    weight_decay: decoupled, as in AdamW.
+    clip: largest global norm of the gradient, or None.
+    accumulate: micro-batches per update; an update then uses their mean gradient. What is
+      left over at the end of a task is not used.
+
+  Raises:
+    ValueError: for a rate that is not positive, or fewer than one micro-batch.
+  """
+  if learning_rate <= 0:
+    raise ValueError(f'learning_rate must be positive, got {learning_rate}')
+  if accumulate < 1:
+    raise ValueError(f'accumulate must be at least 1, got {accumulate}')
+  rate = lambda progress: learning_rate * schedule(progress)
+  parts = [optax.clip_by_global_norm(clip)] if clip is not None else []
+  parts += [direction]
+  parts += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+  tx = optax.chain(*parts, _scale_by_progress(rate))
+  if accumulate > 1:
+    # Not its `gradient_transformation()`, which would not pass the progress on.
+    several: Any = optax.MultiSteps(tx, accumulate)
+    tx = optax.GradientTransformationExtraArgs(several.init, several.update)
+  return Recipe(optax.with_extra_args_support(tx), rate)
+
+
+def adam(learning_rate: float, **options) -> Recipe:
+  """`recipe` with Adam's direction (AdamW, with `weight_decay`)."""
+  return recipe(optax.scale_by_adam(), learning_rate, **options)
+
+
+def sgd(learning_rate: float, *, momentum: float = 0.9, **options) -> Recipe:
+  """`recipe` with momentum."""
+  return recipe(optax.trace(decay=momentum), learning_rate, **options)
+
+
+def _scale_by_progress(rate: Schedule) -> optax.GradientTransformationExtraArgs:
+  def update(updates, state, params=None, **extra):
+    del params
+    factor = -rate(extra['progress'])
+    return optax.tree.scale(factor, updates), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,143 @@
+"""The log of a run: rows of metrics as JSON lines and CSV, and results.json."""
+
+import csv
+import json
+import math
+import os
+import pathlib
+from typing import Any, Protocol
+
+COLUMNS: tuple[str, ...] = (
+  'kind', 'task', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate', 'evaluated', 'aware',
+  'seconds',
+)  # fmt: skip
+
+
+class Writer(Protocol):
+  """Anything that takes rows of metrics beside the files: TensorBoard, a tracker."""
+
+  def __call__(self, row: dict[str, Any]) -> None: ...
+
+
+class Record:
+  """`metrics.jsonl` and `metrics.csv` of a work directory.
+
+  A resumed run opens them at the number of rows its checkpoint knows of; rows
+  that a killed process wrote after that are cut off, as they will come again.
+  """
+
+  def __init__(self, directory: pathlib.Path, rows: int = 0, writers: tuple[Writer, ...] = ()):
+    """Opens the files, and cuts them to a number of rows.
+
+    Raises:
+      ValueError: if there are fewer, or one of them is damaged.
+    """
+    self._writers = writers
+    self.rows = rows
+    path = directory / 'metrics.jsonl'
+    kept = _lines(path)[:rows]
+    known = [_row(path, i, line) for i, line in enumerate(kept, 1)]
+    if len(kept) < rows:
+      raise ValueError(
+        f'{path} has {len(kept)} rows, the checkpoint was made after {rows}; bring the file back, '
+        'or choose another --workdir'
+      )
+    replace_text(path, ''.join(kept))
+    # Closed by `close`.
+    self._json = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+    self._csv_file = open(directory / 'metrics.csv', 'w', encoding='utf-8', newline='')  # noqa: SIM115
+    self._csv = csv.DictWriter(self._csv_file, COLUMNS, lineterminator='\n')
+    self._csv.writeheader()
+    self._csv.writerows(known)
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Appends one row; its keys are among `COLUMNS`."""
+    self._json.write(json.dumps(row) + '\n')
+    self._json.flush()
+    self._csv.writerow(row)
+    self._csv_file.flush()
+    self.rows += 1
+    for writer in self._writers:
+      writer(row)
+
+  def sync(self) -> None:
+    """Returns once all rows are on disk: before a checkpoint that counts on them."""
+    os.fsync(self._json.fileno())
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._json.close()
+    self._csv_file.close()
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """The complete lines of a file; none if there is no such file."""
+  if not path.exists():
+    return []
+  text = path.read_text(encoding='utf-8', errors='replace')
+  return [line for line in text.splitlines(keepends=True) if line.endswith('\n')]
+
+
+def _row(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path}, line {number}, is damaged: {error}') from error
+  if not isinstance(row, dict) or not row.keys() <= set(COLUMNS):
+    raise ValueError(f'{path}, line {number}, is damaged: expected {COLUMNS}, got {line.strip()}')
+  return row
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  part = path.with_name(path.name + '.part')
+  with open(part, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON whole or not at all; NaN becomes null."""
+  replace_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + '\n')
+
+
+def plain(value: Any) -> Any:
+  """JSON's own types: NaN and infinities to null, numpy scalars to numbers."""
+  if isinstance(value, dict):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if hasattr(value, 'item') and not hasattr(value, '__len__'):
+    value = value.item()
+  if hasattr(value, 'tolist'):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def tensorboard(directory: pathlib.Path) -> Writer:
+  """A writer of TensorBoard events; needs the extra `tensorboard`.
+
+  Training has a curve for each task, over its steps; evaluations are numbered by their task.
+
+  Raises:
+    ValueError: if tensorboardX is not installed.
+  """
+  try:
+    from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  -- an extra
+  except ImportError as error:
+    raise ValueError("TensorBoard logs need pip install 'pecft_jax[tensorboard]'") from error
+  events = SummaryWriter(str(directory))
+
+  def write(row: dict[str, Any]) -> None:
+    task, step = row['task'], row.get('step')
+    where, number = ('eval', task) if step is None else (f'train/task_{task}', step)
+    for name in ('loss', 'accuracy', 'learning_rate'):
+      if row.get(name) is not None:
+        events.add_scalar(f'{where}/{name}', row[name], number)
+    events.flush()
+
+  return write

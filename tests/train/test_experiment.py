@@ -1,0 +1,53 @@
+"""Parts that do not fit are found before anything is computed."""
+
+import numpy as np
+import pytest
+from tiny_runs import TRAINING, tiny_experiment, tiny_method
+
+from pecft_jax.data import random_crop
+from pecft_jax.train.experiment import check_experiment, describe
+
+
+def test_a_good_experiment():
+  check_experiment(tiny_experiment(references={'finetune': tiny_method('finetune')}))
+
+
+@pytest.mark.parametrize('field', ['epochs', 'batch_size', 'eval_batch_size', 'log_every'])
+def test_numbers_must_be_positive(field):
+  with pytest.raises(ValueError, match=f'{field} must be at least 1, got 0'):
+    check_experiment(tiny_experiment(training=TRAINING._replace(**{field: 0})))
+
+
+def test_images_must_fit_the_backbone():
+  experiment = tiny_experiment()
+  task = experiment.scenario.tasks[0]
+  wide = task.train._replace(inputs=np.zeros((99, 6, 6, 1), np.uint8))
+  tasks = (task._replace(train=wide), *experiment.scenario.tasks[1:])
+  with pytest.raises(ValueError, match=r"images \[4, 4, 1\], task 'task_0' has \[6, 6, 1\]"):
+    check_experiment(experiment._replace(scenario=experiment.scenario._replace(tasks=tasks)))
+
+
+def test_methods_must_hold_the_sequence():
+  experiment = tiny_experiment(tasks=3)._replace(method=tiny_method('finetune'))
+  with pytest.raises(ValueError, match=r'method finetune holds 2 tasks .* has 3 and 6'):
+    check_experiment(experiment)
+  references = {'upper': tiny_method('joint', 3)}
+  with pytest.raises(ValueError, match='upper joint holds 3 tasks and 6 classes'):
+    check_experiment(tiny_experiment(references=references))
+
+
+def test_queries_are_cached_only_where_that_is_exact():
+  cached = TRAINING._replace(cache_queries=True)
+  check_experiment(tiny_experiment('l2p', training=cached))
+  with pytest.raises(ValueError, match='finetune reads no frozen query'):
+    check_experiment(tiny_experiment(training=cached))
+  with pytest.raises(ValueError, match='train without augmentation'):
+    check_experiment(tiny_experiment('l2p', training=cached._replace(augment=random_crop(1))))
+
+
+def test_identity():
+  found = describe(tiny_experiment(identity={'backbone_sha256': 'f00'}))
+  assert found['backbone'] == 'tiny'
+  assert found['backbone_sha256'] == 'f00'
+  assert found['class_order'] == [0, 1, 2, 3]
+  assert found['value_range'] == '(x / 255 - [0.5]) / [0.25]'

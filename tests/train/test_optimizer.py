@@ -1,0 +1,132 @@
+"""Recipes against plain optax, over a whole task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pecft_jax.train.optimizer import adam, constant, cosine, recipe, sgd, warmup
+
+STEPS = 12
+PARAMS = {'a': jnp.array([1.0, -2.0, 3.0]), 'b': jnp.array([[0.5, 0.1]])}
+GRADS = [
+  jax.tree.map(lambda p, i=i: jnp.sin(3.0 * i + p), PARAMS)  # Some that change from step to step.
+  for i in range(STEPS)
+]
+
+
+def _ours(made, steps=STEPS, every=1):
+  params, state = PARAMS, made.tx.init(PARAMS)
+  for i in range(steps):
+    progress = jnp.asarray(i / steps, jnp.float32)
+    updates, state = made.tx.update(GRADS[i // every], state, params, progress=progress)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def _plain(tx, grads=tuple(GRADS)):
+  params, state = PARAMS, tx.init(PARAMS)
+  for grad in grads:
+    updates, state = tx.update(grad, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def _schedule(peak):
+  """The cosine as optax has it, over numbered steps."""
+  return optax.cosine_decay_schedule(peak, STEPS)
+
+
+def _close(a, b, rtol=2e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-7), a, b)
+
+
+@pytest.mark.parametrize(
+  ('made', 'plain'),
+  [
+    (adam(0.1), optax.adam(_schedule(0.1))),
+    (adam(0.1, weight_decay=0.05), optax.adamw(_schedule(0.1), weight_decay=0.05)),
+    (adam(0.1, schedule=constant), optax.adam(0.1)),
+    (sgd(0.1), optax.sgd(_schedule(0.1), momentum=0.9)),
+    (sgd(0.1, momentum=0.5, schedule=constant), optax.sgd(0.1, momentum=0.5)),
+    (adam(0.1, clip=0.3), optax.chain(optax.clip_by_global_norm(0.3), optax.adam(_schedule(0.1)))),
+    (recipe(optax.scale_by_sign(), 0.1), optax.sign_sgd(_schedule(0.1))),
+  ],
+  ids=['adam', 'adamw', 'constant', 'sgd', 'momentum', 'clip', 'sign'],
+)
+def test_recipes_are_those_of_optax(made, plain):
+  _close(_ours(made), _plain(plain))
+
+
+def test_clipping_comes_before_the_direction():
+  unclipped = _ours(sgd(0.1, schedule=constant))
+  clipped = _ours(sgd(0.1, schedule=constant, clip=1e-3))
+  moved = lambda params: optax.tree.norm(optax.tree.sub(params, PARAMS))
+  assert moved(clipped) < 1e-2 * moved(unclipped)
+
+
+@pytest.mark.parametrize('make', [adam, sgd])
+def test_accumulated_micro_batches_are_one_batch(make):
+  small = make(0.1, schedule=constant, accumulate=3, clip=0.3, weight_decay=0.1)
+  large = make(0.1, schedule=constant, clip=0.3, weight_decay=0.1)
+  # Three times the same gradient is one of the mean: 12 micro-batches, 4 updates.
+  _close(_ours(small, every=3), _ours_of(large, GRADS[:4]))
+
+
+def _ours_of(made, grads):
+  params, state = PARAMS, made.tx.init(PARAMS)
+  for grad in grads:
+    updates, state = made.tx.update(grad, state, params, progress=jnp.zeros(()))
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_accumulation_updates_with_the_mean():
+  made = recipe(optax.identity(), 1.0, schedule=constant, accumulate=2)
+  state = made.tx.init(PARAMS)
+  total = jax.tree.map(jnp.zeros_like, PARAMS)
+  for grad in GRADS[:2]:
+    updates, state = made.tx.update(grad, state, PARAMS, progress=jnp.zeros(()))
+    total = optax.tree.add(total, updates)
+  _close(total, jax.tree.map(lambda a, b: -(a + b) / 2, *GRADS[:2]))
+
+
+def test_accumulation_follows_the_schedule():
+  made = recipe(optax.identity(), 1.0, schedule=lambda progress: 1 - progress, accumulate=2)
+  state = made.tx.init(PARAMS)
+  for progress in (0.0, 0.25):
+    updates, state = made.tx.update(PARAMS, state, PARAMS, progress=jnp.asarray(progress))
+  _close(updates, jax.tree.map(lambda p: -0.75 * p, PARAMS))
+
+
+def test_schedules_over_progress():
+  at = lambda schedule: [round(float(schedule(jnp.asarray(p))), 4) for p in (0, 0.1, 0.55, 1)]
+  assert at(constant) == [1, 1, 1, 1]
+  assert at(cosine) == [1.0, 0.9755, 0.4218, 0.0]
+  assert at(warmup(0.1, constant)) == [0, 1, 1, 1]
+  assert at(warmup(0.2, constant)) == [0, 0.5, 1, 1]
+  assert at(warmup(0.1, cosine)) == [0.0, 1.0, 0.5, 0.0]
+
+
+def test_the_rate_for_the_log_is_the_rate_used():
+  made = sgd(0.3, momentum=0.0)
+  for progress in (0.0, 0.4):
+    updates, _ = made.tx.update(
+      PARAMS, made.tx.init(PARAMS), PARAMS, progress=jnp.asarray(progress)
+    )
+    rate = made.rate(jnp.asarray(progress))
+    _close(updates, jax.tree.map(lambda p, rate=rate: -rate * p, PARAMS))
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: adam(0.0), 'learning_rate must be positive, got 0'),
+    (lambda: sgd(0.1, accumulate=0), 'accumulate must be at least 1, got 0'),
+    (lambda: warmup(1.0, cosine), r'share must be in \(0, 1\), got 1'),
+  ],
+)
+def test_impossible_settings_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()

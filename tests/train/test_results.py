@@ -1,0 +1,76 @@
+"""results.json, from a position."""
+
+import json
+
+import jax
+import pytest
+from tiny_runs import TRAINING, tiny_experiment, tiny_frozen, tiny_method
+
+from pecft_jax.train.position import Position
+from pecft_jax.train.record import plain
+from pecft_jax.train.results import metrics, peak_memory, results
+from pecft_jax.train.state import init_state, tree_size
+
+POSITION = Position(
+  task=1,
+  accuracy=[[0.5, None], [0.25, 0.75]],
+  aware=[[0.5, None], [0.5, 1.0]],
+  seconds=[1.0, 2.0, 0.5],
+  images=300,
+  training_seconds=2.0,
+  compilations={'train': 1},
+)
+
+
+def _results(position=POSITION, digest='abc', **fields):
+  experiment = tiny_experiment('ease', **fields)
+  method = tiny_method('ease')
+  state = jax.eval_shape(
+    lambda: init_state(method, TRAINING.recipe, jax.random.key(0), tiny_frozen())
+  )
+  return state, results(experiment, method, state, position, digest=digest)
+
+
+def test_a_finished_run():
+  state, found = _results()
+  assert found['status'] == 'done'
+  assert found['accuracy_matrix'] == POSITION.accuracy
+  assert found['metrics']['average_accuracy'] == 0.5
+  assert found['metrics']['forgetting'] == 0.25
+  assert found['efficiency']['trainable_parameters'] == tree_size(state.params)
+  assert found['efficiency']['forward_passes_per_prediction'] == 2
+  assert found['efficiency']['seconds_per_task'] == [1.0, 2.0]
+  assert found['efficiency']['train_images_per_second'] == 150
+  assert found['compilations'] == {'train': 1}
+  assert json.dumps(plain(found), allow_nan=False)
+
+
+def test_a_run_that_has_just_begun():
+  _, found = _results(Position(), None)
+  assert found['status'] == 'running'
+  assert found['metrics'] == {}
+  assert found['accuracy_matrix'] == []
+  assert found['efficiency']['train_images_per_second'] is None
+
+
+def test_known_tasks_are_judged_with_the_task_known():
+  scenario = tiny_experiment().scenario._replace(kind='task')
+  _, found = _results(scenario=scenario)
+  assert found['accuracy_matrix'] == POSITION.aware
+  assert found['metrics']['average_accuracy'] == 0.75
+
+
+def test_labels_and_identity_are_passed_on():
+  _, found = _results(labels={'peft': 'lora'}, identity={'backbone_sha256': 'f00'})
+  assert found['peft'] == 'lora'
+  assert found['identity']['backbone_sha256'] == 'f00'
+
+
+def test_joint_training_gives_intransigence():
+  found = metrics(POSITION.accuracy, [6, 6], [0.6, 0.8])
+  assert found['intransigence'] == pytest.approx((0.1 + 0.05) / 2)
+  assert 'intransigence' not in metrics(POSITION.accuracy, [6, 6])
+
+
+def test_peak_memory_is_in_bytes():
+  assert 2**26 < peak_memory() < 2**40

@@ -1,0 +1,143 @@
+"""Rules over leaf names; no devices are needed to apply them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from pecft_jax.paths import named_leaves
+from pecft_jax.train.sharding import (
+  Layout,
+  Rule,
+  batched,
+  check_batches,
+  check_rules,
+  fsdp,
+  make_mesh,
+  one_device,
+  replicated,
+  tensor_parallel,
+  tree_shardings,
+)
+
+MESH = AbstractMesh((4, 2), ('data', 'model'))
+
+
+def _shape(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+TREE = {
+  'block_0': {
+    'attn': {'qkv': {'kernel': _shape(6, 18), 'bias': _shape(18)}, 'out': {'kernel': _shape(6, 6)}},
+    'mlp': {'fc1': {'kernel': _shape(6, 7)}},
+  },
+  'blocks': {'attn': {'q': {'kernel': _shape(3, 8, 8)}}},
+  'bank': {'block_0/attn/q': {'a': _shape(5, 6, 2), 'b': _shape(5, 2, 6)}},
+  'fc2': {'block_0/mlp/fc2': {'a': _shape(12, 2), 'b': _shape(2, 6)}},
+  'gram': _shape(16, 16),
+}
+
+
+def _specs(rules, tree=TREE):
+  shardings = tree_shardings(Layout(MESH, rules), tree)
+  return {name: s.spec for name, s in named_leaves(shardings) if any(s.spec)}
+
+
+def test_everything_is_whole_by_default():
+  assert _specs(()) == {}
+
+
+def test_the_first_rule_decides():
+  rules = (('qkv/kernel', ()), ('kernel', (None, 'model')))
+  specs = _specs(rules, {'block_0': {'attn': TREE['block_0']['attn']}})
+  assert specs == {'block_0/attn/out/kernel': P(None, 'model')}
+
+
+def test_axes_count_from_the_last():
+  specs = _specs(((r'q/kernel', ('model', None)),), {'blocks': TREE['blocks']})
+  assert specs == {'blocks/attn/q/kernel': P(None, 'model', None)}
+
+
+def test_tensor_parallel_splits_weights_and_what_adapts_them():
+  assert _specs(tensor_parallel()) == {
+    'block_0/attn/qkv/kernel': P(None, 'model'),
+    'block_0/attn/qkv/bias': P('model'),
+    'block_0/attn/out/kernel': P('model', None),
+    # mlp/fc1 has 7 outputs, and stays whole.
+    'blocks/attn/q/kernel': P(None, None, 'model'),
+    'bank/block_0/attn/q/b': P(None, None, 'model'),
+    'fc2/block_0/mlp/fc2/a': P('model', None),
+  }
+
+
+def test_fsdp_splits_the_rows_of_matrices():
+  assert _specs(fsdp()) == {
+    'blocks/attn/q/kernel': P(None, 'data', None),
+    'fc2/block_0/mlp/fc2/a': P('data', None),
+    'gram': P('data', None),
+  }
+
+
+def test_tables_can_be_joined():
+  specs = _specs(tensor_parallel() + fsdp())
+  assert specs['block_0/attn/out/kernel'] == P('model', None)
+  assert specs['gram'] == P('data', None)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'message'),
+  [
+    (('fc1/kernel', (None, 'model')), r"does not fit 'block_0/mlp/fc1/kernel' of shape \(6, 7\)"),
+    (('qkv/bias', (None, 'model')), r"does not fit 'block_0/attn/qkv/bias' of shape \(18,\)"),
+    (('gram', ('expert', None)), r"names \['expert'\]; mesh axes: \('data', 'model'\)"),
+  ],
+)
+def test_rules_that_do_not_fit_are_refused(rule, message):
+  with pytest.raises(ValueError, match=message):
+    _specs((rule,))
+
+
+def test_optional_rules_leave_whole_what_they_do_not_fit():
+  assert _specs((Rule('fc1/kernel', (None, 'model'), optional=True),)) == {}
+
+
+def test_rules_without_a_leaf_are_refused():
+  layout = Layout(MESH, (('kernel', ()), ('qkv/kernel', (None, 'model'))))
+  with pytest.raises(ValueError, match=r"'qkv/kernel' decides about no leaf; leaves: \['bank"):
+    check_rules(layout, TREE)
+  check_rules(Layout(MESH, (('qkv/kernel', ()), ('kernel', ()))), TREE)
+  check_rules(Layout(MESH, tensor_parallel() + fsdp()), {'x': _shape(2)})
+
+
+def test_a_rule_may_be_used_by_any_tree():
+  layout = Layout(MESH, (('gram', ()), ('head', ())))
+  check_rules(layout, TREE, {'head': _shape(2)})
+
+
+def test_batch_sizes_must_fit_the_data_axis():
+  check_batches(Layout(MESH), {'batch_size': 8})
+  with pytest.raises(ValueError, match=r"eval_batch_size 10 .* 4 devices of axis 'data'"):
+    check_batches(Layout(MESH), {'batch_size': 8, 'eval_batch_size': 10})
+
+
+def test_meshes_over_the_devices_there_are():
+  count = jax.device_count()
+  assert make_mesh().shape == {'data': count}
+  assert make_mesh({'data': count, 'model': 1}).axis_names == ('data', 'model')
+  with pytest.raises(ValueError, match=f'does not fit {count} devices'):
+    make_mesh({'data': count, 'model': 2})
+  with pytest.raises(ValueError, match="needs an axis 'data'"):
+    make_mesh({'model': count})
+  assert one_device().mesh.size == 1
+
+
+def test_axes_are_auto():
+  types = {str(t) for t in (*make_mesh().axis_types, *one_device().mesh.axis_types)}
+  assert types == {str(AxisType.Auto)}
+
+
+def test_batches_are_split_and_counts_are_not():
+  assert batched(Layout(MESH)).spec == P('data')
+  assert replicated(Layout(MESH)).spec == P()
