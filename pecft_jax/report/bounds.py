@@ -1,0 +1,126 @@
+"""Where a run stands between its bounds: sequential fine-tuning below, joint training above."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pecft_jax.report import glossary
+from pecft_jax.report.read import Run
+from pecft_jax.train import metrics
+
+
+class Standing(NamedTuple):
+  """Average accuracies after the same number of tasks."""
+
+  title: str  # The method.
+  tasks: int  # Finished tasks, 0 where there is nothing to compare yet.
+  total: int
+  accuracy: float | None
+  lower: float | None  # Sequential fine-tuning.
+  upper: float | None  # Joint training.
+  notes: tuple[str, ...]  # What is missing from the comparison, and why.
+
+  @property
+  def gained(self) -> float | None:
+    """Points over sequential fine-tuning."""
+    return None if self.accuracy is None or self.lower is None else self.accuracy - self.lower
+
+  @property
+  def missing(self) -> float | None:
+    """Points below joint training."""
+    return None if self.accuracy is None or self.upper is None else self.upper - self.accuracy
+
+  @property
+  def closed(self) -> float | None:
+    """Share of the gap between the bounds that the method closes; None without a gap."""
+    if self.gained is None or self.missing is None or self.gained + self.missing <= 0:
+      return None
+    return self.gained / (self.gained + self.missing)
+
+
+def standing(run: Run) -> Standing:
+  """Compares a run with its references after the tasks that it has finished."""
+  k, notes, values, absent = run.finished, list(run.problems), {}, []
+  for name, words in glossary.NAMES.items():
+    reference, recorded = run.references.get(name), _recorded(run, name)
+    values[name] = None
+    if reference is not None and reference.finished >= max(k, 1):
+      values[name] = float(reference.curve()[k - 1]) if k else None
+    elif reference is not None:
+      so_far = f'{reference.finished} of {reference.total} tasks'
+      notes.append(f'Left out of the comparison: {words}, which has finished {so_far}')
+    elif recorded.get('average_accuracy') is not None:
+      values[name] = float(recorded['average_accuracy'])
+    elif not _beside(run, name):
+      absent.append(words)
+  if absent:
+    notes.append(f'No run of {" or ".join(absent)} beside this one')
+  return Standing(
+    title=run.title,
+    tasks=k,
+    total=run.total,
+    accuracy=float(run.curve()[-1]) if k else None,
+    lower=values['finetune'],
+    upper=values['joint'],
+    notes=tuple(notes),
+  )
+
+
+def headline(at: Standing) -> str:
+  """The standing as one sentence."""
+  if at.accuracy is None:
+    return f'{at.title}: no task finished yet'
+  after = '' if at.tasks == at.total else f' after {at.tasks} of {at.total} tasks'
+  text = f'{at.title}: {glossary.percent(at.accuracy)} average accuracy{after}'
+  parts = clauses(at)
+  return f'{text}; {"; ".join(parts)}' if parts else text
+
+
+def clauses(at: Standing) -> list[str]:
+  """What the sentence says about the bounds: nothing where there are none."""
+  sides = []
+  if at.gained is not None:
+    where = 'over' if at.gained >= 0 else 'below'
+    amount = glossary.points(at.gained) if at.gained >= 0 else _plain(at.gained)
+    sides.append(f'{amount} points {where} {glossary.NAMES["finetune"]}')
+  if at.missing is not None:
+    where = 'below' if at.missing >= 0 else 'above'
+    sides.append(f'{_plain(at.missing)} points {where} {glossary.NAMES["joint"]}')
+  closed = at.closed
+  gap = f'closes {glossary.percent(closed, 0)} of the gap' if closed and closed > 0 else None
+  return [', '.join(sides), *([gap] if gap else [])] if sides else []
+
+
+def beside(run: Run) -> dict[str, Mapping[str, float]]:
+  """Metrics of the bounds after as many tasks as the run has finished, by what to call them.
+
+  A bound that has not come so far is named with the tasks that its numbers stand for.
+  """
+  out = {}
+  for name, words in glossary.NAMES.items():
+    reference, k = run.references.get(name), run.finished
+    if reference is None or not reference.finished:
+      if recorded := _recorded(run, name):
+        out[words] = recorded
+    elif reference.finished > k > 0:
+      out[words] = metrics.summarise(reference.matrix[:k], run.results.get('test_sizes') or None)
+    else:
+      late = (
+        '' if reference.finished == k else f' (after {reference.finished} of {run.total} tasks)'
+      )
+      out[words + late] = reference.metrics
+  return out
+
+
+def _plain(value: float) -> str:
+  return glossary.number(abs(100 * value))
+
+
+def _beside(run: Run, name: str) -> bool:
+  return (run.path / 'references' / name / 'results.json').exists()
+
+
+def _recorded(run: Run, name: str) -> Mapping[str, float]:
+  """What results.json tells of a bound whose directory is gone; of the end of the run only."""
+  if not run.done or _beside(run, name):
+    return {}
+  return (run.results.get('references') or {}).get(name) or {}

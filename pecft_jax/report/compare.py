@@ -1,0 +1,189 @@
+"""Several runs side by side: a page to read, and Markdown to commit."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pecft_jax.report import columns, curves, facts, glossary
+from pecft_jax.report.groups import Comparison, Group, average_accuracy, compare, deviation, mean
+from pecft_jax.report.html import Raw, document, element, figure, section, table
+
+_UNLIKE = 'These runs are not of one experiment'
+_WHY = 'Differences between them are not differences between methods.'
+
+
+def write_comparison(dirs: Iterable[str | Path], out: str | Path) -> Path:
+  """Writes a self-contained page that compares work directories, and returns its path.
+
+  Runs that differ only in their seed are one row, with the mean and the sample
+  standard deviation over seeds. Unfinished runs are named and left out.
+
+  Args:
+    dirs: work directories.
+    out: the HTML file to write, or a directory for a `comparison.html`.
+
+  Raises:
+    ValueError: without any directory, or where one cannot be read.
+  """
+  found = compare(dirs)
+  path = Path(out)
+  path = path / 'comparison.html' if path.is_dir() else path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  title = _title(found)
+  body = [_top(found, title), _warning(found)]
+  if found.groups:
+    caption = 'Means over seeds; the band is one standard deviation to each side.'
+    if not found.warnings and any(run.references for g in found.groups for run in g.runs):
+      caption += ' Dashed: means of the bounds that were run beside them.'
+    svg = curves.average_accuracy(found.groups, bounds=not found.warnings)
+    drawn = figure(svg, 'Average accuracy as tasks are learned', caption)
+    body += [_accuracy(found), element('div', drawn, class_='grid'), _cost(found), _runs(found)]
+    body += [] if found.warnings else [_shared(found)]
+  if found.notes:
+    body.append(section('Notes', *(element('p', f'{note}.') for note in found.notes)))
+  body.append(element('footer', 'Made by pecft_jax.'))
+  path.write_text(document(title, *body), encoding='utf-8')
+  return path
+
+
+def comparison_markdown(dirs: Iterable[str | Path]) -> str:
+  """The comparison as a Markdown table, with warnings, identity and notes around it."""
+  found = compare(dirs)
+  lines = [f'> **{_UNLIKE}.** {_WHY}'] if found.warnings else []
+  lines += [f'> - {_plain(warning)}' for warning in found.warnings]
+  comparable = not found.warnings
+  if found.groups:
+    for shown in (columns.accuracy, columns.cost):
+      lines += ['', *_markdown(found.groups, shown(found.groups, comparable))]
+    lines += ['', f'Mean ± sample standard deviation over seeds. {_identity_line(found)}']
+  lines += ['', *(f'- {_plain(note)}.' for note in found.notes)] if found.notes else []
+  return '\n'.join(lines).strip() + '\n'
+
+
+def _markdown(groups: tuple[Group, ...], shown: columns.Table) -> list[str]:
+  head = ['Method', 'PEFT', 'Seeds', *(title for title, _ in shown)]
+  lines = [_row(head), '|' + ' --- |' * 2 + ' ---: |' * (len(head) - 2)]
+  for index, group in enumerate(groups):
+    name = f'{group.title} ({group.settings})' if group.settings else group.title
+    cells = [column[index] for _, column in shown]
+    texts = [f'**{cell.text}**' if cell.best else cell.text for cell in cells]
+    lines.append(_row([name, group.peft, str(len(group.runs)), *texts]))
+  return lines
+
+
+def _title(found: Comparison) -> str:
+  if not found.groups:
+    return 'No finished run to compare'
+  if found.warnings or len(found.groups) == 1:
+    runs = sum(len(group.runs) for group in found.groups)
+    return f'Comparison of {runs} run{"" if runs == 1 else "s"}'
+  best = found.groups[0]
+  number = columns.percentages(best.values(average_accuracy))
+  return f'{best.label} leads with {number}\u202f%'
+
+
+def _top(found: Comparison, title: str) -> Raw:
+  head = element('h1', title)
+  if not found.groups or found.warnings:
+    return element('header', head)
+  run = found.groups[0].runs[0]
+  card = run.results.get('identity') or {}
+  parts = [card.get('benchmark'), f'{run.total} tasks', card.get('backbone')]
+  kicker = element('p', ' · '.join(str(part) for part in parts if part), class_='kicker')
+  lead = [element('p', _lead(found), class_='lead')] if len(found.groups) > 1 else []
+  return element('header', kicker, head, *lead)
+
+
+def _lead(found: Comparison) -> str:
+  """How far the best is ahead, and whether that is more than seeds make."""
+  first, second = (group.values(average_accuracy) for group in found.groups[:2])
+  ahead = mean(first) - mean(second)
+  text = (
+    f'in average accuracy, {glossary.number(100 * ahead)} points ahead of {found.groups[1].label}'
+  )
+  ours, theirs = deviation(first), deviation(second)
+  if ours is None or theirs is None:
+    return f'{text}; with one seed it is not known whether that is more than chance'
+  return text if ahead > ours + theirs else f'{text}, which is within the spread over seeds'
+
+
+def _warning(found: Comparison) -> Raw:
+  if not found.warnings:
+    return Raw('')
+  items = element('ul', *(element('li', warning) for warning in found.warnings))
+  inner = (element('h2', f'⚠ {_UNLIKE}'), element('p', _WHY), items)
+  return element('div', *inner, class_='warning', role='alert')
+
+
+def _accuracy(found: Comparison) -> Raw:
+  marked = not found.warnings and len(found.groups) > 1
+  best = '; the best of each column is blue' if marked else ''
+  note = f'Mean ± sample standard deviation over seeds{best}.'
+  shown = columns.accuracy(found.groups, comparable=not found.warnings)
+  return section('What the methods reach', _table(found.groups, shown), note=note)
+
+
+def _cost(found: Comparison) -> Raw:
+  shown = columns.cost(found.groups, comparable=not found.warnings)
+  return section('What they cost', _table(found.groups, shown), note='Means over seeds.')
+
+
+def _table(groups: tuple[Group, ...], shown: columns.Table) -> Raw:
+  rows = []
+  for index, group in enumerate(groups):
+    cells = [column[index] for _, column in shown]
+    texts = [element('span', c.text, class_='best') if c.best else c.text for c in cells]
+    rows.append((_two_lines(group), len(group.runs), *texts))
+  return table(['', 'Seeds', *(title for title, _ in shown)], rows)
+
+
+def _two_lines(group: Group) -> Raw:
+  below = ' · '.join(part for part in (group.peft, group.settings) if part)
+  return Raw(element('b', group.title) + element('div', below, class_='faint'))
+
+
+def _runs(found: Comparison) -> Raw:
+  rows = [
+    (
+      group.label,
+      run.results.get('seed', 'not recorded'),
+      glossary.percent(average_accuracy(run)),
+      glossary.written(_forgetting(), run.metrics['forgetting']),
+      str(run.path),
+    )
+    for group in found.groups
+    for run in group.runs
+  ]
+  return section('Runs', table(['', 'seed', 'average accuracy', 'forgetting', 'directory'], rows))
+
+
+def _shared(found: Comparison) -> Raw:
+  """The identity of the best run, which is that of all where nothing is warned of."""
+  missing = element('span', 'not recorded', class_='missing')
+  own = ('Seeds', 'Status', 'State sha256', 'Compilations')
+  rows = [
+    (title, missing if text is None else text)
+    for title, text in facts.identity(found.groups[0].runs[0])
+    if title not in own
+  ]
+  return section('What was measured, in all runs', table([], rows, 'pairs'))
+
+
+def _forgetting() -> glossary.Metric:
+  return next(metric for metric in glossary.METRICS if metric.key == 'forgetting')
+
+
+def _identity_line(found: Comparison) -> str:
+  if found.warnings:
+    return ''
+  rows = dict(facts.identity(found.groups[0].runs[0]))
+  names = ('Benchmark', 'Scenario', 'Backbone', 'Backbone sha256', 'Class order', 'Split digest')
+  return '; '.join(f'{name.lower()}: {_plain(rows[name] or "not recorded")}' for name in names)
+
+
+def _row(cells: list[str]) -> str:
+  return '| ' + ' | '.join(map(_plain, cells)) + ' |'
+
+
+def _plain(text: str) -> str:
+  """Text that neither ends a cell nor starts HTML."""
+  return text.replace('|', '\\|').replace('<', '&lt;').replace('\n', ' ')

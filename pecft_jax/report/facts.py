@@ -1,0 +1,116 @@
+"""What is stated about a run besides its accuracy, as rows of text for any kind of output."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pecft_jax.report import glossary
+from pecft_jax.report.read import Run
+
+Rows = list[tuple[str, str | None]]  # Title and text; None where it was not recorded.
+
+_PREDICTION = {
+  'class': 'task-agnostic: the model is not told the task',
+  'domain': 'task-agnostic: the model is not told the domain',
+  'task': 'task-aware: the task is given at test time',
+}
+
+
+def identity(run: Run) -> Rows:
+  """All that a number needs beside it to be compared with another."""
+  card = run.results.get('identity') or {}
+  kind, seed = run.scenario, run.results.get('seed')
+  rows = [
+    ('Benchmark', _text(card.get('benchmark'))),
+    ('Scenario', f'{kind}-incremental, {run.total} tasks' if kind else None),
+    ('Accuracies are', _PREDICTION.get(str(kind))),
+    ('Class order', _order(card.get('class_order'))),
+    ('Split digest', _text(card.get('split_digest'))),
+    ('Backbone', _text(card.get('backbone'))),
+    ('Backbone sha256', _text(card.get('backbone_sha256'))),
+    ('Value range of inputs', _text(card.get('value_range'))),
+    ('Axis of the matrix', '[time, task]'),
+    ('Average accuracy', 'mean over tasks, each the same weight; the union is named apart'),
+    ('Forgetting', 'from the best of the past, the present not counted (RWalk)'),
+    ('Seeds', None if seed is None else f'one run, seed {seed}: no spread is known'),
+    ('Status', f'{"done" if run.done else "running"}, {run.finished} of {run.total} tasks'),
+    ('State sha256', _text(run.results.get('state_sha256'))),
+  ]
+  known = {'benchmark', 'class_order', 'split_digest', 'backbone', 'backbone_sha256', 'value_range'}
+  more = [(_title(key), _text(value)) for key, value in card.items() if key not in known]
+  compiled = run.results.get('compilations') or {}
+  times = ', '.join(f'{name} {count}' for name, count in compiled.items())
+  return rows + more + ([('Compilations', times)] if times else [])
+
+
+def efficiency(run: Run) -> Rows:
+  """What the accuracy costs; fields that were not recorded are None."""
+  e = run.results.get('efficiency') or {}
+  spent = [value for value in e.get('seconds_per_task') or () if value is not None]
+  sizes = [value for value in e.get('state_bytes_per_task') or () if value is not None]
+  growth = f'{glossary.size(sizes[0])} → {glossary.size(sizes[-1])}' if sizes else None
+  return [
+    ('Trainable parameters', _with(glossary.count, e.get('trainable_parameters'))),
+    ('State carried between tasks', _with(glossary.size, e.get('carried_state_bytes'))),
+    ('State after the first → last task', growth),
+    ('Optimizer state', _with(glossary.size, e.get('optimizer_state_bytes'))),
+    ('Frozen backbone', _with(glossary.size, e.get('backbone_bytes'))),
+    ('Forward passes per prediction', _with('{:g}'.format, e.get('forward_passes_per_prediction'))),
+    ('Training time', glossary.seconds(sum(spent)) if spent else None),
+    ('Training time per task', glossary.seconds(sum(spent) / len(spent)) if spent else None),
+    ('Images per second in training', _with(glossary.count, e.get('train_images_per_second'))),
+    ('Peak memory', _with(glossary.size, e.get('peak_memory_bytes'))),
+  ]
+
+
+def configuration(run: Run) -> Rows:
+  """config.json with nested names joined by dots, without the identity that stands elsewhere."""
+  own = {key: value for key, value in run.config.items() if key != 'identity'}
+  return [(key, glossary.listed(value)) for key, value in flat(own).items()]
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """`{'peft': {'rank': 8}}` as `{'peft.rank': 8}`."""
+  out = {}
+  for key, value in config.items():
+    nested = isinstance(value, Mapping) and value
+    out |= flat(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
+  return out
+
+
+def per_task(run: Run) -> tuple[list[str], list[list[str]]]:
+  """Titles, and one row for each finished task."""
+  k, a = run.finished, run.matrix
+  columns = {
+    'learned': [glossary.percent(a[j, j]) for j in range(k)],
+    'final' if run.done else 'now': [glossary.percent(a[-1, j]) for j in range(k)],
+    'change': [glossary.points(a[-1, j] - a[j, j]) if j < k - 1 else '' for j in range(k)],
+  }
+  if run.task_aware is not None and len(run.task_aware) == k and run.scenario != 'task':
+    columns['task-aware'] = [glossary.percent(value) for value in run.task_aware[-1, :k]]
+  e = run.results.get('efficiency') or {}
+  for title, values, write in (
+    ('test examples', run.results.get('test_sizes'), str),
+    ('seconds', e.get('seconds_per_task'), glossary.number),
+    ('state', e.get('state_bytes_per_task'), glossary.size),
+  ):
+    if values and len(values) >= k:
+      columns[title] = ['' if value is None else write(value) for value in values[:k]]
+  rows = [[name, *cells] for name, *cells in zip(run.tasks[:k], *columns.values(), strict=True)]
+  return ['task', *columns], rows
+
+
+def _order(order: Any) -> str | None:
+  natural = isinstance(order, list) and order == list(range(len(order)))
+  return f'natural, 0 to {len(order) - 1}' if natural and order else _text(order)
+
+
+def _text(value: Any) -> str | None:
+  return None if value is None else glossary.listed(value)
+
+
+def _title(key: str) -> str:
+  return key.replace('_', ' ').capitalize()
+
+
+def _with(write: Any, value: Any) -> str | None:
+  return None if value is None else write(value)

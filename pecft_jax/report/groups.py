@@ -1,0 +1,174 @@
+"""Groups runs that differ only in their seed, and says what cannot be compared."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pecft_jax.report import facts, glossary
+from pecft_jax.report.bounds import standing
+from pecft_jax.report.read import Run, read_run
+
+# Settings that do not make another experiment: what they lead to is in the identity, or
+# stands beside the run.
+_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'references')
+_IDENTITY = {
+  'benchmark': 'benchmark',
+  'split_digest': 'split digest',
+  'class_order': 'class order',
+  'backbone': 'backbone',
+  'backbone_sha256': 'backbone sha256',
+  'value_range': 'value range',
+}
+
+
+class Group(NamedTuple):
+  """Finished runs of one experiment, one for each seed."""
+
+  title: str  # Method and wrappers.
+  peft: str
+  settings: str  # What sets it apart from groups of the same method and PEFT; often empty.
+  runs: tuple[Run, ...]  # By seed.
+
+  @property
+  def label(self) -> str:
+    """All of its names on one line."""
+    return ' · '.join(part for part in (self.title, self.peft, self.settings) if part)
+
+  def values(self, read: Callable[[Run], float | None]) -> list[float]:
+    """What `read` finds in each run, without the runs where it finds None."""
+    found = [read(run) for run in self.runs]
+    return [value for value in found if value is not None]
+
+
+class Comparison(NamedTuple):
+  """What stands on one page."""
+
+  groups: tuple[Group, ...]  # The best average accuracy first.
+  warnings: tuple[str, ...]  # Reasons against comparing.
+  notes: tuple[str, ...]  # What is left out, what is uncertain.
+
+
+def compare(dirs: Iterable[str | Path]) -> Comparison:
+  """Reads work directories and groups the finished ones.
+
+  Raises:
+    ValueError: without any directory, or where one cannot be read.
+  """
+  runs = [read_run(path) for path in dirs]
+  if not runs:
+    raise ValueError('expected at least one work directory to compare, got none')
+  notes = [
+    f'Left out: {run.title} in {run.path}, which has finished {run.finished} of {run.total} tasks'
+    for run in runs
+    if not run.done
+  ]
+  members: dict[str, list[Run]] = {}
+  for run in runs:
+    if run.done:
+      members.setdefault(_key(run), []).append(run)
+  groups = _named([sorted(group, key=_seed) for group in members.values()])
+  groups.sort(key=lambda group: -mean(group.values(average_accuracy)))
+  return Comparison(tuple(groups), tuple(_unlike(groups)), tuple(notes + _uncertain(groups)))
+
+
+def average_accuracy(run: Run) -> float:
+  return run.metrics['average_accuracy']
+
+
+def mean(values: list[float]) -> float:
+  return float(np.mean(values))
+
+
+def deviation(values: list[float]) -> float | None:
+  """Sample standard deviation (divided by n - 1); None for one value."""
+  return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def gained(run: Run) -> float | None:
+  """Points over the run's own sequential fine-tuning."""
+  return standing(run).gained
+
+
+def closed(run: Run) -> float | None:
+  """Share of the gap between the run's own bounds that it closes."""
+  return standing(run).closed
+
+
+def _seed(run: Run) -> str:
+  return f'{run.results.get("seed", "")!s:>20}'  # Numbers in their order, names after each other.
+
+
+def _stable(settings: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: value
+    for name, value in facts.flat(settings).items()
+    if name.rsplit('.', 1)[-1] not in _VOLATILE
+  }
+
+
+def _key(run: Run) -> str:
+  """Equal for runs that differ only in their seed."""
+  r = run.results
+  card, config = _stable(r.get('identity') or {}), _stable(run.config)
+  key = [run.title, r.get('peft'), run.scenario, run.total, card, config]
+  return json.dumps(key, sort_keys=True, default=str)
+
+
+def _named(members: list[list[Run]]) -> list[Group]:
+  """Names groups, by their differing settings too where method and PEFT are the same."""
+  groups = []
+  for runs in members:
+    first = runs[0]
+    names = (first.title, str(first.results.get('peft') or ''))
+    alike = [r[0] for r in members if (r[0].title, str(r[0].results.get('peft') or '')) == names]
+    configs = [_stable(run.config) for run in alike]
+    differing = sorted(
+      name
+      for name in set().union(*configs)
+      if any(config.get(name) != configs[0].get(name) for config in configs)
+    )
+    mine = _stable(first.config)
+    settings = ', '.join(f'{name} {glossary.listed(mine.get(name), 4)}' for name in differing[:4])
+    settings += f' and {len(differing) - 4} more' if len(differing) > 4 else ''
+    groups.append(Group(*names, settings, tuple(runs)))
+  return groups
+
+
+def _unlike(groups: list[Group]) -> list[str]:
+  """One line for each part of the identity in which the groups differ."""
+  out = []
+  runs = [(group, run) for group in groups for run in group.runs]
+  readers = {'scenario': lambda run: run.scenario, 'number of tasks': lambda run: run.total}
+  for key, title in _IDENTITY.items():
+    readers[title] = lambda run, key=key: (run.results.get('identity') or {}).get(key)
+  for title, read in readers.items():
+    found: dict[str, set[str]] = {}
+    for group, run in runs:
+      value = read(run)
+      # Whole values are compared; what is shown of them may be cut.
+      exact = json.dumps(value, sort_keys=True, default=str)
+      found.setdefault(exact, set()).add(group.label)
+    if len(found) > 1:
+      parts = [
+        f'{"not recorded" if exact == "null" else glossary.listed(json.loads(exact), 6)} '
+        f'({"; ".join(sorted(labels))})'
+        for exact, labels in found.items()
+      ]
+      out.append(f'{title}: ' + ' against '.join(parts))
+  return out
+
+
+def _uncertain(groups: list[Group]) -> list[str]:
+  out = []
+  for group in groups:
+    seeds = [str(run.results.get('seed')) for run in group.runs]
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+      which = ', '.join(twice)
+      out.append(f'Seed {which} was run more than once; too little spread: {group.label}')
+  single = [group.label for group in groups if len(group.runs) == 1]
+  if single:
+    out.append(f'One seed only, so no spread is known: {"; ".join(single)}')
+  return out

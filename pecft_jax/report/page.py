@@ -1,0 +1,153 @@
+"""report.html: one run on one self-contained page."""
+
+from pathlib import Path
+
+from pecft_jax.report import facts, glossary, plots
+from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
+from pecft_jax.report.html import Raw, document, element, figure, section, table
+from pecft_jax.report.read import Run, read_run
+from pecft_jax.train import metrics
+
+_ROW = 4  # Tiles in a row; what does not fill a row stands just in the table.
+
+
+def write_page(run_dir: str | Path) -> Path:
+  """Writes `report.html` into a work directory, finished or not, and returns its path.
+
+  Raises:
+    ValueError: where the directory's results.json cannot be read.
+  """
+  run = read_run(run_dir)
+  at = standing(run)
+  body = [_top(run, at), _bar(at)]
+  if run.finished:
+    body += [_tiles(run), _figures(run), _metrics(run), _tasks(run)]
+  body += [_costs(run), section('What was measured', _pairs(facts.identity(run)))]
+  if run.config:
+    body.append(section('Configuration', _pairs(facts.configuration(run))))
+  body.append(element('footer', f'Made by pecft_jax from {run.path.resolve().name}/results.json.'))
+  path = run.path / 'report.html'
+  path.write_text(document(headline(at), *body), encoding='utf-8')
+  return path
+
+
+def _top(run: Run, at: Standing) -> Raw:
+  name, peft = run.results.get('name'), run.results.get('peft')
+  kicker = ' · '.join(str(part) for part in (name, peft) if part)
+  unfinished = f'running: {run.finished} of {run.total} tasks'
+  badge = [] if run.done else [' ', element('span', unfinished, class_='badge')]
+  if at.accuracy is None:
+    head = element('h1', at.title, ': no task finished yet', *badge)
+  else:
+    number = element('span', glossary.percent(at.accuracy), class_='method')
+    head = element('h1', f'{at.title}: ', number, ' average accuracy', *badge)
+  lead = [element('p', '; '.join(clauses(at)), class_='lead')] if clauses(at) else []
+  notes = [element('p', f'{note}.', class_='note') for note in at.notes]
+  return element('header', element('p', kicker, class_='kicker'), head, *lead, *notes)
+
+
+def _bar(at: Standing) -> Raw:
+  """The gap between the bounds, with the method on it; nothing without both bounds."""
+  accuracy, lower, upper, closed = at.accuracy, at.lower, at.upper, at.closed
+  if accuracy is None or lower is None or upper is None or closed is None:
+    return Raw('')
+  share = 100 * min(max(closed, 0.0), 1.0)
+  edge = ' first' if share < 12 else ' last' if share > 88 else ''
+  low, high = (f'{glossary.NAMES[n]} ' for n in ('finetune', 'joint'))
+  return element(
+    'div',
+    element('i', style=f'width:{share:.1f}%'),
+    element('span', f'{at.title} {glossary.percent(accuracy)}', class_=f'above method{edge}',
+            style=f'left:{share:.1f}%'),
+    element('span', low, element('b', glossary.percent(lower)), class_='below first',
+            style='left:0;color:var(--lower)'),
+    element('span', high, element('b', glossary.percent(upper)), class_='below last',
+            style='left:100%;color:var(--upper)'),
+    class_='bar',
+  )  # fmt: skip
+
+
+def _tiles(run: Run) -> Raw:
+  tiles = []
+  for metric in [m for m in glossary.METRICS if m.key in run.metrics]:
+    text = glossary.written(metric, run.metrics[metric.key])
+    unit = element('small', ' points') if metric.difference else ''
+    tiles.append((metric.title, text, unit, metric.definition))
+  # In task-incremental runs the matrix itself is task-aware.
+  if run.task_aware is not None and len(run.task_aware) and run.scenario != 'task':
+    value = float(metrics.average_accuracy(run.task_aware)[-1])
+    words = 'Average accuracy if the task were given at test time.'
+    tiles.insert(1, ('Task-aware accuracy', glossary.percent(value), '', words))
+  tiles = tiles[: min(len(tiles) // _ROW * _ROW, 2 * _ROW)]
+  return element('div', *(
+    element('div', element('div', name, class_='name'),
+            element('div', text, unit, class_='value'), element('p', words), class_='tile')
+    for name, text, unit, words in tiles), class_='tiles')  # fmt: skip
+
+
+def _figures(run: Run) -> Raw:
+  wide = run.total > plots.WIDE
+  between = ' The band lies between the bounds.' if len(run.references) == 2 else ''
+  found = [
+    figure(
+      plots.average_accuracy(run),
+      'Average accuracy as tasks are learned',
+      f'Mean accuracy over the tasks seen so far.{between}',
+    ),
+    figure(
+      plots.accuracy_matrix(run),
+      'Accuracy matrix',
+      'A column follows one task; the diagonal was just learned.',
+      wide,
+    ),
+    figure(
+      plots.forgetting(run),
+      'What becomes of each task',
+      'Each line starts with a dot, where its task is learned.',
+      wide,
+    ),
+  ]
+  loss = plots.training_loss(run)
+  if loss:
+    words = 'All updates in order; each colour is a task, the strong line a running mean.'
+    found.append(figure(loss, 'Training loss', words))
+  return element('div', *found, class_='grid')
+
+
+def _metrics(run: Run) -> Raw:
+  """Every metric of the method beside those of its bounds."""
+  bounds = beside(run)
+  rows = []
+  for metric in glossary.METRICS:
+    values = [run.metrics.get(metric.key), *(v.get(metric.key) for v in bounds.values())]
+    if any(value is not None for value in values):
+      cells = ['' if v is None else glossary.written(metric, v) for v in values]
+      cells[0] = element('b', cells[0], class_='method')
+      rows.append((metric.title, *cells, element('p', metric.definition, class_='text')))
+  note = 'Accuracies in percent; differences in points.'
+  return section('Metrics', table(['', run.title, *bounds, ''], rows), note=note)
+
+
+def _costs(run: Run) -> Raw:
+  """What the method costs, beside its bounds where they were run."""
+  runs = [run, *run.references.values()]
+  columns = [[text for _, text in facts.efficiency(each)] for each in runs]
+  titles = [title for title, _ in facts.efficiency(run)]
+  rows = [
+    (title, *('\u2013' if text is None else text for text in texts))
+    for title, *texts in zip(titles, *columns, strict=True)
+    if any(text is not None for text in texts)
+  ]
+  if not rows:
+    return Raw('')
+  names = [run.title, *(glossary.NAMES[name] for name in run.references)]
+  return section('What it costs', table(['', *names], rows))
+
+
+def _tasks(run: Run) -> Raw:
+  return section('Task by task', table(*facts.per_task(run)))
+
+
+def _pairs(rows: facts.Rows) -> Raw:
+  missing = element('span', 'not recorded', class_='missing')
+  return table([], [(title, missing if text is None else text) for title, text in rows], 'pairs')

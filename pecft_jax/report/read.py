@@ -1,0 +1,194 @@
+"""Reads a work directory: config.json, metrics.jsonl, results.json and the references beside it."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pecft_jax.train import metrics
+
+REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
+# A reference that differs in one of these is not a bound of the run.
+_SAME = ('benchmark', 'class_order', 'split_digest', 'backbone_sha256', 'value_range')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run as its work directory tells it; k finished tasks of T."""
+
+  path: Path
+  results: Mapping[str, Any]  # results.json as it stands.
+  config: Mapping[str, Any]  # config.json; empty where there is none.
+  log: tuple[Mapping[str, Any], ...]  # Rows of metrics.jsonl.
+  matrix: np.ndarray  # [k, T] accuracy [time, task], NaN where not evaluated.
+  task_aware: np.ndarray | None  # [k, T], where it was evaluated apart.
+  metrics: Mapping[str, float]  # As recorded, completed from the matrix.
+  references: Mapping[str, 'Run']  # Readable runs of the bounds, by name in REFERENCES.
+  problems: tuple[str, ...] = ()  # What could not be read and was left out.
+
+  @property
+  def finished(self) -> int:
+    """k, the number of finished tasks."""
+    return self.matrix.shape[0]
+
+  @property
+  def total(self) -> int:
+    """T, the number of tasks in the sequence."""
+    return self.matrix.shape[1]
+
+  @property
+  def done(self) -> bool:
+    return self.results.get('status', 'done') == 'done' and 0 < self.finished == self.total
+
+  @property
+  def title(self) -> str:
+    """The method with its wrappers, or the run's name, or its directory's."""
+    method = self.results.get('method') or self.results.get('name') or self.path.resolve().name
+    # A wrapped method mostly has a name that says so: derpp(olora).
+    wrappers = [str(name) for name in self.results.get('wrappers') or ()]
+    return ' + '.join([str(method), *(name for name in wrappers if f'{name}(' not in str(method))])
+
+  @property
+  def scenario(self) -> str | None:
+    """`class`, `task` or `domain`."""
+    scenario = self.results.get('scenario')
+    return scenario.get('kind') if isinstance(scenario, Mapping) else scenario
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """Names of the T tasks, counted from 1 where they are just numbers."""
+    names = [str(name) for name in self.results.get('tasks') or ()]
+    plain = all(re.fullmatch(r'task[ _-]?\d+', name) for name in names)
+    if plain or len(names) != self.total:
+      return tuple(f'task {j + 1}' for j in range(self.total))
+    return tuple(names)
+
+  def curve(self) -> np.ndarray:
+    """Average accuracy after each finished task, [k]."""
+    return metrics.average_accuracy(self.matrix) if self.finished else np.zeros(0)
+
+
+def read_run(directory: str | Path) -> Run:
+  """Reads a work directory.
+
+  Files other than results.json may be missing, and references may be missing or
+  unfinished; a reference that cannot be read is named in `Run.problems`.
+
+  Raises:
+    ValueError: without a readable results.json whose accuracy matrix is [time, task].
+  """
+  path = Path(directory)
+  results = _json(path / 'results.json')
+  where = path / 'results.json'
+  axis = results.get('axis')
+  if axis is not None and list(axis) != ['time', 'task']:
+    raise ValueError(f"{where}: expected axis ['time', 'task'], got {axis}")
+  if 'accuracy_matrix' not in results:
+    raise ValueError(f"{where}: expected a field 'accuracy_matrix', got {sorted(results)}")
+  matrix = _matrix(results['accuracy_matrix'], results, where)
+  aware = results.get('task_aware_accuracy_matrix')
+  references, problems = _references(path, results, matrix.shape[1])
+  log, unreadable = _rows(path / 'metrics.jsonl')
+  if unreadable:
+    problems.append(f'Left out: {unreadable} unreadable lines of metrics.jsonl')
+  return Run(
+    path=path,
+    results=results,
+    config=_json(path / 'config.json') if (path / 'config.json').exists() else {},
+    log=tuple(log),
+    matrix=matrix,
+    task_aware=None if aware is None else _matrix(aware, results, where),
+    metrics=_metrics(matrix, results, where),
+    references=references,
+    problems=tuple(problems),
+  )
+
+
+def _references(
+  path: Path, results: Mapping[str, Any], total: int
+) -> tuple[dict[str, Run], list[str]]:
+  """Runs of the bounds that can be read and compared, and why the others cannot."""
+  found, problems = {}, []
+  ours = results.get('identity') or {}
+  for name in REFERENCES:
+    beside = path / 'references' / name
+    if not (beside / 'results.json').exists():
+      continue
+    try:
+      run = read_run(beside)
+    except ValueError as error:
+      problems.append(f'Left out: reference {name}: {error}')
+      continue
+    theirs = run.results.get('identity') or {}
+    unlike = [k for k in _SAME if k in ours and k in theirs and ours[k] != theirs[k]]
+    unlike += ['the number of tasks'] if run.finished and run.total != total else []
+    if unlike:
+      problems.append(f'Left out: reference {name}, which differs in {", ".join(unlike)}')
+    else:
+      found[name] = run
+  return found, problems
+
+
+def _json(path: Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise ValueError(
+      f'{path} does not exist; expected a work directory written by `pecft run ... --workdir DIR`'
+    ) from None
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f'{path} is not readable JSON: {error}') from None
+  if not isinstance(value, dict):
+    raise ValueError(f'{path}: expected a JSON object, got {type(value).__name__}')
+  return value
+
+
+def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+  """Rows of a JSON-lines file, and how many lines are broken (a run killed while writing)."""
+  if not path.exists():
+    return [], 0
+  text = path.read_text(encoding='utf-8', errors='replace')
+  lines = [line for line in text.split('\n') if line.strip()]
+  rows, unreadable = [], 0
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      # The last line may just be in the making.
+      unreadable += number < len(lines)
+      continue
+    rows += [row] if isinstance(row, dict) else []
+  return rows, unreadable
+
+
+def _matrix(value: Any, results: Mapping[str, Any], where: Path) -> np.ndarray:
+  """[k, T], with no row where nothing is finished yet."""
+  empty = isinstance(value, list) and not any(
+    cell is not None for row in value if isinstance(row, list) for cell in row
+  )
+  if empty:
+    width = max((len(row) for row in value if isinstance(row, list)), default=0)
+    return np.zeros((0, width or len(results.get('tasks') or results.get('test_sizes') or ())))
+  try:
+    return metrics.validate(value)
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from None
+
+
+def _metrics(matrix: np.ndarray, results: Mapping[str, Any], where: Path) -> dict[str, float]:
+  recorded = {
+    name: float(value)
+    for name, value in (results.get('metrics') or {}).items()
+    if isinstance(value, int | float) and math.isfinite(value)
+  }
+  if not len(matrix):
+    return recorded
+  try:
+    return metrics.summarise(matrix, results.get('test_sizes') or None) | recorded
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from None

@@ -1,0 +1,76 @@
+"""Tables of one run for the terminal."""
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pecft_jax.report import glossary
+from pecft_jax.report.bounds import beside, headline, standing
+from pecft_jax.report.read import Run
+
+# From a pale yellow to a deep blue, the ends and the middle of the page's heat map.
+_SHADES = np.array([[251, 243, 208], [93, 188, 192], [18, 41, 106]], float)
+
+
+def accuracy_table(run: Run) -> Table:
+  """The accuracy matrix in percent, cells shaded by value, averages at the end of rows."""
+  many = run.total > 10
+  table = Table(
+    title='Accuracy (%), a row for each time',
+    title_justify='left',
+    box=None,
+    padding=0,
+    pad_edge=False,
+  )
+  # All cells of a column are of one width: rich would strip the space that aligns them.
+  table.add_column('after', style='dim')
+  for j in range(run.total):
+    table.add_column(f'{j + 1:3d}' if many else f'{j + 1:5d} ', no_wrap=True)
+  table.add_column('  mean', style='bold', no_wrap=True)
+  seen = run.matrix[~np.isnan(run.matrix)]
+  low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 1.0)
+  for k, row in enumerate(run.matrix):
+    cells = [_cell(value, low, high, many) for value in row]
+    table.add_row(f'{k + 1:5d}', *cells, f'{100 * row[: k + 1].mean():6.1f}')
+  return table
+
+
+def metrics_table(run: Run) -> Table:
+  """Metrics of the method beside sequential fine-tuning and joint training."""
+  bounds = beside(run)
+  after = '' if run.done else f' after {run.finished} of {run.total} tasks'
+  table = Table(title=f'Metrics{after}', title_justify='left', box=None, pad_edge=False)
+  table.add_column('metric')
+  table.add_column(Text(run.title), justify='right', style='bold')
+  for name in bounds:
+    table.add_column(Text(name), justify='right')
+  for metric in glossary.METRICS:
+    values = [run.metrics.get(metric.key), *(v.get(metric.key) for v in bounds.values())]
+    if any(value is not None for value in values):
+      cells = ['' if v is None else glossary.written(metric, v) for v in values]
+      table.add_row(metric.title, *cells)
+  return table
+
+
+def print_run(run: Run, console: Console | None = None) -> None:
+  """Prints the headline, the accuracy matrix and the metrics."""
+  console = Console() if console is None else console
+  at = standing(run)
+  console.print(Text(headline(at), style='bold'))
+  for note in at.notes:
+    console.print(Text(note, style='dim'))
+  if run.finished:
+    for table in (accuracy_table(run), metrics_table(run)):
+      console.print()
+      console.print(table)
+
+
+def _cell(value: float, low: float, high: float, short: bool) -> Text:
+  if np.isnan(value):
+    return Text('')
+  place = (value - low) / (high - low) if high > low else 1.0
+  rgb = [int(np.interp(place, [0, 0.5, 1], shade)) for shade in _SHADES.T]
+  ink = 'white' if np.dot(rgb, (0.299, 0.587, 0.114)) < 140 else 'black'
+  text = f'{100 * value:3.0f}' if short else f'{100 * value:5.1f} '
+  return Text(text, style=f'{ink} on rgb({rgb[0]},{rgb[1]},{rgb[2]})')

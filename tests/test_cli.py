@@ -1,0 +1,97 @@
+import json
+import pathlib
+
+import pytest
+
+from pecft_jax import cli
+from pecft_jax.catalog import METHODS, PEFTS, WRAPPERS
+
+DIGITS = str(pathlib.Path(__file__).parents[1] / 'experiments' / 'split_digits.py')
+
+
+@pytest.mark.parametrize('kind', ['peft', 'methods', 'benchmarks', 'backbones'])
+def test_list_gives_each_name_a_line(capsys, kind):
+  assert cli.main(['list', kind, '--json']) == 0
+  entries = json.loads(capsys.readouterr().out)
+  assert entries
+  assert all(line and line[0].isalnum() for line in entries.values())
+
+
+def test_lists_hold_what_can_be_run(capsys):
+  cli.main(['list', 'methods', '--json'])
+  listed = {name.split()[0] for name in json.loads(capsys.readouterr().out)}
+  assert listed == set(METHODS) | set(WRAPPERS)
+  cli.main(['list', 'peft', '--json'])
+  assert set(json.loads(capsys.readouterr().out)) == set(PEFTS)
+
+
+def test_an_unknown_kind_suggests_the_nearest(capsys):
+  assert cli.main(['list', 'method']) == 1
+  assert "did you mean 'methods'" in capsys.readouterr().err.replace('\n', ' ')
+
+
+def test_help_of_an_experiment_tells_each_flag(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['run', DIGITS, '--help'])
+  out = capsys.readouterr().out
+  assert stop.value.code == 0
+  for flag in ('--method', '--wrap', '--seed', '--workdir', '--mesh'):
+    assert flag in out
+  assert 'what learns' in out
+  assert 'Seconds between checkpoints' in out
+
+
+def test_an_unknown_flag_suggests_the_nearest(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['run', DIGITS, '--methd', 'ease'])
+  captured = capsys.readouterr()
+  assert stop.value.code != 0
+  assert '--method' in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--method', 'easse'], "did you mean 'ease'"),
+    (['--peft', 'lroa'], "did you mean 'lora'"),
+    (['--wrap', 'derp'], "did you mean 'derpp'"),
+    (['--method', 'simplecil', '--peft', 'lora'], 'it takes no PEFT'),
+    (['--method', 'olora', '--peft', 'houlsby'], 'O-LoRA needs'),
+    (['--method', 'simplecil', '--wrap', 'ewc'], 'trains nothing after the first task'),
+    (['--tasks', '3'], 'increments'),
+    (['--mesh', 'data'], 'expected a mesh as data=4,model=2'),
+    (['--mesh', 'data=1,model=7'], 'does not fit'),
+    (['--fsdp'], 'give one, as in --mesh data=8'),
+  ],
+)
+def test_mistakes_are_told_before_anything_runs(capsys, tmp_path, flags, message):
+  assert cli.main(['run', DIGITS, '--workdir', str(tmp_path / 'run'), *flags]) == 1
+  assert message in ' '.join(capsys.readouterr().err.split())
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_file_without_an_experiment_is_refused(capsys, tmp_path):
+  (tmp_path / 'nothing.py').write_text('x = 1\n')
+  assert cli.main(['run', str(tmp_path / 'nothing.py')]) == 1
+  assert 'no function experiment' in capsys.readouterr().err
+  assert cli.main(['run', str(tmp_path / 'absent.py')]) == 1
+  assert 'no experiment file' in capsys.readouterr().err
+
+
+def test_runs_with_other_flags_get_directories_of_their_own():
+  function = cli.load_experiment(DIGITS)
+  values, _ = cli.parse_flags(function, [], 'pecft')
+  other, _ = cli.parse_flags(function, ['--method', 'l2p', '--seed', '3'], 'pecft')
+  assert str(cli.default_workdir('split_digits', function, values)) == 'runs/split_digits'
+  assert str(cli.default_workdir('split_digits', function, other)).endswith('-method=l2p-seed=3')
+
+
+def test_a_mesh_with_an_axis_model_splits_layers():
+  assert cli.layout_of('', False) is None
+  plain, split, both = (
+    cli.layout_of('data=1', False),
+    cli.layout_of('data=1,model=1', False),
+    cli.layout_of('data=1,model=1', True),
+  )
+  assert not plain.rules
+  assert 0 < len(split.rules) < len(both.rules)

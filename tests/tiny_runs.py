@@ -1,0 +1,134 @@
+"""Experiments on a model so small that compiling and running it takes next to no time."""
+
+import functools
+import io
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from pecft_jax import data
+from pecft_jax.backbones.layers import linear, tap_of
+from pecft_jax.backbones.vit import find_sites
+from pecft_jax.continual.ease import ease
+from pecft_jax.continual.finetune import finetune, joint
+from pecft_jax.continual.l2p import l2p
+from pecft_jax.continual.olora import olora
+from pecft_jax.continual.ranpac import ranpac
+from pecft_jax.continual.wrappers.derpp import derpp
+from pecft_jax.peft.lora import lora
+from pecft_jax.train import Experiment, Training, sgd
+from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Features, InputSpec, Params, Site
+
+SIZE, WIDTH = 4, 8
+# All that may differ between two runs of one experiment: what was measured, not computed.
+MEASURED = ('seconds', 'seconds_per_task', 'train_images_per_second', 'peak_memory_bytes')
+
+
+@functools.cache
+def tiny_backbone() -> Backbone:
+  """Rows of pixels as tokens, one linear layer with mixing between tokens."""
+  shape = (SIZE, SIZE, 1)
+
+  def init(key):
+    kernel = lambda key, rows: jax.random.normal(key, (rows, WIDTH)) / rows**0.5
+    k_embed, k_mix = jax.random.split(key)
+    return {
+      'embed': {'kernel': kernel(k_embed, SIZE)},
+      'block_0': {'attn': {'q': {'kernel': kernel(k_mix, WIDTH), 'bias': jnp.zeros(WIDTH)}}},
+    }
+
+  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
+    del key
+    tap = tap_of(peft, {} if delta is None else delta)
+    weights = params['block_0']['attn']['q']
+
+    def encoder(x, mask):
+      del mask
+      x = x + x.mean(1, keepdims=True)
+      site = Site('linear', 'block_0/attn/q')
+      return jnp.tanh(tap(site, linear, x[:, :rows], weights['kernel'], weights['bias']))
+
+    x = inputs[..., 0] @ params['embed']['kernel']
+    x = jnp.concatenate([jnp.zeros_like(x[:, :1]), x], 1)
+    x = tap(Site('tokens', 'encoder', lead=1), encoder, x, None)
+    return Features(x[:, 0], x, {})
+
+  spec = InputSpec(shape, (0.5,), (0.25,))
+  return Backbone('tiny', init, apply, find_sites(apply, init, shape), spec, WIDTH, 1)
+
+
+@functools.cache
+def tiny_frozen() -> Params:
+  """Weights of the backbone."""
+  return tiny_backbone().init(jax.random.key(7))
+
+
+@functools.cache
+def tiny_scenario(tasks: int = 2, train: int = 12, test: int = 6) -> data.Scenario:
+  """Two classes a task, told apart by the place of a bright pixel."""
+
+  def source(count: int, seed: int) -> data.Source:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(2 * tasks).repeat(count // 2)
+    images = rng.integers(0, 128, (len(labels), SIZE, SIZE, 1), np.uint8)
+    images.reshape(len(labels), -1)[np.arange(len(labels)), labels] = 255
+    return data.arrays('tiny', images, labels)
+
+  return data.class_incremental(source(train, 0), source(test, 1), tasks=tasks)
+
+
+TRAINING = Training(sgd(0.05), epochs=2, batch_size=4, eval_batch_size=5, log_every=4)
+
+
+@functools.cache
+def tiny_method(name: str, tasks: int = 2) -> ContinualMethod:
+  """A method by name; between them they use every hook and phase."""
+  backbone, capacity, peft = tiny_backbone(), Capacity(tasks, 2 * tasks), lora('attn/q$', rank=2)
+  match name:
+    case 'finetune':
+      return finetune(backbone, peft, capacity)
+    case 'joint':
+      return joint(backbone, peft, capacity)
+    case 'l2p':
+      return l2p(backbone, capacity, pool=3, length=2, top_k=2)
+    case 'olora':
+      return olora(backbone, peft, capacity)
+    case 'ease':
+      return ease(backbone, peft, capacity)
+    case 'ranpac':
+      return ranpac(backbone, peft, capacity, projection=16)
+    case 'derpp(finetune)' | 'derpp(olora)':
+      return derpp(tiny_method(name[6:-1], tasks), size=7)
+  raise ValueError(name)
+
+
+def tiny_experiment(method: str = 'finetune', tasks: int = 2, **fields: Any) -> Experiment:
+  """An experiment of some tasks."""
+  experiment = Experiment(
+    tiny_scenario(tasks), tiny_backbone(), tiny_frozen(), tiny_method(method, tasks), TRAINING
+  )
+  return experiment._replace(**fields)
+
+
+def quiet() -> Console:
+  """A console whose `file.getvalue()` is what was printed."""
+  return Console(file=io.StringIO(), width=400)
+
+
+def unmeasured(value: Any) -> Any:
+  """JSON without what was measured."""
+  if isinstance(value, dict):
+    return {k: unmeasured(v) for k, v in value.items() if k not in MEASURED}
+  return [unmeasured(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+  """All that a run left behind and that must not depend on how it was interrupted."""
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines()
+  results = json.loads((workdir / 'results.json').read_text())
+  return {'rows': [unmeasured(json.loads(row)) for row in rows], 'results': unmeasured(results)}
