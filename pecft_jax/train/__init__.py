@@ -1,14 +1,17 @@
 """Running experiments: steps, the loop, checkpoints, results."""
 
+from pecft_jax.train.branch import Branch
 from pecft_jax.train.experiment import Experiment, Training
+from pecft_jax.train.job import Stopped
 from pecft_jax.train.loop import NonFiniteLoss
 from pecft_jax.train.optimizer import Recipe, adam, constant, cosine, recipe, sgd, warmup
 from pecft_jax.train.record import tensorboard
-from pecft_jax.train.run import Stopped, run
+from pecft_jax.train.run import run, run_seeds
 from pecft_jax.train.sharding import Layout, Rule, fsdp, make_mesh, one_device, tensor_parallel
 from pecft_jax.train.step import Steps, compile_steps
 
 __all__ = (
+  'Branch',
   'Experiment',
   'Layout',
   'NonFiniteLoss',
@@ -26,6 +29,7 @@ __all__ = (
   'one_device',
   'recipe',
   'run',
+  'run_seeds',
   'sgd',
   'tensor_parallel',
   'tensorboard',

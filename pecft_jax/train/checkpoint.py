@@ -20,11 +20,12 @@ from orbax.checkpoint import v1 as ocp
 
 from pecft_jax.paths import named_leaves
 from pecft_jax.train.position import Position
+from pecft_jax.train.processes import barrier, is_first
 from pecft_jax.train.state import tree_sha256
 from pecft_jax.typing import TrainState
 
 # What a killed process was writing or deleting.
-_UNFINISHED = r'\d+\.(orbax-checkpoint-tmp.*|deleted)'
+_UNFINISHED = r'\d+\.(orbax-checkpoint-tmp.*|deleted|branching)'
 
 
 class Damaged(ValueError):
@@ -35,7 +36,13 @@ class Checkpoints:
   """The checkpoints of one work directory, numbered by the ticks of the run."""
 
   def __init__(
-    self, directory: pathlib.Path, keep: int = 2, identity: dict[str, Any] | None = None
+    self,
+    directory: pathlib.Path,
+    keep: int = 2,
+    identity: dict[str, Any] | None = None,
+    *,
+    keep_tasks: bool = False,
+    opened_to_read: bool = False,
   ):
     """Opens a directory, made if need be.
 
@@ -44,10 +51,21 @@ class Checkpoints:
       keep: how many of the newest stay.
       identity: the run's, as JSON; written into each checkpoint, so that one that
         is found alone tells which backbone and which split it belongs to.
+      keep_tasks: whether those made after a task stay, too.
+      opened_to_read: leave everything there as it is: another process may be
+        writing.
     """
     self._directory, self._keep, self._identity = directory.absolute(), keep, identity
-    self._directory.mkdir(parents=True, exist_ok=True)
+    self._keep_tasks = keep_tasks
+    self._boundaries: dict[int, bool] = {}
     self._pending: Any = None
+    if not opened_to_read:
+      if is_first():
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._clear()
+      barrier('checkpoints opened')
+
+  def _clear(self) -> None:
     for path in self._directory.iterdir():
       if re.fullmatch(_UNFINISHED, path.name):
         shutil.rmtree(path)
@@ -82,10 +100,37 @@ class Checkpoints:
       return
     pending, self._pending = self._pending, None
     pending.result()
+    if not is_first():
+      return
     for tick in self.ticks()[: -self._keep]:
+      if self._keep_tasks and self._after_task(tick):
+        continue
       # Renamed first, so that what is left of it after a kill is no checkpoint.
       going = self._at(tick).rename(self._directory / f'{tick}.deleted')
       shutil.rmtree(going)
+
+  def _after_task(self, tick: int) -> bool:
+    if tick not in self._boundaries:
+      position = self.position(tick)
+      self._boundaries[tick] = position is not None and position.at_boundary()
+    return self._boundaries[tick]
+
+  def position(self, tick: int) -> Position | None:
+    """Where the run was, by a checkpoint's metadata alone; None where they cannot be read."""
+    meta = self._metadata(tick)
+    return None if meta is None else Position.from_json(meta['position'])
+
+  def identity(self, tick: int) -> dict[str, Any] | None:
+    """The identity that is written into a checkpoint; None where it cannot be read."""
+    meta = self._metadata(tick)
+    return None if meta is None else meta['identity']
+
+  def _metadata(self, tick: int) -> dict[str, Any] | None:
+    try:
+      meta: Any = ocp.metadata(self._at(tick)).custom_metadata
+      return meta if meta['position_sha256'] == _json_sha256(meta['position']) else None
+    except Exception:  # Whatever a broken file makes orbax raise.
+      return None
 
   def ticks(self) -> list[int]:
     """Numbers of the checkpoints there are, oldest first."""
@@ -118,8 +163,9 @@ class Checkpoints:
       except Damaged as error:
         tell(f'{error}; going back to the one before it')
         damaged.append(tick)
-    for tick in damaged:
+    for tick in damaged if is_first() else ():
       _move_aside(self._at(tick), self._directory.parent / 'damaged')
+    barrier('checkpoints read')
     return found
 
   def load(self, tick: int, like: Any, shardings: Any) -> tuple[TrainState, Position]:

@@ -7,6 +7,27 @@ PHASES = ('begin', 'prepare', 'train', 'consolidate', 'end', 'evaluate')
 
 
 @dataclasses.dataclass
+class Findings:
+  """What was gathered on the way, of one seed.
+
+  Attributes:
+    counts: [task, 3] correct, correct among the task's own classes, and total,
+      of the evaluation under way.
+    accuracy: rows of the accuracy matrix so far, None above the diagonal.
+    aware: the same, with the task known at test time.
+    losses: of the steps since the last row of the log, with right and total
+      examples.
+    rows: of the log.
+  """
+
+  counts: list[list[int]] = dataclasses.field(default_factory=list)
+  accuracy: list[list[float | None]] = dataclasses.field(default_factory=list)
+  aware: list[list[float | None]] = dataclasses.field(default_factory=list)
+  losses: list[list[float]] = dataclasses.field(default_factory=list)
+  rows: int = 0
+
+
+@dataclasses.dataclass
 class Position:
   """The place in a sequence, and what was gathered on the way.
 
@@ -15,51 +36,47 @@ class Position:
     phase: one of `PHASES`.
     batch: batches done within the phase.
     tick: batches and boundaries done in the whole run; numbers checkpoints.
-    counts: [task, 3] correct, correct among the task's own classes, and total,
-      of the evaluation under way.
-    accuracy: rows of the accuracy matrix so far, None above the diagonal.
-    aware: the same, with the task known at test time.
-    losses: of the steps since the last row of the log, with right and total
-      examples.
-    data: state of the training data's iterator.
-    rows: of the log.
+    data: state of the training data's iterators, which seeds share.
     seconds: spent on each task so far.
-    images: training examples seen.
+    images: training examples seen, of all seeds.
     training_seconds: spent in the training phases.
     compilations: of each jitted function, the most in one process.
     peak_bytes: largest resident size of a process, as of the last checkpoint.
-    unfetched: logs of steps that are still on their device; no part of the JSON.
+    seeds: the findings of each seed.
+    logs: of steps, still on their devices; no part of the JSON.
+    sums: of the evaluation under way, likewise, by task.
   """
 
   task: int = 0
   phase: str = 'begin'
   batch: int = 0
   tick: int = 0
-  counts: list[list[Any]] = dataclasses.field(default_factory=list)
-  accuracy: list[list[float | None]] = dataclasses.field(default_factory=list)
-  aware: list[list[float | None]] = dataclasses.field(default_factory=list)
-  losses: list[list[float]] = dataclasses.field(default_factory=list)
   data: Any = None
-  rows: int = 0
   seconds: list[float] = dataclasses.field(default_factory=list)
   images: int = 0
   training_seconds: float = 0.0
   compilations: dict[str, int] = dataclasses.field(default_factory=dict)
   peak_bytes: int = 0
-  unfetched: list[Any] = dataclasses.field(default_factory=list)
+  seeds: list[Findings] = dataclasses.field(default_factory=lambda: [Findings()])
+  logs: list[Any] = dataclasses.field(default_factory=list)
+  sums: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+  def evaluated(self) -> int:
+    """The number of tasks after which all were evaluated."""
+    return len(self.seeds[0].accuracy)
 
   def at_boundary(self) -> bool:
     """Whether a task has just been evaluated, and its row of accuracies is there."""
-    return len(self.accuracy) == self.task + 1
+    return self.evaluated() == self.task + 1
 
   def to_json(self) -> dict[str, Any]:
     """A dict of JSON's own types; only once everything was fetched from the devices."""
-    assert not self.unfetched
+    assert not self.logs and not self.sums
     value = dataclasses.asdict(self)
-    del value['unfetched']
+    del value['logs'], value['sums']
     return value
 
   @classmethod
   def from_json(cls, value: dict[str, Any]) -> 'Position':
     """The inverse of `to_json`."""
-    return cls(**value)
+    return cls(**{**value, 'seeds': [Findings(**each) for each in value['seeds']]})

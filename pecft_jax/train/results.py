@@ -20,20 +20,23 @@ def results(
   position: Position,
   *,
   digest: str | None,
+  seed: int = 0,
 ) -> dict[str, Any]:
   """The record of a run, finished or not: a function of its checkpoint, so that it can be remade.
 
   Args:
     experiment: that is run.
     method: the method, or one of the references.
-    state: at that position, or its shapes.
+    state: at that position, of one seed, or its shapes.
     position: where the run is.
     digest: sha256 of the final state; None while running.
+    seed: number of the seed among those of the run.
   """
   scenario = experiment.scenario
   sizes = [len(task.test.rows) for task in scenario.tasks]
-  primary = position.aware if scenario.kind == 'task' else position.accuracy
-  done = len(position.accuracy)
+  found = position.seeds[seed]
+  primary = found.aware if scenario.kind == 'task' else found.accuracy
+  done = len(found.accuracy)
   return {
     'name': scenario.name,
     'status': 'running' if digest is None else 'done',
@@ -45,7 +48,7 @@ def results(
     'test_sizes': sizes,
     'axis': ['time', 'task'],
     'accuracy_matrix': primary,
-    'task_aware_accuracy_matrix': position.aware,
+    'task_aware_accuracy_matrix': found.aware,
     'metrics': metrics(primary, sizes) if done else {},
     'efficiency': {
       'trainable_parameters': tree_size(state.params),
@@ -58,6 +61,7 @@ def results(
         position.images / position.training_seconds if position.training_seconds else None
       ),
       'peak_memory_bytes': position.peak_bytes or None,
+      'seeds_together': len(position.seeds),  # Times and memory are those of all.
     },
     'identity': describe(experiment),
     'seed': experiment.seed,

@@ -2,41 +2,27 @@
 
 import contextlib
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from rich.console import Console
 
-from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.train.branch import Branch, start_branch
 from pecft_jax.train.experiment import Experiment, check_experiment, describe
-from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
-from pecft_jax.train.position import Position
-from pecft_jax.train.progress import Reporter
-from pecft_jax.train.record import Record, Writer, plain, write_json
-from pecft_jax.train.results import metrics, peak_memory, results
-from pecft_jax.train.sharding import Layout, check_batches, one_device
+from pecft_jax.train.job import Job, run_job
+from pecft_jax.train.processes import barrier, first_only, is_first
+from pecft_jax.train.record import Writer, write_json
+from pecft_jax.train.results import metrics
+from pecft_jax.train.sharding import Layout, check_batches, make_mesh, one_device
 from pecft_jax.train.signals import stop_signals
 from pecft_jax.train.state import tree_sha256
-from pecft_jax.train.step import Steps, compilations, compile_steps
 from pecft_jax.train.workdir import claim, locked
-from pecft_jax.typing import ContinualMethod, TrainState
-
-
-class Stopped(Exception):
-  """The run was asked to stop, has saved, and can be resumed."""
+from pecft_jax.typing import ContinualMethod
 
 
 def run(
-  experiment: Experiment,
-  workdir: str | pathlib.Path,
-  *,
-  config: dict[str, Any] | None = None,
-  layout: Layout | None = None,
-  save_every: float = 60.0,
-  writers: tuple[Writer, ...] = (),
-  console: Console | None = None,
+  experiment: Experiment, workdir: str | pathlib.Path, *, writers: Sequence[Writer] = (), **how: Any
 ) -> dict[str, Any]:
   """Runs the method of an experiment, then its references, and records what they find.
 
@@ -46,15 +32,14 @@ def run(
   newest good checkpoint stands, and ends as if it had never stopped: only
   measured times and memory differ. A finished run is read, not run again.
 
+  In a job of several processes, all call this with equal arguments and one
+  work directory that all of them see.
+
   Args:
     experiment: what to run.
     workdir: made if need be.
-    config: settings that must be the same on resuming, as JSON.
-    layout: mesh and sharding rules; the first device alone by default. A run
-      may be resumed on another one.
-    save_every: seconds between checkpoints; there is one after each task, too.
     writers: take rows of metrics beside the files.
-    console: for progress; standard output by default.
+    **how: keywords of `run_seeds`.
 
   Returns:
     The content of results.json.
@@ -65,132 +50,161 @@ def run(
     NonFiniteLoss: if training diverges.
     Stopped: after SIGTERM or SIGINT, once everything is saved.
   """
-  layout = one_device() if layout is None else layout
+  directory = pathlib.Path(workdir)
+  rows = {experiment.seed: tuple(writers)}
+  return _run(experiment, directory, {experiment.seed: '.'}, rows, stacked=False, **how)[0]
+
+
+def run_seeds(
+  experiment: Experiment,
+  seeds: Sequence[int],
+  workdir: str | pathlib.Path,
+  *,
+  config: dict[str, Any] | None = None,
+  layout: Layout | None = None,
+  save_every: float = 60.0,
+  keep_tasks: bool = False,
+  branch: Branch | None = None,
+  console: Console | None = None,
+) -> list[dict[str, Any]]:
+  """Runs several seeds of an experiment side by side, as one compiled program.
+
+  Each seed has its own initialisation, order and views, and ends where `run`
+  with that seed does, up to rounding; the backbone is there once. The work
+  directory has one `seed_N/` for each, as `run` writes it, beside the
+  checkpoints of all. On a mesh with an axis `seed` they are split over it.
+
+  Args:
+    experiment: what to run; its own seed counts for nothing.
+    seeds: all different.
+    workdir: made if need be.
+    config: settings that must be the same on resuming, as JSON.
+    layout: mesh and sharding rules. By default the first device alone, or, in
+      a job of several processes, all devices along `data`. A run may be
+      resumed on another one.
+    save_every: seconds between checkpoints; there is one after each task, too.
+    keep_tasks: keep the checkpoint after each task, to branch from; otherwise
+      the two newest checkpoints stay.
+    branch: start where another run stood after a task.
+    console: for progress; standard output by default.
+
+  Returns:
+    The content of each seed's results.json.
+
+  Raises:
+    As `run`.
+  """
+  if len(set(seeds)) < len(seeds) or not seeds:
+    raise ValueError(f'expected seeds that are all different, at least one, got {list(seeds)}')
+  places = {seed: f'seed_{seed}' for seed in seeds}
+  return _run(
+    experiment, pathlib.Path(workdir), places, {}, stacked=True, config=config, layout=layout,
+    save_every=save_every, keep_tasks=keep_tasks, branch=branch, console=console,
+  )  # fmt: skip
+
+
+def _run(
+  experiment: Experiment,
+  directory: pathlib.Path,
+  places: dict[int, str],
+  writers: dict[int, tuple[Writer, ...]],
+  *,
+  stacked: bool,
+  config: dict[str, Any] | None = None,
+  layout: Layout | None = None,
+  save_every: float = 60.0,
+  keep_tasks: bool = False,
+  branch: Branch | None = None,
+  console: Console | None = None,
+) -> list[dict[str, Any]]:
+  """Runs seeds, each in its place below a directory."""
+  layout = _default_layout() if layout is None else layout
   console = Console() if console is None else console
+  if not is_first():
+    console = Console(quiet=True)
+  for seed in places:
+    if not 0 <= seed < 2**32:
+      raise ValueError(f'expected seeds in 0..2**32 - 1, got {seed}')
   check_experiment(experiment)
   sizes = {name: getattr(experiment.training, name) for name in ('batch_size', 'eval_batch_size')}
   check_batches(layout, sizes)
   if 'backbone_sha256' not in experiment.identity:
     identity = {**experiment.identity, 'backbone_sha256': tree_sha256(experiment.frozen)}
     experiment = experiment._replace(identity=identity)
-  directory = pathlib.Path(workdir)
-  with locked(directory), stop_signals() as stopping:
+  with contextlib.ExitStack() as stack:
+    first_only(lambda: stack.enter_context(locked(directory)))
+    stopping = stack.enter_context(stop_signals())
 
-    def one(method: ContinualMethod, at: pathlib.Path, name: str, **options: Any) -> dict[str, Any]:
-      at.mkdir(parents=True, exist_ok=True)
-      claim(at, _config(experiment, method, config or {}))
-      job = _Job(experiment, method, at, name, layout, save_every, console, stopping, **options)
-      return _run_method(job)
+    def one(method: ContinualMethod, at: str, name: str, **options: Any) -> list[Any]:
+      outputs = tuple(directory / place / at for place in places.values())
+      settings = _config(experiment, method, config or {}, tuple(places))
+      leaving = branch if method is experiment.method else None
+      if leaving is not None:
+        settings['branch'] = leaving.to_json()
 
-    found = one(experiment.method, directory, experiment.method.name, writers=writers)
-    references = {}
-    for name, method in experiment.references.items():
-      references[name] = one(method, directory / 'references' / name, f'reference {name}')
-    if references:
-      found['references'] = {name: each['metrics'] for name, each in references.items()}
-      if 'joint' in references:
-        joint = [row[k] for k, row in enumerate(references['joint']['accuracy_matrix'])]
-        found['metrics'] = metrics(found['accuracy_matrix'], found['test_sizes'], joint)
-      write_json(directory / 'results.json', found)
+      def prepare() -> None:
+        for seed, output in zip(places, outputs, strict=True):
+          output.mkdir(parents=True, exist_ok=True)
+          claim(output, {**settings, 'seed': seed})
+        if leaving is not None:
+          start_branch(leaving, describe(experiment), directory, tuple(places.values()))
+
+      first_only(prepare)
+      _check_shared(outputs[0])
+      job = Job(
+        experiment, method, tuple(places), stacked, directory / at, outputs, name, layout,
+        save_every, keep_tasks, console, stopping, **options,
+      )  # fmt: skip
+      return run_job(job)
+
+    found = one(experiment.method, '.', experiment.method.name, writers=writers)
+    references = {
+      name: one(method, f'references/{name}', f'reference {name}')
+      for name, method in experiment.references.items()
+    }
+    for i, place in enumerate(places.values()):
+      beside = {name: each[i] for name, each in references.items()}
+      found[i] = _with_references(found[i], beside)
+      if references and is_first():
+        write_json(directory / place / 'results.json', found[i])
   return found
 
 
+def _default_layout() -> Layout:
+  return one_device() if jax.process_count() == 1 else Layout(make_mesh())
+
+
+def _check_shared(directory: pathlib.Path) -> None:
+  """Raises ValueError where a process does not see what the first has written."""
+  barrier('work directory')
+  if not (directory / 'config.json').exists():
+    raise ValueError(
+      f'process {jax.process_index()} does not see {directory}/config.json, which process 0 has '
+      'written: expected a work directory on a file system that all processes share'
+    )
+
+
 def _config(
-  experiment: Experiment, method: ContinualMethod, settings: dict[str, Any]
+  experiment: Experiment, method: ContinualMethod, settings: dict[str, Any], seeds: tuple[int, ...]
 ) -> dict[str, Any]:
   """What must be the same on resuming."""
   training = experiment.training
   numbers = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'cache_queries')
-  return {
+  found = {
     'settings': settings,
     'method': method.name,
     'training': {name: getattr(training, name) for name in numbers},
-    'seed': experiment.seed,
     'identity': describe(experiment),
   }
+  return {**found, 'seeds_together': list(seeds)} if len(seeds) > 1 else found
 
 
-class _Job(NamedTuple):
-  """One method with its work directory."""
-
-  experiment: Experiment
-  method: ContinualMethod
-  directory: pathlib.Path
-  name: str
-  layout: Layout
-  save_every: float
-  console: Console
-  stopping: Callable[[], bool]
-  writers: tuple[Writer, ...] = ()
-
-  def write(self, state: TrainState, position: Position, digest: str | None) -> dict[str, Any]:
-    """Writes results.json, and returns its content."""
-    found = results(self.experiment, self.method, state, position, digest=digest)
-    write_json(self.directory / 'results.json', found)
+def _with_references(found: dict[str, Any], references: dict[str, Any]) -> dict[str, Any]:
+  """The results with what the references found, and the metrics that need joint training."""
+  if not references:
     return found
-
-
-def _run_method(job: _Job) -> dict[str, Any]:
-  experiment, directory = job.experiment, job.directory
-  steps = compile_steps(job.method, experiment.training.recipe, job.layout, experiment.frozen)
-  frozen = jax.device_put(experiment.frozen, steps.frozen_shardings)
-  key = jax.random.key(experiment.seed)
-  identity = plain(describe(experiment))
-  checkpoints = Checkpoints(directory / 'checkpoints', identity=identity)
-  like = jax.eval_shape(steps.init, key, frozen)
-  # Messages of other libraries may hold brackets, which are not meant as markup.
-  tell = lambda text: job.console.print(f'{directory}: {text}', style='yellow', markup=False)
-  found = checkpoints.newest(like, steps.state_shardings, tell)
-  state, position = found or (steps.init(key, frozen), Position())
-  if len(position.accuracy) < len(experiment.scenario.tasks):
-    if not found:
-      job.write(state, position, None)
-    try:
-      state = _run_from(job, steps, frozen, checkpoints, state=state, position=position)
-    finally:
-      checkpoints.wait()
-  return job.write(state, position, tree_sha256(state))
-
-
-def _run_from(
-  job: _Job,
-  steps: Steps,
-  frozen: Any,
-  checkpoints: Checkpoints,
-  *,
-  state: TrainState,
-  position: Position,
-) -> TrainState:
-  """Runs from a position to the end, and saves the end."""
-  last_save, saved = time.monotonic(), position.tick
-
-  with (
-    contextlib.closing(Record(job.directory, position.rows, job.writers)) as record,
-    Reporter(job.experiment, job.method, job.name, job.console) as reporter,
-  ):
-
-    def save(state: TrainState, position: Position) -> None:
-      nonlocal last_save, saved
-      settle(position)  # No state that is not finite is ever saved.
-      position.compilations = compilations(steps, position.compilations)
-      position.peak_bytes = max(position.peak_bytes, peak_memory())
-      record.sync()
-      checkpoints.save(position.tick, state, position)
-      last_save, saved = time.monotonic(), position.tick
-
-    def after_batch(state: TrainState, position: Position) -> None:
-      stop, boundary = job.stopping(), position.at_boundary()
-      if boundary or stop or time.monotonic() - last_save >= job.save_every:
-        save(state, position)
-      if boundary:
-        job.write(state, position, None)
-      if stop:
-        raise Stopped(f'stopped at task {position.task}, {position.phase} {position.batch}')
-
-    loop = Loop(job.experiment, job.method, steps, frozen, record, after_batch, reporter)
-    try:
-      state = run_tasks(loop, state, position)
-    except NonFiniteLoss as error:
-      where = f'checkpoint {saved} in {job.directory / "checkpoints"}' if saved else 'none yet'
-      raise NonFiniteLoss(f'{error}; last good checkpoint: {where}') from None
-  return state
+  found = {**found, 'references': {name: each['metrics'] for name, each in references.items()}}
+  if 'joint' in references:
+    joint = [row[k] for k, row in enumerate(references['joint']['accuracy_matrix'])]
+    found['metrics'] = metrics(found['accuracy_matrix'], found['test_sizes'], joint)
+  return found

@@ -110,6 +110,47 @@ def batched(layout: Layout) -> NamedSharding:
   return NamedSharding(layout.mesh, P('data'))
 
 
+def stacked_sharding(sharding: NamedSharding) -> NamedSharding:
+  """That of a stack of such arrays, whose leading axis is split over the axis `seed`, if any."""
+  lead = 'seed' if 'seed' in sharding.mesh.axis_names else None
+  return NamedSharding(sharding.mesh, P(lead, *sharding.spec))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+  """Arrays on their devices; each process puts down what it has, and asks no other.
+
+  Args:
+    tree: of host arrays, or of arrays on one device, equal in all processes.
+    shardings: of its leaves.
+  """
+
+  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda where: array[where])
+
+  return jax.tree.map(put, tree, shardings)
+
+
+def batch_part(layout: Layout) -> tuple[int, int]:
+  """Which part of each batch this process needs: its index, and the number of parts.
+
+  Processes that differ only along other axes than `data` need the same part.
+
+  Raises:
+    ValueError: if the mesh has this process's rows not side by side.
+  """
+  size = layout.mesh.shape['data']
+  places = batched(layout).addressable_devices_indices_map((size,)).values()
+  rows = sorted({where[0].indices(size)[0] for where in places if where is not None})
+  count, rest = divmod(size, len(rows))
+  if rest or rows != list(range(rows[0], rows[0] + len(rows))) or rows[0] % len(rows):
+    raise ValueError(
+      f'the mesh gives process {jax.process_index()} the parts {rows} of {size} of each batch; '
+      "expected a row of neighbours: order its devices by process along axis 'data'"
+    )
+  return rows[0] // len(rows), count
+
+
 def check_batches(layout: Layout, sizes: Mapping[str, int]) -> None:
   """Holds batch sizes against a mesh.
 

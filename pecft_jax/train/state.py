@@ -9,6 +9,7 @@ import numpy as np
 
 from pecft_jax.paths import named_leaves
 from pecft_jax.train.optimizer import Recipe
+from pecft_jax.train.processes import whole
 from pecft_jax.typing import Array, Capacity, ContinualMethod, Key, Params, Task, TrainState
 
 
@@ -47,11 +48,14 @@ def tree_size(tree: Any) -> int:
 
 
 def tree_sha256(tree: Any) -> str:
-  """Hex digest over path, dtype, shape and bytes of every leaf, in path order."""
+  """Hex digest over path, dtype, shape and bytes of every leaf, in path order.
+
+  Of a leaf that is split over processes each gets a copy, one leaf at a time.
+  """
   digest = hashlib.sha256()
   for name, leaf in sorted(named_leaves(tree), key=lambda item: item[0]):
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    array = whole(jax.random.key_data(leaf) if is_key else leaf)
     digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
     digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()

@@ -18,6 +18,7 @@ from pecft_jax.train.sharding import (
   batched,
   check_rules,
   replicated,
+  stacked_sharding,
   tree_shardings,
 )
 from pecft_jax.train.state import init_state, key_for
@@ -52,7 +53,10 @@ class StepLog(NamedTuple):
 
 
 class Steps(NamedTuple):
-  """Compiled functions; those that take a state consume it, but for `predict` and `evaluate`.
+  """Compiled functions; those that take a state consume it, but for `predict`.
+
+  With several seeds, state, training batches, logs and counts have a leading
+  axis S, and `init` takes S keys; all else is shared.
 
   Attributes:
     init: `(key, frozen) -> state`
@@ -67,7 +71,9 @@ class Steps(NamedTuple):
     state_shardings: of the state.
     frozen_shardings: of the frozen weights.
     batch_sharding: of every array of a batch.
+    train_batch_sharding: of every array of a training batch.
     counts_sharding: of counts: whole on every device.
+    seed_axes: 1 where there is a leading axis for seeds, else 0.
   """
 
   init: Callable[..., TrainState]
@@ -81,7 +87,9 @@ class Steps(NamedTuple):
   state_shardings: Any
   frozen_shardings: Any
   batch_sharding: Any
+  train_batch_sharding: Any
   counts_sharding: Any
+  seed_axes: int
 
 
 def train_step(
@@ -105,7 +113,9 @@ def train_step(
   return state._replace(params=params, opt_state=opt_state, memory=memory, step=state.step + 1), log
 
 
-def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, frozen: Params) -> Steps:
+def compile_steps(
+  method: ContinualMethod, recipe: Recipe, layout: Layout, frozen: Params, *, stacked: bool = False
+) -> Steps:
   """Jits the functions of a method for a layout of devices.
 
   Args:
@@ -113,6 +123,8 @@ def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, froze
     recipe: the optimizer.
     layout: mesh and sharding rules.
     frozen: the backbone's weights, or their shapes.
+    stacked: whether the functions are those of several seeds at once, on a
+      leading axis; it is split over the mesh's axis `seed`, if it has one.
 
   Raises:
     ValueError: if a rule of the layout does not fit, or is of no use.
@@ -127,6 +139,10 @@ def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, froze
   check_rules(layout, state, frozen)
   state_s, frozen_s = tree_shardings(layout, state), tree_shardings(layout, frozen)
   batch_s, one = batched(layout), replicated(layout)
+  train_batch_s = batch_s
+  if stacked:
+    state_s = jax.tree.map(stacked_sharding, state_s)
+    train_batch_s = stacked_sharding(batch_s)
 
   def begin(state: TrainState, frozen: Params, task: Task) -> TrainState:
     task = task._replace(start=state.step)
@@ -159,7 +175,8 @@ def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, froze
       counts.total + batch.valid.sum(dtype=jnp.int32),
     )
 
-  def jit(fn, inputs, outputs, donate=True):
+  def jit(fn, inputs, outputs, axes, donate=True):
+    fn = jax.vmap(fn, in_axes=axes) if stacked else fn
     return jax.jit(
       fn, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
     )
@@ -167,24 +184,28 @@ def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, froze
   def gathering(hook):
     if hook is keep:
       return None
-    return jit(gather(hook), (state_s, frozen_s, batch_s), state_s)
+    return jit(gather(hook), (state_s, frozen_s, batch_s), state_s, (0, None, None))
 
   query = None
   if method.query is not None:
-    query = jit(method.query, (frozen_s, batch_s), batch_s, donate=False)
+    # Whole everywhere: a shuffled batch may hold any example.
+    query = jax.jit(method.query, in_shardings=(frozen_s, batch_s), out_shardings=one)
+  inputs, shared = (state_s, frozen_s, batch_s, one, one), None
   return Steps(
-    init=jit(init, (one, frozen_s), state_s, donate=False),
-    begin=jit(begin, (state_s, frozen_s, one), state_s),
+    init=jit(init, (one, frozen_s), state_s, (0, shared), donate=False),
+    begin=jit(begin, (state_s, frozen_s, one), state_s, (0, shared, shared)),
     prepare=gathering(method.prepare),
-    train=jit(train, (state_s, frozen_s, batch_s), (state_s, one)),
+    train=jit(train, (state_s, frozen_s, train_batch_s), (state_s, one), (0, shared, 0)),
     consolidate=gathering(method.consolidate),
-    end=jit(end, (state_s, frozen_s), state_s),
-    predict=jit(predict, (state_s, frozen_s, batch_s, one, one), one, donate=False),
+    end=jit(end, (state_s, frozen_s), state_s, (0, shared)),
+    predict=jit(predict, inputs, one, (0, shared, shared, shared, 0), donate=False),
     query=query,
     state_shardings=state_s,
     frozen_shardings=frozen_s,
     batch_sharding=batch_s,
+    train_batch_sharding=train_batch_s,
     counts_sharding=one,
+    seed_axes=int(stacked),
   )
 
 

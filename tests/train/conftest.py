@@ -9,6 +9,7 @@ import pytest
 import pecft_jax.train
 
 RUN = sys.modules['pecft_jax.train.run']  # The package shows the function of this name instead.
+JOB = sys.modules['pecft_jax.train.job']
 _compile_steps = pecft_jax.train.compile_steps
 _compiled = {}
 
@@ -17,13 +18,13 @@ _compiled = {}
 def shared_steps(monkeypatch):
   """Compiles the functions of each method once for all tests."""
 
-  def shared(method, recipe, layout, frozen):
-    key = (method, recipe, layout)
+  def shared(method, recipe, layout, frozen, stacked=False):
+    key = (method, recipe, layout, stacked)
     if key not in _compiled:
-      _compiled[key] = _compile_steps(*key, frozen)
+      _compiled[key] = _compile_steps(*key[:3], frozen, stacked=stacked)
     return _compiled[key]
 
-  monkeypatch.setattr(RUN, 'compile_steps', shared)
+  monkeypatch.setattr(JOB, 'compile_steps', shared)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from pecft_jax.typing import Capacity, TrainState
 # Reads of damaged files leave coroutines of orbax behind.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
-POSITION = Position(task=1, phase='train', batch=3, tick=2, losses=[[0.1, 2, 4]], data={'next': 3})
+POSITION = Position(task=1, phase='train', batch=3, tick=2, data={'next': 3})
+POSITION.seeds[0].losses.append([0.1, 2, 4])
 
 
 def make_state(seed: int, width: int = 300, dtype=jnp.float32) -> TrainState:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pecft_jax.train.loop import NonFiniteLoss, on_devices, settle
-from pecft_jax.train.position import Position
+from pecft_jax.train.position import Findings, Position
 from pecft_jax.train.sharding import batched, one_device
-from pecft_jax.train.step import StepLog
+from pecft_jax.train.step import Counts, StepLog
 
 
 def _logs(*losses, finite=True):
@@ -15,19 +15,35 @@ def _logs(*losses, finite=True):
 
 
 def test_settling_fetches_losses_and_counts():
-  position = Position(
-    phase='train', batch=2, unfetched=_logs(0.5, 0.25), counts=[[1, 2, np.int32(3)]]
-  )
+  sums = {1: Counts(*np.arange(4, 7, dtype=np.int32))}
+  found = Findings(counts=[[1, 2, 3]])
+  position = Position(phase='train', batch=2, logs=_logs(0.5, 0.25), seeds=[found], sums=sums)
   settle(position)
-  assert position.losses == [[0.5, 2, 4], [0.25, 2, 4]]
-  assert position.to_json()['counts'] == [[1, 2, 3]]
+  assert found.losses == [[0.5, 2, 4], [0.25, 2, 4]]
+  assert position.to_json()['seeds'][0]['counts'] == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_settling_parts_what_seeds_found():
+  sums = {0: Counts(*np.arange(6, dtype=np.int32).reshape(3, 2))}
+  log = StepLog(np.array([0.5, 0.25]), np.array([1, 2]), np.array([4, 4]), np.ones(2, bool))
+  found = [Findings(counts=[[9, 9, 9]]), Findings()]
+  settle(Position(phase='train', batch=1, logs=[log], seeds=found, sums=sums))
+  assert [each.losses for each in found] == [[[0.5, 1, 4]], [[0.25, 2, 4]]]
+  assert [each.counts for each in found] == [[[0, 2, 4]], [[1, 3, 5]]]
+
+
+def test_settling_names_the_seed_that_diverged():
+  log = StepLog(np.array([0.5, np.nan]), np.array([1, 2]), np.array([4, 4]), np.ones(2, bool))
+  position = Position(batch=1, logs=[log], seeds=[Findings(), Findings()])
+  with pytest.raises(NonFiniteLoss, match='task 0, step 1 of the task, of seed number 1'):
+    settle(position)
 
 
 def test_settling_names_the_first_bad_step():
-  position = Position(task=3, phase='train', batch=9, unfetched=_logs(0.5, np.inf, np.nan))
+  position = Position(task=3, phase='train', batch=9, logs=_logs(0.5, np.inf, np.nan))
   with pytest.raises(NonFiniteLoss, match='the loss is inf at task 3, step 8 of the task'):
     settle(position)
-  position = Position(task=3, phase='train', batch=9, unfetched=_logs(0.5, finite=False))
+  position = Position(task=3, phase='train', batch=9, logs=_logs(0.5, finite=False))
   with pytest.raises(NonFiniteLoss, match='not finite after task 3, step 9 of the task'):
     settle(position)
 
@@ -38,3 +54,10 @@ def test_batches_on_devices():
   on = on_devices(batch, sharding)
   assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(on))
   jax.tree.map(np.testing.assert_array_equal, on, batch)
+
+
+def test_a_process_puts_down_its_own_part_of_a_batch():
+  """On one device all parts are asked for; those of other processes it has not."""
+  sharding = batched(one_device())
+  rows = np.arange(6).reshape(3, 2)
+  np.testing.assert_array_equal(on_devices({'x': rows}, sharding, (0, 1), axis=1)['x'], rows)

@@ -2,7 +2,7 @@
 
 import json
 
-from pecft_jax.train.position import Position
+from pecft_jax.train.position import Findings, Position
 
 
 def test_json_and_back():
@@ -11,9 +11,7 @@ def test_json_and_back():
     phase='evaluate',
     batch=3,
     tick=9,
-    counts=[[1, 2, 3]],
-    accuracy=[[0.1, None]],
-    losses=[[1 / 3, 1, 4]],
+    seeds=[Findings([[1, 2, 3]], [[0.1, None]], [[0.2, None]], [[1 / 3, 1, 4]], 5), Findings()],
     data={'next_index': 4},
     seconds=[0.1 + 0.2],
     compilations={'train': 1},
@@ -22,13 +20,14 @@ def test_json_and_back():
 
 
 def test_json_does_not_change_with_the_position():
-  position = Position(counts=[[1, 2, 3]])
+  position = Position(seeds=[Findings(counts=[[1, 2, 3]])])
   value = position.to_json()
-  position.counts[0][0] = 7
-  assert value['counts'] == [[1, 2, 3]]
+  position.seeds[0].counts[0][0] = 7
+  assert value['seeds'][0]['counts'] == [[1, 2, 3]]
 
 
 def test_boundaries_are_where_a_row_of_accuracies_is():
   assert not Position(phase='begin').at_boundary()
-  assert Position(phase='evaluate', accuracy=[[0.5, None]]).at_boundary()
-  assert not Position(task=1, phase='begin', accuracy=[[0.5, None]]).at_boundary()
+  found = [Findings(accuracy=[[0.5, None]])]
+  assert Position(phase='evaluate', seeds=found).at_boundary()
+  assert not Position(task=1, phase='begin', seeds=found).at_boundary()

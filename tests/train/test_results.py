@@ -6,15 +6,18 @@ import jax
 import pytest
 from tiny_runs import TRAINING, tiny_experiment, tiny_frozen, tiny_method
 
-from pecft_jax.train.position import Position
+from pecft_jax.train.position import Findings, Position
 from pecft_jax.train.record import plain
 from pecft_jax.train.results import metrics, peak_memory, results
 from pecft_jax.train.state import init_state, tree_size
 
-POSITION = Position(
-  task=1,
+FOUND = Findings(
   accuracy=[[0.5, None], [0.25, 0.75]],
   aware=[[0.5, None], [0.5, 1.0]],
+)
+POSITION = Position(
+  task=1,
+  seeds=[FOUND],
   seconds=[1.0, 2.0, 0.5],
   images=300,
   training_seconds=2.0,
@@ -34,7 +37,7 @@ def _results(position=POSITION, digest='abc', **fields):
 def test_a_finished_run():
   state, found = _results()
   assert found['status'] == 'done'
-  assert found['accuracy_matrix'] == POSITION.accuracy
+  assert found['accuracy_matrix'] == FOUND.accuracy
   assert found['metrics']['average_accuracy'] == 0.5
   assert found['metrics']['forgetting'] == 0.25
   assert found['efficiency']['trainable_parameters'] == tree_size(state.params)
@@ -56,7 +59,7 @@ def test_a_run_that_has_just_begun():
 def test_known_tasks_are_judged_with_the_task_known():
   scenario = tiny_experiment().scenario._replace(kind='task')
   _, found = _results(scenario=scenario)
-  assert found['accuracy_matrix'] == POSITION.aware
+  assert found['accuracy_matrix'] == FOUND.aware
   assert found['metrics']['average_accuracy'] == 0.75
 
 
@@ -67,9 +70,9 @@ def test_labels_and_identity_are_passed_on():
 
 
 def test_joint_training_gives_intransigence():
-  found = metrics(POSITION.accuracy, [6, 6], [0.6, 0.8])
+  found = metrics(FOUND.accuracy, [6, 6], [0.6, 0.8])
   assert found['intransigence'] == pytest.approx((0.1 + 0.05) / 2)
-  assert 'intransigence' not in metrics(POSITION.accuracy, [6, 6])
+  assert 'intransigence' not in metrics(FOUND.accuracy, [6, 6])
 
 
 def test_peak_memory_is_in_bytes():

@@ -170,7 +170,7 @@ def test_signals_save_and_stop(number, whole, tmp_path):
 def test_a_finished_run_is_read_and_not_run(monkeypatch, tmp_path):
   first = run(tiny_experiment(), tmp_path, console=quiet())
   (tmp_path / 'results.json').write_text('{"status": "do')  # It is remade from the checkpoint.
-  monkeypatch.setattr(RUN, 'run_tasks', None)
+  monkeypatch.setattr(sys.modules['pecft_jax.train.job'], 'run_tasks', None)
   assert run(tiny_experiment(), tmp_path, console=quiet()) == first
   assert json.loads((tmp_path / 'results.json').read_text()) == first
 

@@ -1,0 +1,84 @@
+"""A new run from where another stood after one of its tasks, with other settings."""
+
+import json
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.train.record import plain, replace_text
+
+
+class Branch(NamedTuple):
+  """Where a run starts from.
+
+  Attributes:
+    source: work directory of the run that it leaves.
+    after_task: number of tasks that are shared, from 1.
+  """
+
+  source: pathlib.Path
+  after_task: int
+
+  def to_json(self) -> dict[str, Any]:
+    """For the configuration of the new run."""
+    return {'source': str(self.source), 'after_task': self.after_task}
+
+
+def start_branch(
+  branch: Branch, identity: dict[str, Any], directory: pathlib.Path, places: tuple[str, ...]
+) -> None:
+  """Copies a run's checkpoint after a task, and its log up to there; once.
+
+  Args:
+    branch: where from.
+    identity: of the new run, which must be the source's.
+    directory: of the new run.
+    places: of the seeds' logs in a work directory, in both.
+
+  Raises:
+    ValueError: if the source has no such checkpoint, learns something else, or
+      is the new run's own directory.
+  """
+  there = branch.source / 'checkpoints'
+  here = directory / 'checkpoints'
+  if here.exists() and any(path.name.isdigit() for path in here.iterdir()):
+    return
+  if branch.source.resolve() == directory.resolve():
+    raise ValueError(f'a run cannot branch from its own directory {directory}')
+  if not there.is_dir():
+    raise ValueError(f'{branch.source} holds no checkpoints to branch from')
+  source = Checkpoints(there, opened_to_read=True)
+  positions = {tick: source.position(tick) for tick in source.ticks()}
+  ends = {p.task + 1: tick for tick, p in positions.items() if p is not None and p.at_boundary()}
+  if branch.after_task not in ends:
+    raise ValueError(
+      f'{branch.source} has no checkpoint after task {branch.after_task}; there are some after '
+      f'{sorted(ends) or "none"}; a run with --keep-tasks keeps all'
+    )
+  tick = ends[branch.after_task]
+  _check_identity(branch, source.identity(tick) or {}, plain(identity))
+  position = positions[tick]
+  assert position is not None
+  if len(position.seeds) != len(places):
+    raise ValueError(
+      f'{branch.source} has {len(position.seeds)} seeds in a program, this run {len(places)}'
+    )
+  for place, found in zip(places, position.seeds, strict=True):
+    log = (branch.source / place / 'metrics.jsonl').read_text(encoding='utf-8')
+    kept = log.splitlines(keepends=True)[: found.rows]
+    replace_text(directory / place / 'metrics.jsonl', ''.join(kept))
+  # Under another name first: a checkpoint that is there is a whole one.
+  here.mkdir(exist_ok=True)
+  part = here / f'{tick}.branching'
+  shutil.rmtree(part, ignore_errors=True)
+  shutil.copytree(there / str(tick), part)
+  part.rename(here / str(tick))
+
+
+def _check_identity(branch: Branch, there: dict[str, Any], here: dict[str, Any]) -> None:
+  differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
+  if differing:
+    shown = [f'{k}: there {json.dumps(there.get(k))[:60]}, here {json.dumps(here.get(k))[:60]}'
+             for k in differing]  # fmt: skip
+    raise ValueError(f'{branch.source} learns something else than this run; {"; ".join(shown)}')

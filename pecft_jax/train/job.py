@@ -1,0 +1,182 @@
+"""One method, learnt by one or several seeds from wherever its checkpoints stand to its end."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.train.experiment import Experiment, describe
+from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
+from pecft_jax.train.position import Findings, Position
+from pecft_jax.train.processes import agreement, is_first
+from pecft_jax.train.progress import Reporter
+from pecft_jax.train.record import Record, Unwritten, Writer, plain, write_json
+from pecft_jax.train.results import peak_memory, results
+from pecft_jax.train.sharding import Layout, batch_part, place, replicated
+from pecft_jax.train.state import tree_sha256
+from pecft_jax.train.step import Steps, compilations, compile_steps
+from pecft_jax.typing import ContinualMethod, Params, TrainState
+
+
+class Stopped(Exception):
+  """The run was asked to stop, has saved, and can be resumed."""
+
+
+class Job(NamedTuple):
+  """A method with its seeds and its work directory.
+
+  Attributes:
+    experiment: data and training settings.
+    method: that is run.
+    seeds: one, or several side by side.
+    stacked: whether states have a leading axis for seeds.
+    directory: holds the checkpoints.
+    outputs: directory of each seed's log and results.
+    name: for the terminal.
+    layout: mesh and sharding rules.
+    save_every: seconds between checkpoints.
+    keep_tasks: whether checkpoints after tasks stay.
+    console: for progress.
+    stopping: whether this process was asked to stop.
+    writers: take rows of metrics beside the files, by seed.
+  """
+
+  experiment: Experiment
+  method: ContinualMethod
+  seeds: tuple[int, ...]
+  stacked: bool
+  directory: pathlib.Path
+  outputs: tuple[pathlib.Path, ...]
+  name: str
+  layout: Layout
+  save_every: float
+  keep_tasks: bool
+  console: Console
+  stopping: Callable[[], bool]
+  writers: Mapping[int, tuple[Writer, ...]] = {}
+
+  def write(self, state: Any, position: Position, digests: list[Any]) -> list[dict[str, Any]]:
+    """Writes each seed's results.json, and returns their contents."""
+    found = []
+    for i, (seed, output, digest) in enumerate(zip(self.seeds, self.outputs, digests, strict=True)):
+      experiment = self.experiment._replace(seed=seed)
+      each = jax.eval_shape(lambda state, i=i: self.of_seed(state, i), state)
+      found.append(results(experiment, self.method, each, position, digest=digest, seed=i))
+      if is_first():
+        write_json(output / 'results.json', found[-1])
+    return found
+
+  def of_seed(self, state: Any, i: int) -> Any:
+    """The state of one seed."""
+    return jax.tree.map(lambda leaf: leaf[i], state) if self.stacked else state
+
+
+def run_job(job: Job) -> list[dict[str, Any]]:
+  """Runs a method to its end.
+
+  Returns:
+    The content of each seed's results.json.
+
+  Raises:
+    ValueError: if its checkpoints are of another run.
+    NonFiniteLoss: if training diverges.
+    Stopped: if it was asked to stop, once everything is saved.
+  """
+  experiment, layout = job.experiment, job.layout
+  steps = compile_steps(
+    job.method, experiment.training.recipe, layout, experiment.frozen, stacked=job.stacked
+  )
+  frozen = place(experiment.frozen, steps.frozen_shardings)
+  checkpoints = Checkpoints(
+    job.directory / 'checkpoints',
+    keep_tasks=job.keep_tasks,
+    identity=plain(describe(experiment)),
+  )
+  # Messages of other libraries may hold brackets, which are not meant as markup.
+  tell = lambda text: job.console.print(f'{job.directory}: {text}', style='yellow', markup=False)
+  key = _key(job)
+  like = jax.eval_shape(steps.init, key, frozen)
+  found = checkpoints.newest(like, steps.state_shardings, tell)
+  start = Position(seeds=[Findings() for _ in job.seeds])
+  state, position = found or (steps.init(key, frozen), start)
+  if position.evaluated() < len(experiment.scenario.tasks):
+    if not found:
+      job.write(state, position, [None] * len(job.seeds))
+    try:
+      state = _run_from(job, steps, frozen, checkpoints, state=state, position=position)
+    finally:
+      checkpoints.wait()
+  digests = [tree_sha256(job.of_seed(state, i)) for i in range(len(job.seeds))]
+  return job.write(state, position, digests)
+
+
+def _key(job: Job) -> jax.Array:
+  """The key of the run, or one for each seed, on all devices."""
+  data = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in job.seeds])
+  data = data if job.stacked else data[0]
+  return jax.random.wrap_key_data(place(data, replicated(job.layout)))
+
+
+def _run_from(
+  job: Job,
+  steps: Steps,
+  frozen: Params,
+  checkpoints: Checkpoints,
+  *,
+  state: TrainState,
+  position: Position,
+) -> TrainState:
+  """Runs from a position to the end, and saves the end."""
+  last_save, saved = time.monotonic(), position.tick
+  agree = agreement()
+
+  with contextlib.ExitStack() as stack:
+    records = tuple(
+      stack.enter_context(contextlib.closing(_record(job, i, found.rows)))
+      for i, found in enumerate(position.seeds)
+    )
+    reporter = stack.enter_context(Reporter(job.experiment, job.method, job.name, job.console))
+
+    def save(state: TrainState, position: Position) -> None:
+      nonlocal last_save, saved
+      settle(position)  # No state that is not finite is ever saved.
+      position.compilations = compilations(steps, position.compilations)
+      position.peak_bytes = max(position.peak_bytes, peak_memory())
+      for record in records:
+        record.sync()
+      checkpoints.save(position.tick, state, position)
+      last_save, saved = time.monotonic(), position.tick
+
+    def after_batch(state: TrainState, position: Position) -> None:
+      due = time.monotonic() - last_save >= job.save_every
+      stop, due = agree(position.tick, job.stopping(), due)
+      boundary = position.at_boundary()
+      if boundary or stop or due:
+        save(state, position)
+      if boundary:
+        job.write(state, position, [None] * len(job.seeds))
+      if stop:
+        raise Stopped(f'stopped at task {position.task}, {position.phase} {position.batch}')
+
+    part = batch_part(job.layout)
+    loop = Loop(
+      job.experiment, job.method, job.seeds, steps, frozen, part, records, after_batch, reporter
+    )
+    try:
+      state = run_tasks(loop, state, position)
+    except NonFiniteLoss as error:
+      where = f'checkpoint {saved} in {job.directory / "checkpoints"}' if saved else 'none yet'
+      raise NonFiniteLoss(f'{error}; last good checkpoint: {where}') from None
+  return state
+
+
+def _record(job: Job, i: int, rows: int) -> Record | Unwritten:
+  if not is_first():
+    return Unwritten(rows)
+  return Record(job.outputs[i], rows, job.writers.get(job.seeds[i], ()))
