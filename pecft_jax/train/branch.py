@@ -25,10 +25,10 @@ class Branch(NamedTuple):
     return {'source': str(self.source), 'after_task': self.after_task}
 
 
-def start_branch(
+def find_branch(
   branch: Branch, identity: dict[str, Any], directory: pathlib.Path, places: tuple[str, ...]
-) -> None:
-  """Copies a run's checkpoint after a task, and its log up to there; once.
+) -> int | None:
+  """The checkpoint to start from; None where the new run has begun already.
 
   Args:
     branch: where from.
@@ -41,9 +41,8 @@ def start_branch(
       is the new run's own directory.
   """
   there = branch.source / 'checkpoints'
-  here = directory / 'checkpoints'
-  if here.exists() and any(path.name.isdigit() for path in here.iterdir()):
-    return
+  if any(path.name.isdigit() for path in (directory / 'checkpoints').glob('*')):
+    return None
   if branch.source.resolve() == directory.resolve():
     raise ValueError(f'a run cannot branch from its own directory {directory}')
   if not there.is_dir():
@@ -64,6 +63,16 @@ def start_branch(
     raise ValueError(
       f'{branch.source} has {len(position.seeds)} seeds in a program, this run {len(places)}'
     )
+  return tick
+
+
+def copy_branch(
+  branch: Branch, tick: int, directory: pathlib.Path, places: tuple[str, ...]
+) -> None:
+  """Copies the checkpoint that `find_branch` found, and the logs up to there."""
+  there, here = branch.source / 'checkpoints', directory / 'checkpoints'
+  position = Checkpoints(there, opened_to_read=True).position(tick)
+  assert position is not None
   for place, found in zip(places, position.seeds, strict=True):
     log = (branch.source / place / 'metrics.jsonl').read_text(encoding='utf-8')
     kept = log.splitlines(keepends=True)[: found.rows]

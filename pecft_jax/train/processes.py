@@ -47,6 +47,8 @@ def join(
         'HOST:PORT of process 0, or auto'
       )
     return
+  if processes is not None and not 0 <= (process_id or 0) < processes:
+    raise ValueError(f'expected ids of processes in 0..{processes - 1}, got {process_id}')
   auto = coordinator == 'auto'
   if not auto and not coordinator.rpartition(':')[2].isdigit():
     raise ValueError(f'expected a coordinator as HOST:PORT, or auto, got {coordinator!r}')

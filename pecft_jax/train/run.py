@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from pecft_jax.train.branch import Branch, start_branch
+from pecft_jax.train.branch import Branch, copy_branch, find_branch
 from pecft_jax.train.experiment import Experiment, check_experiment, describe
 from pecft_jax.train.job import Job, run_job
 from pecft_jax.train.processes import barrier, first_only, is_first
@@ -143,11 +143,14 @@ def _run(
         settings['branch'] = leaving.to_json()
 
       def prepare() -> None:
+        tick, logs = None, tuple(places.values())
+        if leaving is not None:
+          tick = find_branch(leaving, describe(experiment), directory, logs)
         for seed, output in zip(places, outputs, strict=True):
           output.mkdir(parents=True, exist_ok=True)
           claim(output, {**settings, 'seed': seed})
-        if leaving is not None:
-          start_branch(leaving, describe(experiment), directory, tuple(places.values()))
+        if leaving is not None and tick is not None:
+          copy_branch(leaving, tick, directory, logs)
 
       first_only(prepare)
       _check_shared(outputs[0])

@@ -1,0 +1,174 @@
+"""Several processes compute what one does, end together, and resume in any number."""
+
+import json
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import outcome, tiny_experiment
+
+from distributed.jobs import finish, run_job, start
+from pecft_jax.paths import named_leaves
+from pecft_jax.train import compile_steps, one_device
+from pecft_jax.train.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+
+LONG = ('--epochs', '40', '--save-every', '0')
+# Every loss depends on which examples were seen, so equal ones tell that they were the same.
+TOLERANCE = 1e-5  # Sums over devices come in another order.
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('compiled')
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, cache):
+  """`alone(method, *flags)`: work directory of the run of one process with one device."""
+  done: dict[tuple[str, ...], pathlib.Path] = {}
+
+  def get(method: str, *flags: str) -> pathlib.Path:
+    key = (method, *flags)
+    if key not in done:
+      done[key] = tmp_path_factory.mktemp('alone')
+      run_job(1, done[key], '--method', method, *flags, cache=cache)
+    return done[key]
+
+  return get
+
+
+def _final_state(workdir: pathlib.Path, method: str):
+  experiment = tiny_experiment(method)
+  steps = compile_steps(
+    experiment.method, experiment.training.recipe, one_device(), experiment.frozen
+  )
+  like = jax.eval_shape(steps.init, jax.random.key(0), experiment.frozen)
+  checkpoints = Checkpoints(workdir / 'checkpoints', opened_to_read=True)
+  state, _ = checkpoints.load(checkpoints.ticks()[-1], like, steps.state_shardings)
+  return dict(named_leaves(state))
+
+
+def _assert_equal_runs(a: pathlib.Path, b: pathlib.Path, method: str) -> None:
+  one, other = outcome(a), outcome(b)
+  assert one['results']['accuracy_matrix'] == other['results']['accuracy_matrix']
+  assert len(one['rows']) == len(other['rows'])
+  for x, y in zip(one['rows'], other['rows'], strict=True):
+    assert x.pop('loss', 0) == pytest.approx(y.pop('loss', 0), rel=TOLERANCE)
+    assert x == y
+  states = _final_state(a, method), _final_state(b, method)
+  for name, x in states[0].items():
+    y = np.asarray(states[1][name], np.float64)
+    scale = max(1.0, np.abs(y).max(initial=0))
+    solved = 100 if name == 'memory/weights' else 1  # Of a badly conditioned system.
+    np.testing.assert_allclose(
+      np.asarray(x, np.float64), y, rtol=0, atol=solved * TOLERANCE * scale, err_msg=name
+    )
+
+
+@pytest.mark.parametrize(
+  ('processes', 'method', 'flags'),
+  [(2, 'derpp(finetune)', ()), (2, 'ranpac', ()), (4, 'l2p', ('--cache-queries',))],
+)
+def test_processes_agree_with_one(processes, method, flags, alone, cache, tmp_path):
+  run_job(processes, tmp_path, '--method', method, *flags, cache=cache)
+  _assert_equal_runs(tmp_path, alone(method, *flags), method)
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [('--mesh', 'data=2,model=2', '--fsdp'), ('--mesh', 'data=1,model=4'), ('--seeds', '2')],
+)
+def test_meshes_go_over_processes(flags, alone, cache, tmp_path):
+  """Two processes with two devices each; on the second mesh both need all of each batch."""
+  run_job(2, tmp_path, '--method', 'ease', *flags, cache=cache, devices=2)
+  one = outcome(alone('ease'))
+  other = outcome(tmp_path / 'seed_0' if '--seeds' in flags else tmp_path)
+  assert one['results']['accuracy_matrix'] == other['results']['accuracy_matrix']
+  losses = [[row['loss'] for row in each['rows'] if 'loss' in row] for each in (one, other)]
+  np.testing.assert_allclose(*losses, rtol=TOLERANCE)
+
+
+def _wait_for_checkpoint(workdir: pathlib.Path, job, beyond: int = 0) -> None:
+  until = time.monotonic() + 120
+  while not any(
+    path.name.isdigit() and int(path.name) > beyond for path in workdir.glob('checkpoints/*')
+  ):
+    assert time.monotonic() < until and all(process.poll() is None for process in job), [
+      process.communicate(timeout=9)[0] for process in job if process.poll() is not None
+    ]
+    time.sleep(0.05)
+
+
+def _wait_for_row(workdir: pathlib.Path, job) -> None:
+  until, log = time.monotonic() + 120, workdir / 'metrics.jsonl'
+  while not log.exists() or not log.read_text():
+    assert time.monotonic() < until and all(process.poll() is None for process in job)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_killed_ends_all_and_the_same_commands_resume(victim, alone, cache, tmp_path):
+  workdir, whole = tmp_path / 'killed', tmp_path / 'whole'
+  run_job(2, whole, '--method', 'derpp(finetune)', *LONG[:2], cache=cache)
+  job = start(2, workdir, '--method', 'derpp(finetune)', *LONG, cache=cache)
+  _wait_for_checkpoint(workdir, job, beyond=5)
+  job[victim].kill()
+  killed = time.monotonic()
+  printed = finish(job, 60)
+  assert time.monotonic() - killed < 60
+  other = 1 - victim
+  assert job[other].returncode not in (0, None)
+  assert 'start every process again' in printed[other] or 'JAX distributed' in printed[other]
+  ticks = [int(path.name) for path in workdir.glob('checkpoints/*') if path.name.isdigit()]
+  assert 0 < max(ticks) < 240
+  run_job(2, workdir, '--method', 'derpp(finetune)', *LONG, cache=cache)
+  assert outcome(workdir) == outcome(whole)
+
+
+def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(alone, cache, tmp_path):
+  flags = ('--method', 'derpp(finetune)', '--epochs', '40')
+  job = start(2, tmp_path, *flags, '--save-every', '0.2', cache=cache)
+  _wait_for_checkpoint(tmp_path, job)
+  job[1].send_signal(signal.SIGTERM)
+  printed = finish(job)
+  assert [process.returncode for process in job] == [143, 143], printed
+  assert 'same command resumes' in printed[0]
+  before = json.loads((tmp_path / 'results.json').read_text())
+  assert before['status'] == 'running'
+  job = start(4, tmp_path, *flags, '--save-every', '0', cache=cache)
+  ticks = [int(path.name) for path in tmp_path.glob('checkpoints/*') if path.name.isdigit()]
+  _wait_for_checkpoint(tmp_path, job, beyond=max(ticks) + 3)
+  job[0].send_signal(signal.SIGTERM)
+  printed = finish(job)
+  assert [process.returncode for process in job] == [143] * 4, printed
+  run_job(1, tmp_path, *flags, cache=cache)
+  whole = alone('derpp(finetune)', '--epochs', '40')
+  _assert_equal_runs(tmp_path, whole, 'derpp(finetune)')
+
+
+def test_an_error_in_the_first_process_is_told_by_all(alone, cache, tmp_path):
+  run_job(1, tmp_path, cache=cache)
+  job = start(2, tmp_path, '--epochs', '3', cache=cache)
+  printed = finish(job, 60)
+  for process, text in zip(job, printed, strict=True):
+    assert process.returncode == 1
+    assert 'another configuration' in text and 'epochs: there 2, here 3' in text
+
+
+def test_one_that_hangs_ends_all(cache, tmp_path):
+  """Its connections stay open, but no heartbeat comes."""
+  job = start(2, tmp_path, *LONG[:1], '4000', cache=cache)
+  _wait_for_row(tmp_path, job)
+  job[1].send_signal(signal.SIGSTOP)
+  stopped = time.monotonic()
+  printed = job[0].communicate(timeout=60)[0]
+  assert time.monotonic() - stopped < 60
+  assert job[0].returncode not in (0, None)
+  assert 'another task died' in printed or 'start every process again' in printed
+  job[1].kill()
+  job[1].communicate()
