@@ -167,7 +167,8 @@ def _run(path: str, args: Sequence[str], console: Console) -> int:
   function = load_experiment(path)
   values, flags = parse_flags(function, args, f'pecft run {path}')
   name = pathlib.Path(path).stem
-  workdir = flags.workdir or default_workdir(name, function, values)
+  side_by_side = f'-seeds={flags.seeds}' if flags.seeds > 1 else ''
+  workdir = flags.workdir or default_workdir(name + side_by_side, function, values)
   # After the flags, so that --help is quick.
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
   from pecft_jax.report.read import read_run
@@ -317,6 +318,8 @@ def _report(
 ) -> int:
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
 
+  # A run of several seeds stands for the directories of all of them.
+  dirs = [each for path in dirs for each in sorted(path.glob('seed_*')) or [path]]
   if markdown:
     print(comparison_markdown(dirs))
     return 0

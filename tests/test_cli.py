@@ -62,6 +62,12 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
     (['--mesh', 'data'], 'expected a mesh as data=4,model=2'),
     (['--mesh', 'data=1,model=7'], 'does not fit'),
     (['--fsdp'], 'give one, as in --mesh data=8'),
+    (['--seeds', '0'], 'expected --seeds of at least 1'),
+    (['--seeds', '2', '--tensorboard'], 'shows one seed'),
+    (['--branch', 'runs/trunk'], 'go together'),
+    (['--after-task', '2'], 'go together'),
+    (['--processes', '2'], 'without a coordinator'),
+    (['--coordinator', 'here'], 'as HOST:PORT, or auto'),
   ],
 )
 def test_mistakes_are_told_before_anything_runs(capsys, tmp_path, flags, message):
@@ -95,3 +101,30 @@ def test_a_mesh_with_an_axis_model_splits_layers():
   )
   assert not plain.rules
   assert 0 < len(split.rules) < len(both.rules)
+
+
+@pytest.mark.slow
+def test_seeds_side_by_side_are_compared(capsys, monkeypatch, tmp_path):
+  tests = pathlib.Path(__file__).parent
+  monkeypatch.syspath_prepend(tests)
+  command = ['run', str(tests / 'tiny_file.py'), '--workdir', str(tmp_path), '--seeds', '2']
+  assert cli.main(command) == 0
+  assert (tmp_path / 'report.html').exists()
+  for seed in (0, 1):
+    assert (tmp_path / f'seed_{seed}' / 'report.html').exists()
+  capsys.readouterr()
+  assert cli.main(['report', '--markdown', str(tmp_path)]) == 0
+  assert '| finetune | ' in capsys.readouterr().out
+
+
+def test_seeds_that_learn_different_things_are_refused(capsys, tmp_path):
+  """The class order of digits may be drawn by a seed of its own, so this one is made up."""
+  file = tmp_path / 'shuffled.py'
+  file.write_text(
+    'from tiny_runs import tiny_experiment\n'
+    'def experiment(*, seed: int = 0):\n'
+    '  return tiny_experiment(tasks=2 + seed, seed=seed)\n'
+  )
+  command = ['run', str(file), '--workdir', str(tmp_path / 'run'), '--seeds', '2']
+  assert cli.main(command) == 1
+  assert 'run them one by one' in ' '.join(capsys.readouterr().err.split())

@@ -146,6 +146,9 @@ def _run(
         tick, logs = None, tuple(places.values())
         if leaving is not None:
           tick = find_branch(leaving, describe(experiment), directory, logs)
+        if stacked:
+          (directory / at).mkdir(parents=True, exist_ok=True)
+          claim(directory / at, settings)
         for seed, output in zip(places, outputs, strict=True):
           output.mkdir(parents=True, exist_ok=True)
           claim(output, {**settings, 'seed': seed})

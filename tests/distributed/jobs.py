@@ -18,6 +18,7 @@ def start(
   *flags: str,
   cache: pathlib.Path,
   devices: int = 1,
+  slurm: bool = False,
 ) -> list[subprocess.Popen[str]]:
   """Starts `pecft run tests/tiny_file.py` as a job.
 
@@ -27,6 +28,7 @@ def start(
     *flags: of the experiment and the run.
     cache: directory of compiled programs, so that a restart is quick.
     devices: of each process.
+    slurm: tell processes of each other by the variables that srun sets, not by flags.
   """
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -43,13 +45,24 @@ def start(
   }
   job = []
   for i in range(processes):
-    own = ['--coordinator', f'localhost:{port}', '--processes', str(processes)]
+    own, around = [], {}
+    if slurm:
+      own = ['--coordinator', 'auto']
+      around = {
+        'SLURM_JOB_ID': str(port),  # JAX derives its own port from it.
+        'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': str(processes),
+        'SLURM_PROCID': str(i),
+        'SLURM_LOCALID': str(i),
+      }
+    elif processes > 1:
+      own = ['--coordinator', f'localhost:{port}', '--processes', str(processes)]
+      own += ['--process-id', str(i)]
     command = [sys.executable, '-m', 'pecft_jax.cli', 'run', str(TESTS / 'tiny_file.py')]
-    command += ['--workdir', str(workdir), *flags]
-    command += [*own, '--process-id', str(i)] if processes > 1 else []
+    command += ['--workdir', str(workdir), *flags, *own]
     job.append(
       subprocess.Popen(
-        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, env=env | around, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
       )
     )
   return job

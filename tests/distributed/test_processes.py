@@ -81,7 +81,11 @@ def test_processes_agree_with_one(processes, method, flags, alone, cache, tmp_pa
 
 @pytest.mark.parametrize(
   'flags',
-  [('--mesh', 'data=2,model=2', '--fsdp'), ('--mesh', 'data=1,model=4'), ('--seeds', '2')],
+  [
+    ('--mesh', 'data=2,model=2', '--fsdp'),
+    ('--mesh', 'data=1,model=4'),
+    ('--seeds', '2', '--mesh', 'seed=2,data=2'),
+  ],
 )
 def test_meshes_go_over_processes(flags, alone, cache, tmp_path):
   """Two processes with two devices each; on the second mesh both need all of each batch."""
@@ -91,6 +95,11 @@ def test_meshes_go_over_processes(flags, alone, cache, tmp_path):
   assert one['results']['accuracy_matrix'] == other['results']['accuracy_matrix']
   losses = [[row['loss'] for row in each['rows'] if 'loss' in row] for each in (one, other)]
   np.testing.assert_allclose(*losses, rtol=TOLERANCE)
+
+
+def test_slurm_tells_processes_of_each_other(alone, cache, tmp_path):
+  run_job(2, tmp_path, '--method', 'ranpac', cache=cache, slurm=True)
+  _assert_equal_runs(tmp_path, alone('ranpac'), 'ranpac')
 
 
 def _wait_for_checkpoint(workdir: pathlib.Path, job, beyond: int = 0) -> None:

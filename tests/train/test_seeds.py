@@ -107,3 +107,13 @@ def test_seeds_must_differ(seeds, tmp_path):
 def test_seeds_have_32_bits(seed, tmp_path):
   with pytest.raises(ValueError, match='seeds in 0'):
     run(_experiment('finetune', seed=seed), tmp_path)
+
+
+def test_one_seed_and_several_do_not_share_a_directory(tmp_path):
+  experiment = _experiment('finetune')
+  run(experiment, tmp_path / 'one', console=quiet())
+  with pytest.raises(ValueError, match='seeds_together: there null'):
+    run_seeds(experiment, (0, 1), tmp_path / 'one', console=quiet())
+  run_seeds(experiment, (0, 1), tmp_path / 'two', console=quiet())
+  with pytest.raises(ValueError, match='belongs to a run with another configuration'):
+    run(experiment, tmp_path / 'two', console=quiet())
