@@ -21,6 +21,7 @@ NOT_IDENTITY = {'prefix', 'prompt', 'ssf', 'vpt_deep', 'vpt_shallow'}
 NO_BIAS_TO_MERGE_INTO = {'ssf'}
 MERGEABLE = [n for n in NAMES if PEFTS[n]().merge is not None and n not in NO_BIAS_TO_MERGE_INTO]
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 every_peft = pytest.mark.parametrize('name', NAMES)
 
 
@@ -29,14 +30,6 @@ class Case(NamedTuple):
   start: Any  # The delta at init.
   delta: Any  # The same with noise.
   features: Any  # Of the loop, not jitted, under `delta`.
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Halves the time of these tests, nearly all of which goes into compiling."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
@@ -104,9 +97,13 @@ def test_the_last_real_token_alone_equals_all_tokens_of_a_scan(
 
 @every_peft
 def test_padding_still_makes_no_difference(case, tiny_decoder, decoder_params, texts):
-  for row, kept in ((2, slice(3, 11)), (1, slice(0, 7))):
-    alone = tiny_decoder.apply(decoder_params, texts[[row], kept], case.delta, peft=case.peft)
-    close(alone.tokens[0], case.features.tokens[row, kept])
+  """The pads go from the front to the end of one text, and away from another."""
+  moved = np.concatenate([texts[2, 3:], texts[2, :3]])
+  moved = tiny_decoder.apply(decoder_params, np.tile(moved, (5, 1)), case.delta, peft=case.peft)
+  close(moved.tokens[2, :8], case.features.tokens[2, 3:])
+  alone = jax.jit(functools.partial(tiny_decoder.apply, peft=case.peft))
+  alone = alone(decoder_params, texts[1:2, :7], case.delta)
+  close(alone.tokens[0], case.features.tokens[1, :7])
 
 
 @every_peft
@@ -119,16 +116,19 @@ def test_stays_causal(case, tiny_decoder, decoder_params, texts):
 
 
 @every_peft
-def test_gradients_reach_every_leaf_of_the_delta(case, tiny_decoder, decoder_params, texts):
+def test_gradients_reach_every_leaf_of_the_delta(name, decoder_sizes, decoder_params, texts):
+  peft, shallow = PEFTS[name](), decoder(**{**decoder_sizes, 'depth': 1})
+  params = {key: decoder_params[key] for key in ('embed', 'block_0', 'norm')}
+  delta = map_named(shaken, peft.init(jax.random.key(3), shallow.sites, params))
   target = np.random.default_rng(5).normal(size=(5, 24))
 
   @jax.jit
   @jax.grad
   def gradients(delta, params, texts):
-    features = tiny_decoder.apply(params, texts, delta, peft=case.peft, rows=1)
+    features = shallow.apply(params, texts, delta, peft=peft, rows=1)
     return jnp.mean((features.pooled - target) ** 2)
 
-  for leaf, grad in named_leaves(gradients(case.delta, decoder_params, texts)):
+  for leaf, grad in named_leaves(gradients(delta, params, texts)):
     assert np.isfinite(grad).all(), leaf
     assert np.abs(grad).max() > 1e-7, leaf
 
@@ -164,11 +164,16 @@ def test_a_prompt_of_embeddings_is_text(tiny_decoder, decoder_params, texts):
   delta = {'encoder': PromptDelta(decoder_params['embed']['table'][words])}
   peft = prompt(length=4)
   got = tiny_decoder.apply(decoder_params, texts, delta, peft=peft)
-  for row, kept in enumerate((slice(0, 11), slice(0, 7), slice(3, 11), slice(2, 9), slice(0, 1))):
-    written = np.concatenate([words, texts[row, kept]])[None]
-    want = tiny_decoder.apply(decoder_params, written)
-    close(got.tokens[row, kept], want.tokens[0, 4:])
-    close(got.pooled[row], want.pooled[0])
+  kept = [slice(0, 11), slice(0, 7), slice(3, 11), slice(2, 9), slice(0, 1)]
+  written = np.full((5, 15), 36, np.int32)
+  for text, new, real in zip(texts, written, kept, strict=True):
+    together = np.concatenate([words, text[real]])
+    new[: len(together)] = together
+  want = tiny_decoder.apply(decoder_params, written)
+  close(got.pooled, want.pooled)
+  for row, real in enumerate(kept):
+    count = real.stop - real.start
+    close(got.tokens[row, real], want.tokens[row, 4 : 4 + count])
 
 
 def test_prompts_in_every_block_stand_before_the_text_too(tiny_decoder, decoder_params, texts):
