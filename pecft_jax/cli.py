@@ -1,13 +1,16 @@
-"""The command `pecft`: run an experiment file, list what there is, report on finished runs."""
+"""The command `pecft`: run an experiment file, list what there is, report on runs, inspect them."""
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import inspect
 import json
+import logging
 import pathlib
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -19,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 _RESUME = 'The same command resumes.'
+_STOPPED = 143  # As of a process that SIGTERM ended, after Ctrl-C, too.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   report.add_argument('--out', type=pathlib.Path, default=pathlib.Path('report.html'),
                       help='page of a comparison (default: report.html)')  # fmt: skip
   report.add_argument('--markdown', action='store_true', help='print the comparison as Markdown')
+  inspecting = commands.add_parser(
+    'inspect',
+    help='what a work directory holds: checkpoints, their state, and what is damaged',
+    description='Changes nothing, and may be used while a run goes on. The exit status is 1 where '
+    'something is damaged.',
+  )
+  inspecting.add_argument('dir', type=pathlib.Path, help='a work directory')
+  inspecting.add_argument('--verify', action='store_true',
+                          help='also read all arrays, and check their digests')  # fmt: skip
+  inspecting.add_argument('--leaves', action='store_true', help='each leaf with its shape')
+  inspecting.add_argument('--json', action='store_true', help='as JSON')
   known, rest = parser.parse_known_args(argv)
   console = Console()
   try:
@@ -69,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if known.command == 'list':
       return _list(known.kind, known.json, console)
+    if known.command == 'inspect':
+      return _inspect(known.dir, known.verify, known.leaves, known.json, console)
     return _report(known.dirs, known.out, known.markdown, console)
-  except (ValueError, ArithmeticError) as error:
+  except (ValueError, ArithmeticError, OSError) as error:
     Console(stderr=True).print(f'error: {error}', style='red', highlight=False, markup=False)
     return 1
 
@@ -160,6 +178,7 @@ def _run(path: str, args: Sequence[str], console: Console) -> int:
   from pecft_jax.train.record import tensorboard
   from pecft_jax.train.run import Stopped, run
 
+  _quiet_libraries()
   writers = (tensorboard(workdir / 'tensorboard'),) if flags.tensorboard else ()
   settings = {'file': name, 'flags': {k: _json(v) for k, v in values.items()}}
   console.print(f'{name} → {workdir}', highlight=False)
@@ -173,13 +192,27 @@ def _run(path: str, args: Sequence[str], console: Console) -> int:
       writers=writers,
       console=console,
     )
+    page = write_page(workdir)
   except Stopped as stop:
     console.print(f'{stop}; saved in {workdir}. {_RESUME}')
-    return 143
-  page = write_page(workdir)
+    return _STOPPED
+  except OSError as error:
+    if error.errno not in _NO_ROOM:
+      raise
+    free = shutil.disk_usage(workdir).free
+    raise OSError(
+      f'{error.filename or workdir}: {error.strerror} ({free:,} bytes are free there). What was '
+      'saved is not lost: once there is room, the same command resumes'
+    ) from error
   print_run(read_run(workdir), console)
   console.print(f'report: {page}', highlight=False)
   return 0
+
+
+def _quiet_libraries() -> None:
+  """Leaves out of the terminal what orbax logs of the errors that it raises: pages of traces."""
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -216,7 +249,7 @@ def _json(value: Any) -> Any:
   return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-# --- list and report -----------------------------------------------------------------------------
+# --- list, report and inspect --------------------------------------------------------------------
 
 
 def _list(kind: str, as_json: bool, console: Console) -> int:
@@ -244,6 +277,25 @@ def _report(
   page = write_page(dirs[0]) if len(dirs) == 1 else write_comparison(dirs, out)
   console.print(f'report: {page}', highlight=False)
   return 0
+
+
+def _inspect(
+  directory: pathlib.Path, arrays: bool, leaves: bool, as_json: bool, console: Console
+) -> int:
+  import jax
+
+  from pecft_jax.report.inspected import print_inspected, problems_of
+  from pecft_jax.train.inspection import inspect_run
+
+  _quiet_libraries()
+  # An accelerator may be in use by the very run that is looked at.
+  jax.config.update('jax_platforms', 'cpu')
+  facts = inspect_run(directory, arrays=arrays)
+  if as_json:
+    print(json.dumps(facts, indent=1))
+  else:
+    print_inspected(facts, console, leaves=leaves)
+  return 1 if problems_of(facts) else 0
 
 
 if __name__ == '__main__':

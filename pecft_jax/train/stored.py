@@ -48,7 +48,7 @@ def read_contents(path: pathlib.Path) -> Contents:
     Damaged: if it cannot be read, or is not what was written.
   """
   try:
-    found: Any = ocp.metadata(path)
+    found: Any = ocp.metadata(str(path))
     leaves = [card(leaf) for leaf in named_leaves(found.metadata)]
     meta = found.custom_metadata
     written = meta['leaves_sha256'], meta['position_sha256']
@@ -94,7 +94,7 @@ def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
     Damaged: if the arrays cannot be read, or are not what was written.
   """
   try:
-    state = ocp.load(path, target)
+    state = ocp.load(str(path), target)
   except Exception as error:  # Whatever a broken file makes orbax raise.
     raise _unreadable(path, error) from error
   if tree_sha256(state) != contents.state_sha256:
