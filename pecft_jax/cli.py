@@ -1,6 +1,7 @@
 """The command `pecft`: run an experiment file, list what there is, report on runs, inspect them."""
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -13,7 +14,7 @@ import re
 import shutil
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import docstring_parser
@@ -178,20 +179,20 @@ def _run(path: str, args: Sequence[str], console: Console) -> int:
   from pecft_jax.train.record import tensorboard
   from pecft_jax.train.run import Stopped, run
 
-  _quiet_libraries()
   writers = (tensorboard(workdir / 'tensorboard'),) if flags.tensorboard else ()
   settings = {'file': name, 'flags': {k: _json(v) for k, v in values.items()}}
   console.print(f'{name} → {workdir}', highlight=False)
   try:
-    run(
-      function(**values),
-      workdir,
-      config=settings,
-      layout=layout_of(flags.mesh, flags.fsdp),
-      save_every=flags.save_every,
-      writers=writers,
-      console=console,
-    )
+    with _quiet_libraries():
+      run(
+        function(**values),
+        workdir,
+        config=settings,
+        layout=layout_of(flags.mesh, flags.fsdp),
+        save_every=flags.save_every,
+        writers=writers,
+        console=console,
+      )
     page = write_page(workdir)
   except Stopped as stop:
     console.print(f'{stop}; saved in {workdir}. {_RESUME}')
@@ -209,10 +210,26 @@ def _run(path: str, args: Sequence[str], console: Console) -> int:
   return 0
 
 
-def _quiet_libraries() -> None:
-  """Leaves out of the terminal what orbax logs of the errors that it raises: pages of traces."""
-  for name in ('absl', 'asyncio'):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+  """Keeps from the terminal what orbax logs of errors that it raises, too: pages of traces."""
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+  levels, shown = [logger.level for logger in loggers], sys.unraisablehook
+
+  def show(error: Any) -> None:
+    # Writes of other arrays, which nobody waits for once one has failed.
+    if str(error.exc_value) != 'Event loop is closed':
+      shown(error)
+
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL)
+  sys.unraisablehook = show
+  try:
+    yield
+  finally:
+    sys.unraisablehook = shown
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -287,10 +304,10 @@ def _inspect(
   from pecft_jax.report.inspected import print_inspected, problems_of
   from pecft_jax.train.inspection import inspect_run
 
-  _quiet_libraries()
   # An accelerator may be in use by the very run that is looked at.
   jax.config.update('jax_platforms', 'cpu')
-  facts = inspect_run(directory, arrays=arrays)
+  with _quiet_libraries():
+    facts = inspect_run(directory, arrays=arrays)
   if as_json:
     print(json.dumps(facts, indent=1))
   else:

@@ -16,7 +16,7 @@ from pecft_jax.train.checkpoint import UNFINISHED
 from pecft_jax.train.stored import Card, Contents, Damaged, read_contents, verify
 
 # Any of these makes a directory a work directory.
-_SIGNS = ('config.json', 'results.json', 'metrics.jsonl', 'checkpoints')
+_SIGNS = ('config.json', 'results.json', 'metrics.jsonl', 'checkpoints', '.lock')
 
 
 def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[str, Any]:

@@ -24,9 +24,10 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def command(shared):
-  """`command(method, workdir, *flags, fault='')`: a process of `pecft run`.
+  """`command(method, workdir, *flags, fault='', through=(), **environment)`: a process.
 
-  `fault` is a call of `hooks` that the experiment file makes before all else.
+  It runs `pecft run`, or what `through` makes of that command line. `fault` is
+  a call of `hooks` that the experiment file makes before all else.
   """
   environment = {
     **os.environ,
@@ -39,7 +40,7 @@ def command(shared):
     'COLUMNS': '400',
   }
 
-  def begin(method, workdir, *flags, fault=''):
+  def begin(method, workdir, *flags, fault='', through=(), **more):
     file = HERE / 'tiny.py'
     if fault:
       # Of the file, its name is part of the configuration: a fault does not make another run.
@@ -50,9 +51,9 @@ def command(shared):
       )
     flags = '--workdir', workdir, '--method', method, *flags
     return subprocess.Popen(
-      [sys.executable, '-m', 'pecft_jax.cli', 'run', file, *flags],
+      [*through, sys.executable, '-m', 'pecft_jax.cli', 'run', file, *flags],
       cwd=shared,
-      env=environment,
+      env={**environment, **more},
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,

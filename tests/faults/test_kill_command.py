@@ -70,7 +70,8 @@ def _hits(workdir: pathlib.Path) -> set[str]:
   if not workdir.exists():
     return {'start'}
   found = inspect_run(workdir, arrays=True)
-  assert found['status'] in ('stopped', 'unknown')
+  # `done` while the page was being written, `unknown` before there were results.
+  assert found['status'] in ('stopped', 'done', 'unknown')
   assert not [each for each in found['checkpoints'] if each['problem']]
   return {newest(workdir)['phase'], *(['write'] if found['unfinished'] else [])}
 
