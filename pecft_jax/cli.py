@@ -1,16 +1,20 @@
-"""The command `pecft`: run an experiment file, list what there is, report on finished runs."""
+"""The command `pecft`: run an experiment file, list what there is, report on runs, inspect them."""
 
 import argparse
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import inspect
 import json
+import logging
 import pathlib
 import re
+import shutil
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import docstring_parser
@@ -19,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 _RESUME = 'The same command resumes.'
+_STOPPED = 143  # As of a process that SIGTERM ended, after Ctrl-C, too.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   report.add_argument('--out', type=pathlib.Path, default=pathlib.Path('report.html'),
                       help='page of a comparison (default: report.html)')  # fmt: skip
   report.add_argument('--markdown', action='store_true', help='print the comparison as Markdown')
+  inspecting = commands.add_parser(
+    'inspect',
+    help='what a work directory holds: checkpoints, their state, and what is damaged',
+    description='Changes nothing, and may be used while a run goes on. The exit status is 1 where '
+    'something is damaged.',
+  )
+  inspecting.add_argument('dir', type=pathlib.Path, help='a work directory')
+  inspecting.add_argument('--verify', action='store_true',
+                          help='also read all arrays, and check their digests')  # fmt: skip
+  inspecting.add_argument('--leaves', action='store_true', help='each leaf with its shape')
+  inspecting.add_argument('--json', action='store_true', help='as JSON')
   known, rest = parser.parse_known_args(argv)
   console = Console()
   try:
@@ -84,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if known.command == 'list':
       return _list(known.kind, known.json, console)
+    if known.command == 'inspect':
+      return _inspect(known.dir, known.verify, known.leaves, known.json, console)
     return _report(known.dirs, known.out, known.markdown, console)
-  except (ValueError, ArithmeticError) as error:
+  except (ValueError, ArithmeticError, OSError) as error:
     Console(stderr=True).print(f'error: {error}', style='red', highlight=False, markup=False)
     return 1
 
@@ -181,12 +200,12 @@ def _run(path: str, args: Sequence[str], console: Console) -> int:
   if is_first():
     console.print(f'{name} → {workdir}', highlight=False)
   try:
-    with ending_together(unless=Stopped):
+    with _quiet_libraries(), ending_together(unless=Stopped), _room_in(workdir):
       dirs = _run_experiment(function, values, flags, workdir, settings, console)
   except Stopped as stop:
     if is_first():
       console.print(f'{stop}; saved in {workdir}. {_RESUME}')
-    return 143
+    return _STOPPED
   if is_first():
     for directory in dirs:
       page = write_page(directory)
@@ -262,6 +281,43 @@ def _check_seeds(
     )
 
 
+@contextlib.contextmanager
+def _room_in(workdir: pathlib.Path) -> Iterator[None]:
+  """Says of a full disk what to do."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _NO_ROOM:
+      raise
+    free = shutil.disk_usage(workdir).free
+    raise OSError(
+      f'{error.filename or workdir}: {error.strerror} ({free:,} bytes are free there). What was '
+      'saved is not lost: once there is room, the same command resumes'
+    ) from error
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+  """Keeps from the terminal what orbax logs of errors that it raises, too: pages of traces."""
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+  levels, shown = [logger.level for logger in loggers], sys.unraisablehook
+
+  def show(error: Any) -> None:
+    # Writes of other arrays, which nobody waits for once one has failed.
+    if str(error.exc_value) != 'Event loop is closed':
+      shown(error)
+
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL)
+  sys.unraisablehook = show
+  try:
+    yield
+  finally:
+    sys.unraisablehook = shown
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
+
+
 def parse_mesh(text: str) -> dict[str, int]:
   """`data=4,model=2` to sizes by axis. Raises ValueError for anything else."""
   sizes = {}
@@ -296,7 +352,7 @@ def _json(value: Any) -> Any:
   return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-# --- list and report -----------------------------------------------------------------------------
+# --- list, report and inspect --------------------------------------------------------------------
 
 
 def _list(kind: str, as_json: bool, console: Console) -> int:
@@ -326,6 +382,25 @@ def _report(
   page = write_page(dirs[0]) if len(dirs) == 1 else write_comparison(dirs, out)
   console.print(f'report: {page}', highlight=False)
   return 0
+
+
+def _inspect(
+  directory: pathlib.Path, arrays: bool, leaves: bool, as_json: bool, console: Console
+) -> int:
+  import jax
+
+  from pecft_jax.report.inspected import print_inspected, problems_of
+  from pecft_jax.train.inspection import inspect_run
+
+  # An accelerator may be in use by the very run that is looked at.
+  jax.config.update('jax_platforms', 'cpu')
+  with _quiet_libraries():
+    facts = inspect_run(directory, arrays=arrays)
+  if as_json:
+    print(json.dumps(facts, indent=1))
+  else:
+    print_inspected(facts, console, leaves=leaves)
+  return 1 if problems_of(facts) else 0
 
 
 if __name__ == '__main__':

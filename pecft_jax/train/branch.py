@@ -5,8 +5,9 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
-from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.train.position import Position
 from pecft_jax.train.record import plain, replace_text
+from pecft_jax.train.stored import read_contents
 
 
 class Branch(NamedTuple):
@@ -41,27 +42,25 @@ def find_branch(
       is the new run's own directory.
   """
   there = branch.source / 'checkpoints'
-  if any(path.name.isdigit() for path in (directory / 'checkpoints').glob('*')):
+  if _checkpoints(directory / 'checkpoints'):
     return None
   if branch.source.resolve() == directory.resolve():
     raise ValueError(f'a run cannot branch from its own directory {directory}')
   if not there.is_dir():
     raise ValueError(f'{branch.source} holds no checkpoints to branch from')
-  source = Checkpoints(there, opened_to_read=True)
-  positions = {tick: source.position(tick) for tick in source.ticks()}
-  ends = {p.task + 1: tick for tick, p in positions.items() if p is not None and p.at_boundary()}
+  found = {int(path.name): read_contents(path) for path in _checkpoints(there)}
+  positions = {tick: Position.from_json(each.position) for tick, each in found.items()}
+  ends = {at.task + 1: tick for tick, at in positions.items() if at.at_boundary()}
   if branch.after_task not in ends:
     raise ValueError(
       f'{branch.source} has no checkpoint after task {branch.after_task}; there are some after '
       f'{sorted(ends) or "none"}; a run with --keep-tasks keeps all'
     )
   tick = ends[branch.after_task]
-  _check_identity(branch, source.identity(tick) or {}, plain(identity))
-  position = positions[tick]
-  assert position is not None
-  if len(position.seeds) != len(places):
+  _check_identity(branch, found[tick].identity or {}, plain(identity))
+  if len(positions[tick].seeds) != len(places):
     raise ValueError(
-      f'{branch.source} has {len(position.seeds)} seeds in a program, this run {len(places)}'
+      f'{branch.source} has {len(positions[tick].seeds)} seeds in a program, this run {len(places)}'
     )
   return tick
 
@@ -71,8 +70,7 @@ def copy_branch(
 ) -> None:
   """Copies the checkpoint that `find_branch` found, and the logs up to there."""
   there, here = branch.source / 'checkpoints', directory / 'checkpoints'
-  position = Checkpoints(there, opened_to_read=True).position(tick)
-  assert position is not None
+  position = Position.from_json(read_contents(there / str(tick)).position)
   for place, found in zip(places, position.seeds, strict=True):
     log = (branch.source / place / 'metrics.jsonl').read_text(encoding='utf-8')
     kept = log.splitlines(keepends=True)[: found.rows]
@@ -83,6 +81,10 @@ def copy_branch(
   shutil.rmtree(part, ignore_errors=True)
   shutil.copytree(there / str(tick), part)
   part.rename(here / str(tick))
+
+
+def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+  return [path for path in directory.glob('*') if path.name.isdigit()]
 
 
 def _check_identity(branch: Branch, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def _final_state(workdir: pathlib.Path, method: str):
     experiment.method, experiment.training.recipe, one_device(), experiment.frozen
   )
   like = jax.eval_shape(steps.init, jax.random.key(0), experiment.frozen)
-  checkpoints = Checkpoints(workdir / 'checkpoints', opened_to_read=True)
+  checkpoints = Checkpoints(workdir / 'checkpoints')
   state, _ = checkpoints.load(checkpoints.ticks()[-1], like, steps.state_shardings)
   return dict(named_leaves(state))
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from pecft_jax.train.checkpoint import Checkpoints, Damaged
+from pecft_jax.train.checkpoint import Checkpoints, NotSaved
 from pecft_jax.train.position import Position
 from pecft_jax.train.sharding import one_device, tree_shardings
 from pecft_jax.train.state import no_task, tree_sha256
+from pecft_jax.train.stored import Damaged
 from pecft_jax.typing import Capacity, TrainState
 
 # Reads of damaged files leave coroutines of orbax behind.
@@ -183,6 +184,15 @@ def test_after_going_back_the_ticks_can_be_saved_again(directory):
   assert _newest(directory)[2] == [2, 3]
 
 
+def test_where_all_are_damaged_nothing_is_moved(directory):
+  for path in directory.glob('*/state/d/*'):
+    _flip(path)
+  with pytest.raises(Damaged, match=r'no checkpoint in .* is good: checkpoint 2 .*; checkpoint 1 '):
+    _newest(directory)
+  assert sorted(os.listdir(directory)) == ['1', '2']
+  assert not (directory.parent / 'damaged').exists()
+
+
 def test_an_unfinished_write_is_not_there(directory):
   for half in ('3.orbax-checkpoint-tmp-0', '0.deleted'):
     (directory / half).mkdir()
@@ -202,7 +212,7 @@ def test_a_failed_write_is_raised_and_deletes_nothing(directory, monkeypatch):
   checkpoints = Checkpoints(directory)
   monkeypatch.setattr(ocp, 'save_async', lambda *_, **__: _FullDisk())
   checkpoints.save(3, make_state(3), POSITION)
-  with pytest.raises(OSError, match='no space left'):
+  with pytest.raises(NotSaved, match=r'checkpoint 3 .*no space left.*resumes from checkpoint 2'):
     checkpoints.wait()
   assert checkpoints.ticks() == [1, 2]
 

@@ -21,6 +21,7 @@ from tiny_runs import (
 from pecft_jax.continual.ranpac import ranpac
 from pecft_jax.peft.lora import lora
 from pecft_jax.train import NonFiniteLoss, Stopped, run, sgd
+from pecft_jax.train.stored import Damaged
 from pecft_jax.typing import Capacity
 
 RUN = sys.modules['pecft_jax.train.run']  # The package shows the function of this name instead.
@@ -193,17 +194,21 @@ def test_damaged_checkpoints_are_passed_over(whole, interrupt, tmp_path):
   assert (tmp_path / 'damaged' / '22').is_dir()
 
 
-def test_without_a_good_checkpoint_it_starts_anew(whole, interrupt, tmp_path):
+def test_without_a_good_checkpoint_it_stops_and_leaves_all_as_it_is(whole, interrupt, tmp_path):
   expected, _ = whole('ease')
   interrupt(20)
   with pytest.raises(Stopped):
     run(_experiment('ease'), tmp_path, console=quiet())
   for path in (tmp_path / 'checkpoints').glob('*/_CHECKPOINT_METADATA'):
     path.write_text(path.read_text().replace('"batch": ', '"batch": 1'))
+  files = lambda: {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+  before = files()
   interrupt(None)
-  console = quiet()
-  run(_experiment('ease'), tmp_path, console=console)
-  assert console.file.getvalue().count('going back') == 2
+  with pytest.raises(Damaged, match=r'no checkpoint in .* is good'):
+    run(_experiment('ease'), tmp_path, console=quiet())
+  assert files() == before
+  (tmp_path / 'checkpoints').rename(tmp_path / 'evidence')
+  run(_experiment('ease'), tmp_path, console=quiet())
   assert outcome(tmp_path) == expected
 
 

@@ -26,7 +26,7 @@ def _experiment(method, **fields):
 
 
 def _state(workdir, like):
-  checkpoints = Checkpoints(workdir / 'checkpoints', opened_to_read=True)
+  checkpoints = Checkpoints(workdir / 'checkpoints')
   shardings = tree_shardings(one_device(), like)
   return checkpoints.load(checkpoints.ticks()[-1], like, shardings)[0]
 

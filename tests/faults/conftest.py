@@ -1,0 +1,90 @@
+"""The real command in processes of its own, and what it ends with when nothing disturbs it."""
+
+import fcntl
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from tiny_runs import outcome
+
+HERE = pathlib.Path(__file__).parent
+# Later than anything here lasts: checkpoints at the ends of tasks alone.
+RARELY = ('--save-every', '1e9')
+ALWAYS = ('--save-every', '0')
+
+
+@pytest.fixture(scope='session')
+def shared(tmp_path_factory):
+  """A directory that all workers of this test session have in common."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+@pytest.fixture(scope='session')
+def command(shared):
+  """`command(method, workdir, *flags, fault='', through=(), **environment)`: a process.
+
+  It runs `pecft run`, or what `through` makes of that command line. `fault` is
+  a call of `hooks` that the experiment file makes before all else.
+  """
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0',
+    'JAX_COMPILATION_CACHE_DIR': str(shared / 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    'PYTHONPATH': os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)]),
+    'COLUMNS': '400',
+  }
+
+  def begin(method, workdir, *flags, fault='', through=(), **more):
+    file = HERE / 'tiny.py'
+    if fault:
+      # Of the file, its name is part of the configuration: a fault does not make another run.
+      file = workdir.parent / f'{workdir.name}.fault' / 'tiny.py'
+      file.parent.mkdir(exist_ok=True)
+      file.write_text(
+        f'from faults import hooks\nfrom faults.tiny import experiment\nhooks.{fault}'
+      )
+    flags = '--workdir', workdir, '--method', method, *flags
+    return subprocess.Popen(
+      [*through, sys.executable, '-m', 'pecft_jax.cli', 'run', file, *flags],
+      cwd=shared,
+      env={**environment, **more},
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+
+  return begin
+
+
+@pytest.fixture(scope='session')
+def finish(command):
+  """`finish(method, workdir, *flags, fault='')`: exit status and output of the command."""
+
+  def run(*args, **options):
+    process = command(*args, **options)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def whole(shared, finish):
+  """`whole(method, *flags)`: the outcome of a run that nothing disturbed."""
+
+  def get(method, *flags):
+    workdir = shared / '-'.join(['whole', method, *flags])
+    with open(f'{workdir}.lock', 'w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)  # Another worker may be at it.
+      if not (workdir / 'report.html').exists():
+        status, said = finish(method, workdir, *flags, *RARELY)
+        assert status == 0, said
+      return outcome(workdir)
+
+  return get
