@@ -10,7 +10,7 @@ def pytest_addoption(parser):
     type=int,
     default=None,
     metavar='N',
-    help='how often tests/faults/test_kill.py kills each run; a few times by default',
+    help='how often tests/faults kills each run; a few times by default',
   )
 
 

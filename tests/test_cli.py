@@ -84,6 +84,19 @@ def test_a_file_without_an_experiment_is_refused(capsys, tmp_path):
   assert 'no experiment file' in capsys.readouterr().err
 
 
+def test_inspect_tells_what_is_there_and_fails_where_something_is_damaged(capsys, tmp_path):
+  for name in ('config.json', 'results.json'):
+    (tmp_path / name).write_text('{"status": "running", "seed": 4}')
+  assert cli.main(['inspect', str(tmp_path)]) == 0
+  assert 'stopped, 0 of 0 tasks finished' in ' '.join(capsys.readouterr().out.split())
+  (tmp_path / 'config.json').write_text('{')
+  assert cli.main(['inspect', str(tmp_path), '--json', '--verify']) == 1
+  facts = json.loads(capsys.readouterr().out)
+  assert facts['problems'][0].startswith('config.json is damaged')
+  assert cli.main(['inspect', str(tmp_path / 'absent')]) == 1
+  assert 'there is no directory' in capsys.readouterr().err
+
+
 def test_runs_with_other_flags_get_directories_of_their_own():
   function = cli.load_experiment(DIGITS)
   values, _ = cli.parse_flags(function, [], 'pecft')

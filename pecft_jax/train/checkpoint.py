@@ -89,7 +89,11 @@ class Checkpoints:
       'state_sha256': tree_sha256(state),
       'identity': self._identity,
     }
-    self._pending = tick, ocp.save_async(self._at(tick), state, custom_metadata=meta)
+    context = ocp.Context()
+    # Loading brings shardings of its own, and those on file outweigh a small state.
+    context.array.saving.enable_write_sharding_file = False
+    with context:
+      self._pending = tick, ocp.save_async(self._at(tick), state, custom_metadata=meta)
 
   def wait(self) -> None:
     """Waits for the write under way.

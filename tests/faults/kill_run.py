@@ -1,9 +1,10 @@
 """Runs one tiny experiment in this process, which the test kills."""
 
 import jax
-from tiny_runs import TRAINING, quiet, tiny_experiment
+from tiny_runs import quiet
 
-from pecft_jax.train import run, sgd
+from faults.tiny import experiment
+from pecft_jax.train import run
 
 METHODS = ('derpp(olora)', 'ease', 'l2p', 'ranpac')
 
@@ -21,7 +22,4 @@ def main(method: str, workdir: str, cache: str, save_every: float = 0.0) -> None
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-  training = TRAINING
-  if method == 'l2p':
-    training = TRAINING._replace(cache_queries=True, recipe=sgd(0.05, accumulate=2))
-  run(tiny_experiment(method, training=training), workdir, save_every=save_every, console=quiet())
+  run(experiment(method=method), workdir, save_every=save_every, console=quiet())
