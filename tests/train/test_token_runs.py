@@ -3,19 +3,20 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import quiet
 
 from pecft_jax import data
 from pecft_jax.backbones import decoder
-from pecft_jax.continual import finetune, olora, ranpac
+from pecft_jax.continual import finetune, olora, ranpac, registry
 from pecft_jax.continual.wrappers import derpp, er
 from pecft_jax.data import random_crop
 from pecft_jax.peft import lora
-from pecft_jax.train import Experiment, Training, adam, run
+from pecft_jax.train import Experiment, Training, adam, compile_steps, one_device, run
 from pecft_jax.train.experiment import check_experiment, describe
-from pecft_jax.typing import Capacity
+from pecft_jax.typing import Batch, Capacity
 
 TASKS, CLASSES, LENGTH, PAD = 3, 6, 9, -1
 
@@ -72,6 +73,31 @@ def test_texts_are_learned_task_by_task(name, tmp_path):
   assert found['accuracy_matrix'][0][0] > 0.75  # Between two classes.
   if name == 'ranpac':  # The others forget, which leaves little above chance, 1 / 6.
     assert found['metrics']['average_accuracy'] > 0.4
+
+
+@functools.cache
+def every_method():
+  """All but l2p, which needs a class token; every wrapper around the first."""
+  parts = {'backbone': reader(), 'capacity': CAPACITY}
+  plain = {
+    name: factory(**parts, **({} if name == 'simplecil' else {'peft': lora(rank=2)}))
+    for name, factory in registry.METHODS.items()
+    if name != 'l2p'
+  }
+  wrapped = {name: wrap(plain['finetune']) for name, wrap in registry.WRAPPERS.items()}
+  return plain | wrapped
+
+
+@pytest.mark.parametrize('name', sorted({*registry.METHODS, *registry.WRAPPERS} - {'l2p'}))
+def test_every_pass_of_every_method_takes_texts(name):
+  steps = compile_steps(every_method()[name], adam(1e-3), one_device(), frozen())
+  state = jax.eval_shape(steps.init, jax.random.key(0), frozen())
+  rows = np.arange(8, dtype=np.int32)
+  batch = Batch(np.zeros((8, LENGTH), np.int32), rows % CLASSES, rows < 7, rows)
+  passes = [steps.prepare, steps.consolidate, lambda *args: steps.train(*args)[0]]
+  for each in filter(None, passes):
+    after = jax.eval_shape(each, state, frozen(), batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
 def test_replay_keeps_token_ids():
