@@ -310,12 +310,17 @@ def _quiet_libraries() -> Iterator[None]:
   for logger in loggers:
     logger.setLevel(logging.CRITICAL)
   sys.unraisablehook = show
+  failed = False
   try:
     yield
+  except OSError:
+    failed = True  # Those writes end whenever they do, and this process with them.
+    raise
   finally:
-    sys.unraisablehook = shown
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
+    if not failed:
+      sys.unraisablehook = shown
+      for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

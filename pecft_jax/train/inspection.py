@@ -30,7 +30,8 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   Returns:
     `directory`; `status` (`done`, `running`, `stopped`, or `unknown` without a
     readable results.json), `process` (id of the one that runs it, or None),
-    `method`, `seed`, `finished` and `total` tasks, `average_accuracy`,
+    `method`, `seed` (a list of seeds side by side; what follows is the first
+    one's, but for the log, which is of all), `finished` and `total` tasks, `average_accuracy`,
     `identity`, `settings` and `training` as in config.json; `checkpoints`, the
     oldest first; `state`, the groups of leaves of the newest readable one, and
     `leaves`; `log`; `damaged` and `unfinished` directories; `files`, bytes by
@@ -47,8 +48,10 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
     raise ValueError(f'{path} is no work directory: expected one of {_SIGNS} there, found {found}')
   problems: list[str] = []
   config = _read_json(path / 'config.json', problems)
-  begun = (path / 'results.json').exists() or (path / 'checkpoints').exists()
-  results = _read_json(path / 'results.json', problems) if begun else {}
+  # Of seeds side by side each has a log and results of its own.
+  outputs = [path / f'seed_{seed}' for seed in config.get('seeds_together') or ()] or [path]
+  begun = (outputs[0] / 'results.json').exists() or (path / 'checkpoints').exists()
+  results = _read_json(outputs[0] / 'results.json', problems) if begun else {}
   process = holder(path / '.lock')
   read = [_checkpoint(at, arrays) for at in _numbered(path / 'checkpoints')]
   checkpoints = [facts for facts, _ in read if facts is not None]
@@ -56,7 +59,7 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   contents = [each for _, each in read if each is not None]
   leaves = contents[-1].leaves if contents else []
   metrics = results.get('metrics')
-  log = _log(path / 'metrics.jsonl', problems)
+  log = _log([output / 'metrics.jsonl' for output in outputs], problems)
   references = {
     at.name: inspect_run(at, arrays=arrays)
     for at in _directories(path / 'references')
@@ -67,7 +70,7 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
     'status': _status(results, process),
     'process': process,
     'method': results.get('method') or config.get('method'),
-    'seed': config.get('seed'),
+    'seed': config.get('seed', config.get('seeds_together')),
     'finished': _length(results.get('accuracy_matrix')),
     'total': _length(results.get('tasks')),
     'average_accuracy': metrics.get('average_accuracy') if isinstance(metrics, dict) else None,
@@ -191,7 +194,8 @@ def _checkpoint(path: pathlib.Path, arrays: bool) -> tuple[dict[str, Any] | None
   facts['verified'] = arrays and facts['problem'] is None
   if contents is not None:
     position = contents.position
-    facts |= {name: position.get(name) for name in ('task', 'phase', 'batch', 'rows')}
+    facts |= {name: position.get(name) for name in ('task', 'phase', 'batch')}
+    facts['rows'] = sum(found['rows'] for found in position['seeds'])
     facts['written'] = contents.written.isoformat() if contents.written else None
     facts['state_sha256'] = contents.state_sha256
   return facts, contents
@@ -216,18 +220,19 @@ def _size(shape: Sequence[int], dtype: str) -> int:
   return size
 
 
-def _log(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
   rows = {'train': 0, 'eval': 0}
-  try:
-    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-  except OSError:
-    return {'rows': 0, **rows}
-  for number, line in enumerate(lines, 1):
+  for path in paths:
     try:
-      rows[json.loads(line)['kind']] += 1
-    except (ValueError, KeyError, TypeError):
-      if number < len(lines):  # The last one may just be in the making.
-        problems.append(f'{path.name}, line {number}, is damaged')
+      lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:
+      continue
+    for number, line in enumerate(lines, 1):
+      try:
+        rows[json.loads(line)['kind']] += 1
+      except (ValueError, KeyError, TypeError):
+        if number < len(lines):  # The last one may just be in the making.
+          problems.append(f'{path.name}, line {number}, is damaged')
   return {'rows': sum(rows.values()), **rows}
 
 

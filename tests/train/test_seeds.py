@@ -10,6 +10,7 @@ from tiny_runs import TRAINING, outcome, quiet, tiny_experiment, tiny_method
 from pecft_jax.paths import named_leaves
 from pecft_jax.train import Stopped, one_device, run, run_seeds, sgd
 from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.train.inspection import inspect_run
 from pecft_jax.train.sharding import tree_shardings
 from pecft_jax.train.state import init_state
 
@@ -117,3 +118,12 @@ def test_one_seed_and_several_do_not_share_a_directory(tmp_path):
   run_seeds(experiment, (0, 1), tmp_path / 'two', console=quiet())
   with pytest.raises(ValueError, match='belongs to a run with another configuration'):
     run(experiment, tmp_path / 'two', console=quiet())
+
+
+def test_seeds_side_by_side_are_inspected_together(tmp_path):
+  run_seeds(_experiment('finetune'), (3, 4), tmp_path, console=quiet())
+  found = inspect_run(tmp_path, arrays=True)
+  assert (found['status'], found['seed'], found['finished']) == ('done', [3, 4], 2)
+  assert not found['problems']
+  rows = sum(len(outcome(tmp_path / f'seed_{seed}')['rows']) for seed in (3, 4))
+  assert found['log']['rows'] == found['checkpoints'][-1]['rows'] == rows
