@@ -160,8 +160,13 @@ def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, froze
     )
 
   def jit(fn, inputs, outputs, donate=True):
+    # The mesh is told to what is traced, so that activations can be held to it.
+    def under(*args):
+      with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+        return fn(*args)
+
     return jax.jit(
-      fn, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
+      under, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
     )
 
   def gathering(hook):
