@@ -18,6 +18,7 @@ from pecft_jax.train.sharding import (
   batched,
   check_rules,
   replicated,
+  traced_on,
   tree_shardings,
 )
 from pecft_jax.train.state import init_state, key_for
@@ -160,13 +161,9 @@ def compile_steps(method: ContinualMethod, recipe: Recipe, layout: Layout, froze
     )
 
   def jit(fn, inputs, outputs, donate=True):
-    # The mesh is told to what is traced, so that activations can be held to it.
-    def under(*args):
-      with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-        return fn(*args)
-
+    fn = traced_on(layout, fn)
     return jax.jit(
-      under, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
+      fn, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
     )
 
   def gathering(hook):
