@@ -46,10 +46,11 @@ def along_data(x: Array) -> Array:
   """
   mesh = jax.sharding.get_abstract_mesh()
   parts = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)).get('data', 1)
-  if parts == 1 or x.shape[0] % parts or 'data' not in mesh.auto_axes:
+  if parts == 1 or 'data' not in mesh.auto_axes:
     return x
-  free = (P.UNCONSTRAINED,) * (x.ndim - 1)
-  return jax.lax.with_sharding_constraint(x, P('data', *free))
+  # An example alone is under a vmap, which tells by `spmd_axis_name` that its axis is the batch.
+  lead = P.UNCONSTRAINED if x.shape[0] % parts else 'data'
+  return jax.lax.with_sharding_constraint(x, P(lead, *(P.UNCONSTRAINED,) * (x.ndim - 1)))
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-6) -> Array:
