@@ -40,6 +40,9 @@ class RunFlags:
   default the first device alone."""
   fsdp: bool = False
   """Split weights over the data axis, too; needs --mesh."""
+  rules: tuple[str, ...] = ()
+  """Sharding rules before all others, as in 'head/kernel$=model,-': the last axes of leaves whose
+  path the pattern is found in; with none they stay whole. Needs --mesh."""
   tensorboard: bool = False
   """Write TensorBoard events to WORKDIR/tensorboard."""
   seeds: int = 1
@@ -242,7 +245,7 @@ def _run_experiment(
   if flags.seeds > 1 and flags.tensorboard:
     raise ValueError('--tensorboard shows one seed; run it without --seeds')
   experiment = function(**values)
-  how['layout'] = layout_of(flags.mesh, flags.fsdp)
+  how['layout'] = layout_of(flags.mesh, flags.fsdp, flags.rules, experiment.rules)
   if flags.seeds == 1:
     writing = flags.tensorboard and is_first()
     writers = [tensorboard(workdir / 'tensorboard')] if writing else []
@@ -334,21 +337,31 @@ def parse_mesh(text: str) -> dict[str, int]:
   return sizes
 
 
-def layout_of(mesh: str, fsdp: bool) -> Any:
+def layout_of(mesh: str, fsdp: bool, written: Sequence[str] = (), own: Sequence[Any] = ()) -> Any:
   """The mesh and the sharding rules of the flags; None for the first device alone.
 
+  Args:
+    mesh: as in `data=4,model=2`, or empty.
+    fsdp: whether weights are split over `data`.
+    written: rules of the command line, before all others.
+    own: rules of the experiment, before the tables; of no use without a mesh.
+
   Raises:
-    ValueError: for a mesh that does not fit the devices, or `fsdp` without one.
+    ValueError: for a mesh that does not fit the devices, or other flags without one.
   """
-  from pecft_jax.train import sharding
+  from pecft_jax.train import rules, sharding
 
   if not mesh:
-    if fsdp:
-      raise ValueError('--fsdp splits weights over a mesh: give one, as in --mesh data=8')
+    for flag, given in {'fsdp': fsdp, 'rules': written}.items():
+      if given:
+        raise ValueError(f'--{flag} says how to use a mesh: give one, as in --mesh data=8')
     return None
   axes = parse_mesh(mesh)
-  rules = sharding.tensor_parallel() if 'model' in axes else ()
-  return sharding.Layout(sharding.make_mesh(axes), (*rules, *(sharding.fsdp() if fsdp else ())))
+  tables = [rules.split_memory('data', 'model' if 'model' in axes else None)]
+  tables += [rules.tensor_parallel()] if 'model' in axes else []
+  tables += [rules.fsdp()] if fsdp else []
+  table = (*map(rules.read_rule, written), *own, *(rule for each in tables for rule in each))
+  return sharding.Layout(sharding.make_mesh(axes), table)
 
 
 def _json(value: Any) -> Any:

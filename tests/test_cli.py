@@ -5,6 +5,7 @@ import pytest
 
 from pecft_jax import cli
 from pecft_jax.catalog import METHODS, PEFTS, WRAPPERS
+from pecft_jax.train.rules import Rule
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / 'experiments' / 'split_digits.py')
 
@@ -68,6 +69,8 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
     (['--after-task', '2'], 'go together'),
     (['--processes', '2'], 'without a coordinator'),
     (['--coordinator', 'here'], 'as HOST:PORT, or auto'),
+    (['--rules', 'gram$='], '--rules says how to use a mesh'),
+    (['--mesh', 'data=1', '--rules', 'gram'], 'expected a sharding rule as PATTERN=axis,axis'),
   ],
 )
 def test_mistakes_are_told_before_anything_runs(capsys, tmp_path, flags, message):
@@ -112,8 +115,13 @@ def test_a_mesh_with_an_axis_model_splits_layers():
     cli.layout_of('data=1,model=1', False),
     cli.layout_of('data=1,model=1', True),
   )
-  assert not plain.rules
-  assert 0 < len(split.rules) < len(both.rules)
+  assert 0 < len(plain.rules) < len(split.rules) < len(both.rules)
+
+
+def test_rules_of_the_command_line_go_before_those_of_the_experiment_and_the_tables():
+  layout = cli.layout_of('data=1', False, ['head/kernel$=-,data'], [('bias$', ())])
+  assert layout.rules[:2] == (Rule('head/kernel$', (None, 'data')), ('bias$', ()))
+  assert layout.rules[2:] == cli.layout_of('data=1', False).rules
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from pecft_jax.backbones.layers import stack_blocks, unstack_blocks
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.typing import Backbone, Params
 
-# Ours -> timm's. Linear kernels are transposed, the patch kernel is a convolution there.
+# Ours -> timm's. Linear kernels are transposed, the patch kernel is a convolution there, and the
+# rows of q, k and v follow one another where we stack them.
 _NAMES = (
   (r'^cls$', 'cls_token'),
   (r'^pos$', 'pos_embed'),
@@ -48,13 +49,16 @@ def _out(path: str, array: Any, patch: int, channels: int) -> np.ndarray:
   array = np.asarray(array)
   if path == 'patch/kernel':
     return array.reshape(patch, patch, channels, -1).transpose(3, 2, 0, 1)
-  return array.T if path.endswith('kernel') else array
+  array = array.swapaxes(-1, -2) if path.endswith('kernel') else array
+  return array.reshape(-1, *array.shape[2:]) if '/qkv/' in path else array
 
 
 def _in(path: str, array: np.ndarray) -> np.ndarray:
   if path == 'patch/kernel':
     return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
-  return array.T if path.endswith('kernel') else array
+  if '/qkv/' in path and len(array) % 3 == 0:
+    array = array.reshape(3, -1, *array.shape[1:])
+  return array.swapaxes(-1, -2) if path.endswith('kernel') else array
 
 
 def _patch(params: Mapping[str, Any], channels: int) -> int:
@@ -68,7 +72,7 @@ def _fused(params: Params) -> Params:
     attn = tree['attn']
     if 'qkv' in attn:
       return tree
-    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), *(attn[n] for n in 'qkv'))
+    joined = jax.tree.map(lambda *parts: jnp.stack(parts), *(attn[n] for n in 'qkv'))
     return {**tree, 'attn': {'qkv': joined, 'out': attn['out']}}
 
   return {k: block(v) if k.startswith('block_') else v for k, v in params.items()}
@@ -77,9 +81,7 @@ def _fused(params: Params) -> Params:
 def _split(params: Params) -> Params:
   def block(tree: Params) -> Params:
     qkv = tree['attn']['qkv']
-    parts = {
-      n: jax.tree.map(lambda a, i=i: np.split(a, 3, -1)[i], qkv) for i, n in enumerate('qkv')
-    }
+    parts = {n: jax.tree.map(lambda a, i=i: a[i], qkv) for i, n in enumerate('qkv')}
     return {**tree, 'attn': {**parts, 'out': tree['attn']['out']}}
 
   return {k: block(v) if k.startswith('block_') else v for k, v in params.items()}

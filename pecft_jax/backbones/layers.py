@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from pecft_jax.peft.combine import layer_of
 from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site
@@ -24,9 +25,32 @@ def tap_of(peft: PeftTransform | None, delta: Delta) -> Tap:
 
 
 def linear(x: Array, w: Array, b: Array | None) -> Array:
-  """x W + b in the dtype of x: [..., d_in] -> [..., d_out]."""
-  y = x @ w.astype(x.dtype)
-  return y if b is None else y + b.astype(x.dtype)
+  """x W + b in the dtype of x: [B, ..., d_in] -> [B, ..., d_out]."""
+  y = along_data(x) @ w.astype(x.dtype)
+  return along_data(y if b is None else y + b.astype(x.dtype))
+
+
+def along_data(x: Array) -> Array:
+  """Keeps examples on the devices that they were sent to.
+
+  Weights may be split over the same devices as the batch. Left to itself, the
+  compiler then also finds it good to split activations by features, and moves
+  whole batches from layer to layer; with this, weights are what moves.
+
+  Args:
+    x: [B, ...]
+
+  Returns:
+    The same; B is split over the axis `data` of the mesh that this is traced
+    under, if there is one and it divides B.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)).get('data', 1)
+  if parts == 1 or 'data' not in mesh.auto_axes:
+    return x
+  # An example alone is under a vmap, which tells by `spmd_axis_name` that its axis is the batch.
+  lead = P.UNCONSTRAINED if x.shape[0] % parts else 'data'
+  return jax.lax.with_sharding_constraint(x, P(lead, *(P.UNCONSTRAINED,) * (x.ndim - 1)))
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-6) -> Array:
@@ -63,15 +87,16 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 class Kernel(nn.Module):
-  """Holds the weights of a linear map: called, returns (kernel, bias)."""
+  """Holds the weights of a linear map, or of a stack of them: called, returns (kernel, bias)."""
 
   d_in: int
   d_out: int
+  lead: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(self) -> tuple[Array, Array]:
-    kernel = self.param('kernel', KERNEL_INIT, (self.d_in, self.d_out))
-    return kernel, self.param('bias', nn.initializers.zeros, (self.d_out,))
+    kernel = self.param('kernel', KERNEL_INIT, (*self.lead, self.d_in, self.d_out))
+    return kernel, self.param('bias', nn.initializers.zeros, (*self.lead, self.d_out))
 
 
 class Linear(nn.Module):
@@ -148,19 +173,27 @@ def run_blocks(
     mask: [T, T] or [B, T, T] bool, or None.
     depth: L.
     rows: tokens that the last block computes; None for all.
-    remat: a `jax.checkpoint_policies` policy, or None to keep activations.
+    remat: a `jax.checkpoint_policies` policy, or None to keep activations; of
+      stacked blocks these alone (`but_weights`).
   """
 
-  def call(block_params, block_delta, name, x, rows):
-    run = lambda p, d, x: run_block(p, d, name, x, mask, rows)
-    if remat is not None:
-      run = jax.checkpoint(run, policy=remat)
-    return run(block_params, block_delta, x)
+  def call(index, block_delta, name, x, rows):
+    stacked = 'blocks' in params
+    policy = but_weights if remat is None and stacked else remat
+
+    def run(weights, delta, x):
+      # Taken out in here, so that the backward pass may take it out again.
+      block = _layer(weights, index) if stacked else weights
+      return run_block(block, delta, name, x, mask, rows)
+
+    if policy is not None:
+      run = jax.checkpoint(run, policy=policy)
+    return run(params['blocks' if stacked else name], block_delta, x)
 
   if 'blocks' not in params:
     for i in range(depth):
       last = rows if i == depth - 1 else None
-      x = call(params[f'block_{i}'], delta, f'block_{i}', x, last)
+      x = call(i, delta, f'block_{i}', x, last)
     return x
 
   whole = depth if rows is None else depth - 1
@@ -168,13 +201,29 @@ def run_blocks(
 
     def body(x, step, low=low):
       i, layer_delta = step
-      return call(_layer(params['blocks'], i), layer_delta, f'block_{low}', x, None), None
+      return call(i, layer_delta, f'block_{low}', x, None), None
 
     x, _ = jax.lax.scan(body, x, (jnp.arange(low, high), stack))
   if rows is not None:
     last = depth - 1
-    x = call(_layer(params['blocks'], last), delta, f'block_{last}', x, rows)
+    x = call(last, delta, f'block_{last}', x, rows)
   return x
+
+
+_TAKING = {'dynamic_slice', 'slice', 'split', 'squeeze'}
+
+
+def but_weights(primitive: Any, *operands: Any, **_: Any) -> bool:
+  """A policy for `jax.checkpoint`: saves all that is computed, and no weights.
+
+  What the backward pass needs of a weight (its layer of a stack, its part of a
+  fused one, its cast to another dtype) is taken from the parameters again, not
+  kept for every layer: for a stack run by `lax.scan` that would be a second
+  copy of the model, and for weights that are split over devices a whole one.
+  """
+  if primitive.name == 'convert_element_type':
+    return operands[0].ndim > 2  # Matrices are weights; activations have more axes.
+  return primitive.name not in _TAKING
 
 
 def _layer(stacked: Params, i: Any) -> Params:

@@ -44,8 +44,7 @@ class Attention(nn.Module):
   def __call__(self, x: Array, mask: Array | None, rows: int | None) -> Array:
     width = x.shape[-1]
     if self.fused:
-      kernel, bias = Kernel(width, 3 * width, name='qkv')()
-      weights = zip(jnp.split(kernel, 3, -1), jnp.split(bias, 3), strict=True)
+      weights = zip(*Kernel(width, width, lead=(3,), name='qkv')(), strict=True)
     else:
       weights = [Kernel(width, width, name=name)() for name in 'qkv']
 
@@ -152,7 +151,7 @@ def vit(
     mlp_ratio: hidden width of the MLP over D.
     mean: per channel, of the value range that the weights expect.
     std: per channel.
-    fused: keep q, k and v in one weight, as timm does.
+    fused: keep q, k and v in one weight [3, D, D], as timm does in one [3 D, D].
     scan: keep the blocks stacked and run them by `lax.scan`: compile time is
       constant in depth.
     remat: a `jax.checkpoint_policies` policy for the blocks, or None.

@@ -2,7 +2,7 @@
 
 Names are those of a tree in which each layer and each projection has its own
 weights: `block_3/attn/q/bias`. They stay the same where layers are stacked
-(`blocks/…`, leading axis L) and q, k and v fused (`…/qkv/…`, last axis), so a
+(`blocks/…`, leading axis L) and q, k and v fused (`…/qkv/…`, an axis of 3), so a
 delta made of named leaves moves between all of these.
 """
 
@@ -52,7 +52,7 @@ def read_leaves(params: Params, sites: Sequence[SiteSpec]) -> dict[str, Any]:
     fused = _thirds(name)
     if fused and all(path.rpartition('/')[0] in paths for path in fused):
       for i, third in enumerate(fused):
-        found[third] = lambda i=i: jnp.split(jnp.asarray(read()), 3, -1)[i]
+        found[third] = lambda i=i: read()[i]
       return
     found[name] = read
 
@@ -76,10 +76,9 @@ def put_leaves(values: Mapping[str, Array], params: Params) -> Params:
       return values[name]
     if name.startswith(_STACK):
       rest = name[len(_STACK) :]
-      return _joined(jnp.stack, [(new(f'block_{i}/{rest}', a), a) for i, a in enumerate(leaf)])
+      return _stacked([(new(f'block_{i}/{rest}', a), a) for i, a in enumerate(leaf)])
     if fused := _thirds(name):
-      thirds = zip(fused, jnp.split(jnp.asarray(leaf), 3, -1), strict=True)
-      return _joined(lambda parts: jnp.concatenate(parts, -1), [(new(n, a), a) for n, a in thirds])
+      return _stacked([(new(n, a), a) for n, a in zip(fused, leaf, strict=True)])
     return None
 
   def keep_or_new(name: str, leaf: Array) -> Array:
@@ -110,7 +109,7 @@ def _may_hold(name: str, values: Mapping[str, Array]) -> bool:
   )
 
 
-def _joined(join: Any, parts: list[tuple[Array | None, Array]]) -> Array | None:
+def _stacked(parts: list[tuple[Array | None, Array]]) -> Array | None:
   if all(value is None for value, _ in parts):
     return None
-  return join([old if value is None else value for value, old in parts])
+  return jnp.stack([old if value is None else value for value, old in parts])

@@ -1,9 +1,9 @@
 """Where the weights of a site lie in a tree of parameters.
 
 A site's path names its weights as if every layer and every projection had its
-own: `block_3/attn/q`. Trees may store them fused (`block_3/attn/qkv`, columns
-[q | k | v]) or stacked over layers (`blocks/attn/q`, leading axis L); reading
-and writing here hides both.
+own: `block_3/attn/q`. Trees may store them fused (`block_3/attn/qkv`, a leading
+axis for q, k and v) or stacked over layers (`blocks/attn/q`, leading axis L);
+reading and writing here hides both.
 """
 
 import re
@@ -32,7 +32,12 @@ class _Place(NamedTuple):
   main: str
   bias: str | None
   layer: int | None  # Index into the leading axis, where layers are stacked.
-  third: int | None  # Which third of the last axis, where q, k and v are fused.
+  third: int | None  # Index into the axis after that, where q, k and v are fused.
+
+  @property
+  def index(self) -> tuple[int, ...]:
+    """Of the site's part of an array."""
+    return tuple(i for i in (self.layer, self.third) if i is not None)
 
 
 def _get(tree: Params, keys: tuple[str, ...]) -> Any:
@@ -68,30 +73,17 @@ def _place(params: Params, path: str) -> _Place:
   raise ValueError(f'no weights at {path!r}; there are weights at {shortened(names)}')
 
 
-def _part(array: Array, place: _Place) -> Array:
-  if place.layer is not None:
-    array = array[place.layer]
-  if place.third is not None:
-    size = array.shape[-1] // 3
-    array = array[..., place.third * size : (place.third + 1) * size]
-  return array
-
-
 def _with_part(array: Array, place: _Place, value: Array) -> Array:
-  index: list[Any] = [] if place.layer is None else [place.layer]
-  if place.third is not None:
-    size = array.shape[-1] // 3
-    index += [..., slice(place.third * size, (place.third + 1) * size)]
   value = jnp.asarray(value, array.dtype)
-  return jnp.asarray(array).at[tuple(index)].set(value) if index else value
+  return jnp.asarray(array).at[place.index].set(value) if place.index else value
 
 
 def read(params: Params, path: str) -> Weights:
   """Reads the weights of a site. Raises ValueError where there are none."""
   place = _place(params, path)
   node = _get(params, place.keys)
-  bias = None if place.bias is None else _part(node[place.bias], place)
-  return Weights(_part(node[place.main], place), bias)
+  part = lambda name: node[name][place.index] if place.index else node[name]
+  return Weights(part(place.main), None if place.bias is None else part(place.bias))
 
 
 def write(params: Params, path: str, weights: Weights) -> Params:

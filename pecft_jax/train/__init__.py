@@ -6,8 +6,9 @@ from pecft_jax.train.job import Stopped
 from pecft_jax.train.loop import NonFiniteLoss
 from pecft_jax.train.optimizer import Recipe, adam, constant, cosine, recipe, sgd, warmup
 from pecft_jax.train.record import tensorboard
+from pecft_jax.train.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.train.run import run, run_seeds
-from pecft_jax.train.sharding import Layout, Rule, fsdp, make_mesh, one_device, tensor_parallel
+from pecft_jax.train.sharding import Layout, describe_rules, make_mesh, one_device
 from pecft_jax.train.step import Steps, compile_steps
 
 __all__ = (
@@ -24,6 +25,7 @@ __all__ = (
   'compile_steps',
   'constant',
   'cosine',
+  'describe_rules',
   'fsdp',
   'make_mesh',
   'one_device',
@@ -31,6 +33,7 @@ __all__ = (
   'run',
   'run_seeds',
   'sgd',
+  'split_memory',
   'tensor_parallel',
   'tensorboard',
   'warmup',

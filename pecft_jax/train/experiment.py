@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from pecft_jax.data import Augmentation, Scenario
 from pecft_jax.paths import shortened
 from pecft_jax.train.optimizer import Recipe
+from pecft_jax.train.rules import Rule
 from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params
 
 
@@ -48,6 +49,8 @@ class Experiment(NamedTuple):
     identity: what tells the backbone and the data apart from others, for the
       record: `backbone_sha256`, `value_range`, ...
     labels: free entries for tables: `peft`, `wrappers`.
+    rules: sharding rules of its own, as in `Layout`; where a mesh is given on
+      the command line, they go before the tables of its flags.
   """
 
   scenario: Scenario
@@ -59,6 +62,7 @@ class Experiment(NamedTuple):
   references: Mapping[str, ContinualMethod] = {}
   identity: Mapping[str, Any] = {}
   labels: Mapping[str, Any] = {}
+  rules: tuple[Rule | tuple[Any, ...], ...] = ()
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -1,7 +1,8 @@
-"""Which device holds what: a mesh, and an ordered table of rules over leaf names."""
+"""Which device holds what: a mesh, and what lies on it by an ordered table of rules."""
 
-import re
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,22 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pecft_jax.paths import map_named, named_leaves, shortened
-
-
-class Rule(NamedTuple):
-  """How leaves of some names are split.
-
-  Attributes:
-    pattern: regex searched in the leaf's path.
-    axes: of the mesh, or None, for the leaf's last axes: a rule for a weight
-      so holds for a bank or a stack of it too. Empty: whole on every device.
-    optional: leave leaves whole that the axes do not fit, and do not mind if
-      there is no leaf of that name.
-  """
-
-  pattern: str
-  axes: tuple[str | None, ...] = ()
-  optional: bool = False
+from pecft_jax.train.rules import Rule, decided, written
 
 
 class Layout(NamedTuple):
@@ -34,46 +20,13 @@ class Layout(NamedTuple):
   Attributes:
     mesh: with at least the axis `data`, which batches are split over.
     rules: for the leaves of state and backbone: `Rule`s, or plain tuples of
-      their fields. The first pattern found in a leaf's path decides; a leaf
-      that none is found in is whole on every device.
+      their fields. The first whose pattern is found in a leaf's path decides;
+      a leaf that none decides about is whole on every device. Rules of one's
+      own go before a table that they are to overrule.
   """
 
   mesh: Mesh
   rules: tuple[Rule | tuple[Any, ...], ...] = ()
-
-
-_COLUMNS = r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))'  # Linear sites split by their outputs,
-_ROWS = r'(attn/out|mlp/(fc2|down))'  # and those after them, split by their inputs.
-
-
-def tensor_parallel(axis: str = 'model') -> tuple[Rule, ...]:
-  """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
-
-  What methods train follows the weight it adapts: the factor of a low-rank
-  update that has the split axis is split, the other is whole. An embedding
-  table is split by its rows, the vocabulary.
-
-  Args:
-    axis: of the mesh.
-  """
-  return (
-    Rule(rf'{_COLUMNS}/(kernel|b)$', (None, axis), optional=True),
-    Rule(rf'{_COLUMNS}/(bias|magnitude|outer|scale|shift)$', (axis,), optional=True),
-    Rule(rf'{_ROWS}/(kernel|a)$', (axis, None), optional=True),
-    Rule(r'embed/table$', (axis, None), optional=True),
-  )
-
-
-def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
-  """Splits every matrix of weights by its rows; each is gathered where it is used.
-
-  Low-rank factors follow their weight. So do the largest statistics that
-  methods carry, Gram matrices.
-
-  Args:
-    axis: of the mesh; `data` splits the weights over the same devices as the batch.
-  """
-  return (Rule(r'/(kernel|table|a)$|gram$', (axis, None), optional=True),)
 
 
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
@@ -114,8 +67,17 @@ def batched(layout: Layout) -> NamedSharding:
 
 def stacked_sharding(sharding: NamedSharding) -> NamedSharding:
   """That of a stack of such arrays, whose leading axis is split over the axis `seed`, if any."""
-  lead = 'seed' if 'seed' in sharding.mesh.axis_names else None
+  lead = _seed_axis(sharding.mesh)
   return NamedSharding(sharding.mesh, P(lead, *sharding.spec))
+
+
+def seed_axis(layout: Layout) -> str | None:
+  """The mesh's axis that seeds are split over, if it has one."""
+  return _seed_axis(layout.mesh)
+
+
+def _seed_axis(mesh: Any) -> str | None:
+  return 'seed' if 'seed' in mesh.axis_names else None
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -165,19 +127,28 @@ def check_batches(layout: Layout, sizes: Mapping[str, int]) -> None:
       raise ValueError(f"{name} {size} cannot be split over the {parts} devices of axis 'data'")
 
 
+def traced_on(layout: Layout, fn: Callable[..., Any]) -> Callable[..., Any]:
+  """A function that sees the mesh while it is traced, to hold activations to it."""
+
+  @functools.wraps(fn)
+  def run(*args: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+      return fn(*args)
+
+  return run
+
+
 def tree_shardings(layout: Layout, tree: Any) -> Any:
   """The sharding of each leaf of a (possibly abstract) tree.
 
   Raises:
-    ValueError: if a rule names an axis that the mesh has not; or, unless it is
-      optional, splits more axes than a leaf has, or does not divide it.
+    ValueError: if a rule, unless it is optional, names an axis that the mesh
+      has not, splits more axes than a leaf has, or does not divide it.
   """
   rules = _rules(layout)
 
   def one(name: str, leaf: Any) -> NamedSharding:
-    i = _deciding(rules, name)
-    axes = () if i is None else _fitted(layout.mesh, name, leaf.shape, rules[i])
-    return NamedSharding(layout.mesh, P(*axes))
+    return NamedSharding(layout.mesh, P(*decided(layout.mesh, rules, name, leaf.shape)[1]))
 
   return map_named(one, tree)
 
@@ -189,41 +160,40 @@ def check_rules(layout: Layout, *trees: Any) -> None:
     ValueError: names the first such rule that is not optional, and some leaves.
   """
   rules = _rules(layout)
-  names = [name for tree in trees for name, _ in named_leaves(tree)]
-  used = {_deciding(rules, name) for name in names}
+  leaves = [leaf for tree in trees for leaf in named_leaves(tree)]
+  used = {decided(layout.mesh, rules, name, leaf.shape)[0] for name, leaf in leaves}
   for i, rule in enumerate(rules):
     if i not in used and not rule.optional:
-      raise ValueError(
-        f'sharding rule {rule.pattern!r} decides about no leaf; leaves: {shortened(names)}'
-      )
+      names = shortened(name for name, _ in leaves)
+      raise ValueError(f'sharding rule {rule.pattern!r} decides about no leaf; leaves: {names}')
+
+
+def describe_rules(layout: Layout, *trees: Any) -> str:
+  """The table of rules as text: which decided about how many leaves, and about none.
+
+  Args:
+    layout: mesh and rules.
+    *trees: of arrays or of their shapes: state and backbone.
+
+  Returns:
+    One line a rule, in order, with the bytes of its leaves in all and per device.
+  """
+  rules = _rules(layout)
+  found: dict[int | None, list[float]] = {i: [0, 0, 0] for i in [*range(len(rules)), None]}
+  for name, leaf in (leaf for tree in trees for leaf in named_leaves(tree)):
+    i, axes = decided(layout.mesh, rules, name, leaf.shape)
+    parts = math.prod(layout.mesh.shape[axis] for axis in axes if axis is not None)
+    size = leaf.size * leaf.dtype.itemsize / 2**20
+    found[i] = [old + new for old, new in zip(found[i], (1, size, size / parts), strict=True)]
+  heading = ', '.join(f'{axis} {size}' for axis, size in layout.mesh.shape.items())
+  lines = [f'{heading}', f'{"leaves":>7} {"MiB":>10} {"a device":>10}  {"axes":16}  pattern']
+  for i, (count, size, share) in found.items():
+    axes = 'whole' if i is None else written(rules[i].axes)
+    name = 'all others' if i is None else rules[i].pattern
+    lines.append(f'{count:7} {size:10.2f} {share:10.2f}  {axes:16}  {name}')
+  return '\n'.join(lines)
 
 
 def _rules(layout: Layout) -> list[Rule]:
   plain: Any = layout.rules  # Rules may be written as bare tuples.
   return [Rule(*rule) for rule in plain]
-
-
-def _deciding(rules: Sequence[Rule], name: str) -> int | None:
-  return next((i for i, rule in enumerate(rules) if re.search(rule.pattern, name)), None)
-
-
-def _fitted(mesh: Mesh, name: str, shape: Sequence[int], rule: Rule) -> tuple[str | None, ...]:
-  """The rule's axes for a leaf, as many as it has."""
-  unknown = {axis for axis in rule.axes if axis is not None} - set(mesh.axis_names)
-  if unknown:
-    raise ValueError(
-      f'sharding rule {rule.pattern!r} names {sorted(unknown)}; mesh axes: {mesh.axis_names}'
-    )
-  full = (None,) * (len(shape) - len(rule.axes)) + rule.axes
-  fits = len(full) == len(shape) and all(
-    axis is None or size % mesh.shape[axis] == 0 for size, axis in zip(shape, full, strict=True)
-  )
-  if fits:
-    return full
-  if rule.optional:
-    return ()
-  sizes = {axis: mesh.shape[axis] for axis in rule.axes if axis is not None}
-  raise ValueError(
-    f'sharding rule {rule.pattern!r} with axes {rule.axes} does not fit {name!r} of shape '
-    f'{tuple(shape)}; mesh: {sizes}'
-  )

@@ -18,7 +18,9 @@ from pecft_jax.train.sharding import (
   batched,
   check_rules,
   replicated,
+  seed_axis,
   stacked_sharding,
+  traced_on,
   tree_shardings,
 )
 from pecft_jax.train.state import init_state, key_for
@@ -176,7 +178,9 @@ def compile_steps(
     )
 
   def jit(fn, inputs, outputs, axes, donate=True):
-    fn = jax.vmap(fn, in_axes=axes) if stacked else fn
+    fn = traced_on(layout, fn)
+    if stacked:
+      fn = jax.vmap(fn, in_axes=axes, spmd_axis_name=seed_axis(layout))
     return jax.jit(
       fn, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
     )

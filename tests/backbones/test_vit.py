@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,19 +56,19 @@ def test_remat_changes_no_gradient(tiny, params, images, sizes, scan):
   policy = jax.checkpoint_policies.dots_saveable
   saved = vit(**sizes, scan=scan, remat=policy)
   weights = stack_blocks(params, 3) if scan else params
-  loss = lambda model: lambda p: model.apply(p, images).pooled.sum()
+  # Not a plain sum, which is constant after a layer normalisation.
+  loss = lambda model: lambda p: jnp.cos(model.apply(p, images).pooled).sum()
   got = jax.grad(loss(saved))(weights)
   want = jax.grad(loss(tiny))(params)
   got = unstack_blocks(got, 3) if scan else got
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+  near = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+  jax.tree.map(near, got, want)
 
 
 def test_split_projections_equal_the_fused_one(tiny, params, images, sizes):
   def split(block):
     qkv = block['attn']['qkv']
-    thirds = {
-      n: jax.tree.map(lambda a, i=i: jnp.split(a, 3, -1)[i], qkv) for i, n in enumerate('qkv')
-    }
+    thirds = {n: jax.tree.map(lambda a, i=i: a[i], qkv) for i, n in enumerate('qkv')}
     return {**block, 'attn': {**thirds, 'out': block['attn']['out']}}
 
   weights = {k: split(v) if k.startswith('block') else v for k, v in params.items()}

@@ -54,8 +54,8 @@ def test_one_projection_of_a_fused_weight_can_be_trained_alone(tiny):
   change = (
     after['blocks']['attn']['qkv']['bias'] - tiny.stacked_params['blocks']['attn']['qkv']['bias']
   )
-  expected = np.zeros((3, 72))
-  expected[1, :24] = 1
+  expected = np.zeros((3, 3, 24))
+  expected[1, 0] = 1
   np.testing.assert_allclose(change, expected, atol=1e-6)
 
 

@@ -44,5 +44,7 @@ def split_qkv(params: Any) -> Any:
     return params
   out = {key: split_qkv(value) for key, value in params.items() if key != 'qkv'}
   for i, name in enumerate('qkv' if 'qkv' in params else ''):
-    out[name] = jax.tree.map(lambda a, i=i: jnp.split(a, 3, -1)[i], params['qkv'])
+    # Before [3, D, D] stands an axis of layers, where these are stacked.
+    layers = (slice(None),) * (params['qkv']['kernel'].ndim - 3)
+    out[name] = jax.tree.map(lambda a, at=(*layers, i): a[at], params['qkv'])
   return out

@@ -1,4 +1,4 @@
-"""Rules over leaf names; no devices are needed to apply them."""
+"""Meshes, and what lies on them; no devices are needed to apply rules."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,17 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from pecft_jax.paths import named_leaves
+from pecft_jax.train.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.train.sharding import (
   Layout,
-  Rule,
   batched,
   check_batches,
   check_rules,
-  fsdp,
+  describe_rules,
   make_mesh,
   one_device,
   replicated,
-  tensor_parallel,
+  traced_on,
   tree_shardings,
 )
 
@@ -30,7 +30,10 @@ def _shape(*shape):
 
 TREE = {
   'block_0': {
-    'attn': {'qkv': {'kernel': _shape(6, 18), 'bias': _shape(18)}, 'out': {'kernel': _shape(6, 6)}},
+    'attn': {
+      'qkv': {'kernel': _shape(3, 10, 6), 'bias': _shape(3, 6)},
+      'out': {'kernel': _shape(6, 10)},
+    },
     'mlp': {'fc1': {'kernel': _shape(6, 7)}},
   },
   'blocks': {'attn': {'q': {'kernel': _shape(3, 8, 8)}}},
@@ -64,8 +67,9 @@ def test_axes_count_from_the_last():
 
 def test_tensor_parallel_splits_weights_and_what_adapts_them():
   assert _specs(tensor_parallel()) == {
-    'block_0/attn/qkv/kernel': P(None, 'model'),
-    'block_0/attn/qkv/bias': P('model'),
+    # Of q, k and v each a part of the heads.
+    'block_0/attn/qkv/kernel': P(None, None, 'model'),
+    'block_0/attn/qkv/bias': P(None, 'model'),
     'block_0/attn/out/kernel': P('model', None),
     # mlp/fc1 has 7 outputs, and stays whole.
     'block_1/mlp/gate/kernel': P(None, 'model'),
@@ -83,21 +87,59 @@ def test_fsdp_splits_the_rows_of_matrices():
     'block_1/mlp/down/kernel': P('data', None),
     'embed/table': P('data', None),
     'fc2/block_0/mlp/fc2/a': P('data', None),
-    'gram': P('data', None),
   }
 
 
+CARRIED = {
+  'memory': {
+    'gram': _shape(16, 16),
+    'held_gram': _shape(7, 7),  # Nothing divides it.
+    'sums': _shape(5, 3, 8),
+    'counts': _shape(5, 4),
+    'buffer': {
+      'items': {'x': _shape(12, 4, 6, 3), 'y': _shape(12), 'text': _shape(12, 9)},
+      'count': _shape(),
+    },
+  },
+}
+
+
+def test_what_methods_carry_is_split():
+  assert _specs(split_memory(), CARRIED) == {
+    'memory/gram': P('data', None),
+    'memory/sums': P(None, None, 'data'),
+    'memory/buffer/items/x': P('data', None, None, None),
+    'memory/buffer/items/y': P('data'),
+    'memory/buffer/items/text': P('data', None),
+  }
+
+
+def test_gram_matrices_may_be_split_over_two_axes():
+  assert _specs(split_memory('data', 'model'), CARRIED)['memory/gram'] == P('data', 'model')
+
+
+def test_buffers_that_the_devices_do_not_divide_are_whole():
+  buffer = {'buffer': {'items': {'x': _shape(10, 4, 4, 1)}}}
+  assert _specs(split_memory(), buffer) == {}
+
+
 def test_tables_can_be_joined():
-  specs = _specs(tensor_parallel() + fsdp())
+  specs = _specs(tensor_parallel() + fsdp() + split_memory())
   assert specs['block_0/attn/out/kernel'] == P('model', None)
   assert specs['gram'] == P('data', None)
+
+
+def test_a_rule_before_a_table_overrules_it():
+  specs = _specs((('attn/out/', (None, 'model')), *tensor_parallel()))
+  assert specs['block_0/attn/out/kernel'] == P(None, 'model')
+  assert specs['block_0/attn/qkv/bias'] == P(None, 'model')
 
 
 @pytest.mark.parametrize(
   ('rule', 'message'),
   [
     (('fc1/kernel', (None, 'model')), r"does not fit 'block_0/mlp/fc1/kernel' of shape \(6, 7\)"),
-    (('qkv/bias', (None, 'model')), r"does not fit 'block_0/attn/qkv/bias' of shape \(18,\)"),
+    (('out/kernel', ('data', ..., None, None)), r'does not fit .* of shape \(6, 10\)'),
     (('gram', ('expert', None)), r"names \['expert'\]; mesh axes: \('data', 'model'\)"),
   ],
 )
@@ -108,6 +150,12 @@ def test_rules_that_do_not_fit_are_refused(rule, message):
 
 def test_optional_rules_leave_whole_what_they_do_not_fit():
   assert _specs((Rule('fc1/kernel', (None, 'model'), optional=True),)) == {}
+  assert _specs((Rule('fc1/kernel', (None, 'expert'), optional=True),)) == {}
+
+
+def test_optional_rules_leave_what_they_do_not_fit_to_those_after_them():
+  rules = (Rule('q/kernel', (None, 'expert'), optional=True), ('q/kernel', ('model', None)))
+  assert _specs(rules) == {'blocks/attn/q/kernel': P(None, 'model', None)}
 
 
 def test_rules_without_a_leaf_are_refused():
@@ -121,6 +169,38 @@ def test_rules_without_a_leaf_are_refused():
 def test_a_rule_may_be_used_by_any_tree():
   layout = Layout(MESH, (('gram', ()), ('head', ())))
   check_rules(layout, TREE, {'head': _shape(2)})
+
+
+def test_the_table_tells_what_each_rule_decides():
+  rules = (*tensor_parallel(), ('gram$', ('data', 'model')))
+  lines = describe_rules(Layout(MESH, rules), TREE).splitlines()
+  assert lines[0] == 'data 4, model 2'
+  # qkv, q stacked, and b of a bank; bytes in float32.
+  size = 4 * (3 * 10 * 6 + 3 * 8 * 8 + 5 * 2 * 6) / 2**20
+  assert lines[2].split() == [
+    '3',
+    f'{size:.2f}',
+    f'{size / 2:.2f}',
+    '-,',
+    'model',
+    rules[0].pattern,
+  ]
+  unused = next(line for line in lines if line.endswith('embed/table$'))
+  assert unused.split()[0] == '0'
+  assert lines[-2].split()[:1] + lines[-2].split()[3:] == ['1', 'data,', 'model', 'gram$']
+  assert lines[-1].split()[:1] + lines[-1].split()[3:] == ['3', 'whole', 'all', 'others']
+
+
+def test_traced_functions_see_the_mesh():
+  layout = one_device()
+  seen = []
+
+  def look(x):
+    seen.append(jax.sharding.get_abstract_mesh().axis_names)
+    return x
+
+  jax.jit(traced_on(layout, look))(1.0)
+  assert seen == [('data',)]
 
 
 def test_batch_sizes_must_fit_the_data_axis():

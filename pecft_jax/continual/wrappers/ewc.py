@@ -2,12 +2,14 @@
 arXiv:1805.06370).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from pecft_jax.continual.base import cross_entropy
 from pecft_jax.continual.wrappers.wrap import wrap
-from pecft_jax.typing import ContinualMethod, Params
+from pecft_jax.typing import Array, ContinualMethod, Params
 
 
 def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) -> ContinualMethod:
@@ -55,14 +57,17 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
       out = inner.forward({**params, **part}, memory['inner'], env, one, None)
       return cross_entropy(out.logits, y[None], env.task.seen)[0]
 
-    def squared(example):
-      x, y, valid = example
+    def squared(x, y, valid):
       grads = jax.grad(log_likelihood)(held(params), x, y)
       return jax.tree.map(lambda g: jnp.where(valid, jnp.square(g), 0.0), grads)
 
-    # Some examples at a time: each has a gradient of its own.
-    each = jax.lax.map(squared, (batch.x, batch.y, batch.valid), batch_size=16)
-    squares = jax.tree.map(lambda s, g: s + g.sum(0), memory['squares'], each)
+    def add(squares, examples):
+      # Each example has a gradient of its own, on the device that the example is on.
+      each = jax.vmap(squared, spmd_axis_name='data')(*examples)
+      return jax.tree.map(lambda s, g: s + g.sum(0), squares, each), None
+
+    examples = _in_chunks((batch.x, batch.y, batch.valid), 16)
+    squares, _ = jax.lax.scan(add, memory['squares'], examples)
     count = memory['count'] + batch.valid.sum()
     new = inner.consolidate(params, memory['inner'], env, batch)
     return {**memory, 'inner': new, 'squares': squares, 'count': count}
@@ -79,3 +84,19 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
     }
 
   return wrap(inner, 'ewc', init=init, loss=loss, consolidate=consolidate, end_task=end_task)
+
+
+def _in_chunks(tree: Any, most: int) -> Any:
+  """Leading axis B to [number of chunks, rows of each], with zeros at the end.
+
+  A chunk has rows from all over the batch, and so from every device.
+  """
+  rows = jax.tree.leaves(tree)[0].shape[0]
+  count = -(-rows // most)
+  size = -(-rows // count)
+
+  def one(a: Array) -> Array:
+    a = jnp.pad(a, [(0, size * count - rows)] + [(0, 0)] * (a.ndim - 1))
+    return a.reshape(size, count, *a.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(one, tree)

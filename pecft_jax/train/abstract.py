@@ -1,0 +1,62 @@
+"""Compiled functions without a run: their arguments as shapes, so that nothing is allocated."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.train.state import no_task
+from pecft_jax.train.step import Counts, Steps
+from pecft_jax.typing import Batch, ContinualMethod, Params
+
+
+class Arguments(NamedTuple):
+  """What the functions of a run take, as `jax.ShapeDtypeStruct`s with their shardings.
+
+  `steps.train.lower(*arguments.train).compile()` tells by its
+  `memory_analysis()` what a step needs on each device, and by its `as_text()`
+  what the devices send one another, however large the model is.
+  """
+
+  init: tuple[Any, ...]
+  begin: tuple[Any, ...]
+  gather: tuple[Any, ...]  # Of `prepare` and `consolidate`.
+  train: tuple[Any, ...]
+  end: tuple[Any, ...]
+  predict: tuple[Any, ...]
+  query: tuple[Any, ...]
+
+
+def arguments(steps: Steps, method: ContinualMethod, frozen: Params, batch_size: int) -> Arguments:
+  """The arguments of compiled functions.
+
+  Args:
+    steps: from `compile_steps(method, ...)`.
+    method: whose functions they are.
+    frozen: the backbone's weights, or their shapes.
+    batch_size: over all devices.
+  """
+  put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  frozen = jax.tree.map(put, frozen, steps.frozen_shardings)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = jax.tree.map(put, jax.eval_shape(steps.init, key, frozen), steps.state_shardings)
+  spec = method.inputs
+
+  def rows(shape: tuple[int, ...], dtype: Any) -> Any:
+    sharding = steps.batch_sharding
+    return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+
+  whole = lambda tree: jax.tree.map(lambda leaf: put(leaf, steps.counts_sharding), tree)
+  x, number = rows(spec.shape, spec.dtype), rows((), jnp.int32)
+  batch = Batch(x, number, rows((), bool), number)
+  task = whole(jax.eval_shape(lambda: no_task(method.capacity)))
+  count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=steps.counts_sharding)
+  return Arguments(
+    init=(whole(key), frozen),
+    begin=(state, frozen, task),
+    gather=(state, frozen, batch),
+    train=(state, frozen, batch),
+    end=(state, frozen),
+    predict=(state, frozen, batch, task.classes, Counts(count, count, count)),
+    query=(frozen, x),
+  )

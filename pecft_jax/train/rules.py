@@ -1,0 +1,153 @@
+"""An ordered table of rules over leaf names, which says what is split over a mesh and how."""
+
+import re
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+
+class Rule(NamedTuple):
+  """How leaves of some names are split.
+
+  Attributes:
+    pattern: regex searched in the leaf's path.
+    axes: of the mesh, or None, for the leaf's last axes: a rule for a weight
+      so holds for a bank or a stack of it too; for its first axes if an
+      ellipsis follows. Empty: whole on every device.
+    optional: leave those leaves to the rules after it that the axes do not
+      fit, or all where the mesh lacks one of them, and do not mind if there is
+      no leaf of that name.
+  """
+
+  pattern: str
+  axes: tuple[str | EllipsisType | None, ...] = ()
+  optional: bool = False
+
+
+_COLUMNS = r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))'  # Linear sites split by their outputs,
+_ROWS = r'(attn/out|mlp/(fc2|down))'  # and those after them, split by their inputs.
+
+
+def tensor_parallel(axis: str = 'model') -> tuple[Rule, ...]:
+  """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
+
+  What methods train follows the weight it adapts: the factor of a low-rank
+  update that has the split axis is split, the other is whole. An embedding
+  table is split by its rows, the vocabulary.
+
+  Args:
+    axis: of the mesh.
+  """
+  return (
+    Rule(rf'{_COLUMNS}/(kernel|b)$', (None, axis), optional=True),
+    Rule(rf'{_COLUMNS}/(bias|magnitude|outer|scale|shift)$', (axis,), optional=True),
+    Rule(rf'{_ROWS}/(kernel|a)$', (axis, None), optional=True),
+    Rule(r'embed/table$', (axis, None), optional=True),
+  )
+
+
+def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
+  """Splits every matrix of weights by its rows; each is gathered where it is used.
+
+  Low-rank factors follow their weight. Of stacked blocks (`scan=True`) one
+  layer's weights at a time are whole, in the forward pass and again in the
+  backward pass; of blocks in a loop with `remat=but_weights` of
+  `pecft_jax.backbones`, while otherwise they stay until the backward pass.
+
+  Args:
+    axis: of the mesh; `data` splits the weights over the same devices as the batch.
+  """
+  return (Rule(r'/(kernel|table|a)$', (axis, None), optional=True),)
+
+
+def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, ...]:
+  """Splits what methods carry from task to task, where it can get large.
+
+  Gram matrices by their rows, replay buffers by their slots, sums and
+  prototypes of classes by features. What belongs to a weight (banks of deltas,
+  anchors, Fisher information, moments) follows the rules for that weight.
+
+  Args:
+    axis: of the mesh.
+    columns: another axis, which Gram matrices are split over, too.
+  """
+  return (
+    Rule(r'gram$', (axis, columns), optional=True),
+    Rule(r'buffer/items/', (axis, ...), optional=True),
+    Rule(r'(^|/)(sums|prototypes)$', (axis,), optional=True),
+  )
+
+
+def read_rule(text: str) -> Rule:
+  """A rule as written on a command line: `PATTERN=axis,axis`.
+
+  An axis is `-` where nothing is split, `...` ends the first ones; no axes at
+  all keep the leaf whole: `head/kernel$=model,-`, `buffer/items/=data,...`, `gram$=`.
+
+  Raises:
+    ValueError: for anything else.
+  """
+  pattern, equals, axes = text.rpartition('=')
+  names = [name.strip() for name in axes.split(',')] if axes.strip() else []
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise ValueError(f'the pattern of sharding rule {text!r} is none: {error}') from error
+  if not pattern or not equals or not all(names) or names.count('...') > 1:
+    raise ValueError(f'expected a sharding rule as PATTERN=axis,axis, got {text!r}')
+  given: dict[str, Any] = {'-': None, '...': ...}
+  return Rule(pattern, tuple(given.get(name, name) for name in names))
+
+
+def written(axes: Sequence[Any]) -> str:
+  """The axes of a rule as text, as `read_rule` takes them."""
+  return ', '.join('-' if a is None else '...' if a is ... else a for a in axes) or 'whole'
+
+
+def decided(
+  mesh: Mesh, rules: Sequence[Rule], name: str, shape: Sequence[int]
+) -> tuple[int | None, tuple[str | None, ...]]:
+  """Which rule decides about a leaf, None if none does, and the axes that it is split over.
+
+  Raises:
+    ValueError: if a rule, unless it is optional, does not fit.
+  """
+  for i, rule in enumerate(rules):
+    if re.search(rule.pattern, name) is None:
+      continue
+    axes = _fitted(mesh, name, shape, rule)
+    if axes is not None:
+      return i, axes
+  return None, ()
+
+
+def _fitted(
+  mesh: Mesh, name: str, shape: Sequence[int], rule: Rule
+) -> tuple[str | None, ...] | None:
+  """The rule's axes for a leaf, as many as it has; None where an optional rule does not fit."""
+  named = [axis for axis in rule.axes if isinstance(axis, str)]
+  unknown = sorted(set(named) - set(mesh.axis_names))
+  if unknown and not rule.optional:
+    raise ValueError(
+      f'sharding rule {rule.pattern!r} names {unknown}; mesh axes: {mesh.axis_names}'
+    )
+  given = rule.axes if ... in rule.axes else (..., *rule.axes)
+  at = given.index(...)
+  before: Any = given[:at]
+  after: Any = given[at + 1 :]
+  full = (*before, *(None,) * (len(shape) - len(before) - len(after)), *after)
+  fits = len(full) == len(shape) and all(
+    axis is None or size % mesh.shape.get(axis, 1) == 0
+    for size, axis in zip(shape, full, strict=True)
+  )
+  if not unknown and fits:
+    return full if named else ()
+  if rule.optional:
+    return None
+  sizes = {axis: mesh.shape[axis] for axis in named}
+  raise ValueError(
+    f'sharding rule {rule.pattern!r} with axes {rule.axes} does not fit {name!r} of shape '
+    f'{tuple(shape)}; mesh: {sizes}'
+  )
