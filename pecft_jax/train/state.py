@@ -53,5 +53,5 @@ def tree_sha256(tree: Any) -> str:
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
     digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # Without a copy.
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
   return digest.hexdigest()
