@@ -50,7 +50,7 @@ def arguments(steps: Steps, method: ContinualMethod, frozen: Params, batch_size:
   x, number = rows(spec.shape, spec.dtype), rows((), jnp.int32)
   batch = Batch(x, number, rows((), bool), number)
   task = whole(jax.eval_shape(lambda: no_task(method.capacity)))
-  count = jax.ShapeDtypeStruct((), jnp.int32, sharding=steps.counts_sharding)
+  count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=steps.counts_sharding)
   return Arguments(
     init=(whole(key), frozen),
     begin=(state, frozen, task),
