@@ -358,7 +358,7 @@ def layout_of(mesh: str, fsdp: bool, written: Sequence[str] = (), own: Sequence[
     return None
   axes = parse_mesh(mesh)
   tables = [rules.split_memory('data', 'model' if 'model' in axes else None)]
-  tables += [rules.tensor_parallel()] if 'model' in axes else []
+  tables += [rules.tensor_parallel('model', 'data' if fsdp else None)] if 'model' in axes else []
   tables += [rules.fsdp()] if fsdp else []
   table = (*map(rules.read_rule, written), *own, *(rule for each in tables for rule in each))
   return sharding.Layout(sharding.make_mesh(axes), table)

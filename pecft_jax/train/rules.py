@@ -30,7 +30,7 @@ _COLUMNS = r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))'  # Linear sites split by thei
 _ROWS = r'(attn/out|mlp/(fc2|down))'  # and those after them, split by their inputs.
 
 
-def tensor_parallel(axis: str = 'model') -> tuple[Rule, ...]:
+def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[Rule, ...]:
   """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
   What methods train follows the weight it adapts: the factor of a low-rank
@@ -39,12 +39,17 @@ def tensor_parallel(axis: str = 'model') -> tuple[Rule, ...]:
 
   Args:
     axis: of the mesh.
+    gathered: another axis, which matrices are split over along their other
+      dimension, and gathered from where they are used: for the rest of the
+      weights join `fsdp(gathered)`.
   """
   return (
-    Rule(rf'{_COLUMNS}/(kernel|b)$', (None, axis), optional=True),
+    Rule(rf'{_COLUMNS}/kernel$', (gathered, axis), optional=True),
+    Rule(rf'{_COLUMNS}/b$', (None, axis), optional=True),
     Rule(rf'{_COLUMNS}/(bias|magnitude|outer|scale|shift)$', (axis,), optional=True),
-    Rule(rf'{_ROWS}/(kernel|a)$', (axis, None), optional=True),
-    Rule(r'embed/table$', (axis, None), optional=True),
+    Rule(rf'{_ROWS}/kernel$', (axis, gathered), optional=True),
+    Rule(rf'{_ROWS}/a$', (axis, None), optional=True),
+    Rule(r'embed/table$', (axis, gathered), optional=True),
   )
 
 

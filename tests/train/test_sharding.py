@@ -81,6 +81,14 @@ def test_tensor_parallel_splits_weights_and_what_adapts_them():
   }
 
 
+def test_tensor_parallel_may_split_the_other_dimension_too():
+  specs = _specs(tensor_parallel('model', 'data'), {'blocks': TREE['blocks'], 'fc2': TREE['fc2']})
+  assert specs == {
+    'blocks/attn/q/kernel': P(None, 'data', 'model'),
+    'fc2/block_0/mlp/fc2/a': P('model', None),
+  }
+
+
 def test_fsdp_splits_the_rows_of_matrices():
   assert _specs(fsdp()) == {
     'blocks/attn/q/kernel': P(None, 'data', None),
@@ -173,22 +181,14 @@ def test_a_rule_may_be_used_by_any_tree():
 
 def test_the_table_tells_what_each_rule_decides():
   rules = (*tensor_parallel(), ('gram$', ('data', 'model')))
-  lines = describe_rules(Layout(MESH, rules), TREE).splitlines()
-  assert lines[0] == 'data 4, model 2'
-  # qkv, q stacked, and b of a bank; bytes in float32.
-  size = 4 * (3 * 10 * 6 + 3 * 8 * 8 + 5 * 2 * 6) / 2**20
-  assert lines[2].split() == [
-    '3',
-    f'{size:.2f}',
-    f'{size / 2:.2f}',
-    '-,',
-    'model',
-    rules[0].pattern,
-  ]
+  tree = {**TREE, 'gram': _shape(1024, 2048)}  # 8 MiB.
+  heading, _, *lines = describe_rules(Layout(MESH, rules), tree).splitlines()
+  assert heading == 'data 4, model 2'
+  assert lines[0].split() == ['2', '0.00', '0.00', '-,', 'model', rules[0].pattern]
   unused = next(line for line in lines if line.endswith('embed/table$'))
   assert unused.split()[0] == '0'
-  assert lines[-2].split()[:1] + lines[-2].split()[3:] == ['1', 'data,', 'model', 'gram$']
-  assert lines[-1].split()[:1] + lines[-1].split()[3:] == ['3', 'whole', 'all', 'others']
+  assert lines[-2].split() == ['1', '8.00', '1.00', 'data,', 'model', 'gram$']
+  assert lines[-1].split() == ['3', '0.00', '0.00', 'whole', 'all', 'others']
 
 
 def test_traced_functions_see_the_mesh():
