@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
 Params = Any  # A pytree of arrays: nested dicts with string keys.
 Delta = Any  # The trainable pytree of a PEFT transform.
-Inputs = Any  # What one batch feeds the model: images uint8 [B, H, W, C], or a `Cached`.
+# What one batch feeds the model: images uint8 [B, H, W, C], token ids int32 [B, T], or a `Cached`.
+Inputs = Any
 
 
 class Site(NamedTuple):
@@ -23,7 +25,8 @@ class Site(NamedTuple):
     path: path of the site's weights in the backbone's parameters, as in
       `block_3/attn/q`; for sites without weights, of the module around them.
     lead: for `tokens` sites, how many tokens stand before inserted ones (the
-      class token of a ViT: 1).
+      class token of a ViT: 1). With 0, what is read stands behind them: where
+      a backbone gives back fewer tokens than it got, these are the last ones.
   """
 
   kind: str
@@ -77,20 +80,32 @@ class Features(NamedTuple):
   """What a backbone computes."""
 
   pooled: Array  # [B, D], what a head reads.
-  tokens: Array  # [B, T, D] after the final norm; just the leading rows where `rows` was given.
+  tokens: Array  # [B, T, D] after the final norm; just those computed where `rows` was given.
   taps: dict[str, Array]  # Intermediate results by name.
 
 
 class InputSpec(NamedTuple):
-  """What a backbone eats: the shape of one example, and its value range.
+  """What a backbone eats: the shape of one example, and what its values mean.
 
   Images arrive as uint8 and are normalised on the device to
-  `(x / 255 - mean) / std`, with one mean and std per channel.
+  `(x / 255 - mean) / std`, with one mean and std per channel. Token ids arrive
+  as int32 and stay what they are; `pad` fills up texts that are shorter.
   """
 
-  shape: tuple[int, ...]  # [H, W, channels]
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
+  shape: tuple[int, ...]  # [H, W, channels] of images, [T] of token ids.
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+  pad: int | None = None  # None where the inputs are images.
+
+  @property
+  def what(self) -> str:
+    """The inputs in words."""
+    return 'images' if self.pad is None else 'token ids'
+
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """In which examples arrive."""
+    return np.dtype(np.uint8 if self.pad is None else np.int32)
 
 
 class Backbone(NamedTuple):
@@ -100,8 +115,10 @@ class Backbone(NamedTuple):
     name: for reports and error messages.
     init: `(key) -> params`, freshly initialised. Consumes the key.
     apply: `(params, inputs, delta=None, *, peft=None, key=None, rows=None) -> Features`.
-      `inputs` are normalised floats. With `rows`, the last block computes just
-      that many leading tokens (1: the class token), and `Features.tokens` holds those.
+      `inputs` are normalised floats, or token ids. With `rows`, the last block
+      computes just that many tokens, and `Features.tokens` holds those: the
+      leading ones of a ViT (1: the class token); of a decoder, which takes
+      `rows=1` only, the last real token of each text.
     sites: every insertion point, with its shapes for a batch of one.
     inputs: the input specification.
     width: D of the pooled feature.
@@ -138,7 +155,7 @@ class Env(NamedTuple):
 class Batch(NamedTuple):
   """One batch of constant shape; rows beyond the data are marked invalid."""
 
-  x: Inputs  # uint8 [B, H, W, C], or a `Cached` around it.
+  x: Inputs  # uint8 [B, H, W, C] or int32 [B, T], or a `Cached` around it.
   y: Array  # [B] int32, position of the class in the class order.
   valid: Array  # [B] bool
   index: Array  # [B] int32, row of the example in its split.
@@ -147,7 +164,7 @@ class Batch(NamedTuple):
 class Cached(NamedTuple):
   """Inputs together with what the frozen backbone makes of them."""
 
-  x: Array  # uint8 [B, H, W, C]
+  x: Array  # uint8 [B, H, W, C] or int32 [B, T]
   query: Array  # [B, D]
 
 

@@ -1,7 +1,18 @@
 """Pre-trained models as pure functions with named sites."""
 
-from pecft_jax.backbones.card import Card, Pretrained, cards, pretrained, random_weights, read_card
+from pecft_jax.backbones.card import (
+  Card,
+  Pretrained,
+  architecture,
+  cards,
+  find_card,
+  pretrained,
+  random_weights,
+  read_card,
+)
 from pecft_jax.backbones.convert import Checkpoint, load_timm, save_timm
+from pecft_jax.backbones.convert_llama import load_llama, save_llama
+from pecft_jax.backbones.decoder import decoder
 from pecft_jax.backbones.layers import stack_blocks, unstack_blocks
 from pecft_jax.backbones.vit import vit
 
@@ -9,11 +20,16 @@ __all__ = (
   'Card',
   'Checkpoint',
   'Pretrained',
+  'architecture',
   'cards',
+  'decoder',
+  'find_card',
+  'load_llama',
   'load_timm',
   'pretrained',
   'random_weights',
   'read_card',
+  'save_llama',
   'save_timm',
   'stack_blocks',
   'unstack_blocks',

@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,12 +118,7 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
       shape or dtype.
   """
   path = pathlib.Path(path)
-  if not path.is_file():
-    raise ValueError(f'no weights file at {path}')
-  try:
-    tensors = load_file(str(path))
-  except (SafetensorError, OSError, ValueError) as error:
-    raise ValueError(f'{path} is not a readable safetensors file (truncated?): {error}') from error
+  tensors = read_tensors(path)
   head_names = ('head.weight', 'head.bias')
   extra = {name: tensors.pop(name) for name in head_names if name in tensors}
   want = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -132,26 +127,7 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
     want = jax.eval_shape(lambda p: unstack_blocks(p, backbone.depth), want)
   split = 'q' in want['block_0']['attn']
   leaves = named_leaves(jax.eval_shape(_fused, want) if split else want)
-  names = {ours: timm_name(ours) for ours, _ in leaves}
-  missing = sorted(set(names.values()) - set(tensors))
-  unused = sorted(set(tensors) - set(names.values()))
-  if missing or unused:
-    raise ValueError(
-      f'{path} does not hold the weights of {backbone.name}: '
-      f'missing {shortened(missing)}, not expected {shortened(unused)}'
-    )
-  params: Params = {}
-  for ours, leaf in leaves:
-    array = tensors[names[ours]]
-    if array.dtype != np.float32:
-      raise ValueError(f'{path}: {names[ours]} has dtype {array.dtype}, expected float32')
-    array = _in(ours, array) if array.ndim else array
-    if array.shape != leaf.shape:
-      raise ValueError(
-        f'{path}: {names[ours]} gives shape {array.shape} for {ours}, '
-        f'{backbone.name} expects {leaf.shape}'
-      )
-    _put(params, ours.split('/'), np.ascontiguousarray(array))
+  params = filled(path, backbone.name, leaves, tensors, timm_name, _in, ('float32',))
   if split:
     params = _split(params)
   if stacked:
@@ -160,6 +136,63 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   if len(extra) == len(head_names):
     head = {'kernel': extra['head.weight'].T, 'bias': extra['head.bias']}
   return Checkpoint(jax.tree.map(jnp.asarray, params), head, sha256_of(path))
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of a safetensors file. Raises ValueError if it is not there or not whole."""
+  if not path.is_file():
+    raise ValueError(f'no weights file at {path}')
+  try:
+    return load_file(str(path))
+  except (SafetensorError, OSError, ValueError) as error:
+    raise ValueError(f'{path} is not a readable safetensors file (truncated?): {error}') from error
+
+
+def filled(
+  path: pathlib.Path,
+  model: str,
+  leaves: Sequence[tuple[str, Any]],
+  tensors: Mapping[str, np.ndarray],
+  name_of: Callable[[str], str],
+  convert: Callable[[str, np.ndarray], np.ndarray],
+  dtypes: Collection[str],
+) -> Params:
+  """A tree of our names from tensors of theirs.
+
+  Args:
+    path: of the file, for messages.
+    model: name of the backbone, for messages.
+    leaves: our names, with the shapes expected.
+    tensors: by their names.
+    name_of: theirs of ours.
+    convert: `(our name, their array) -> our array`.
+    dtypes: that are allowed.
+
+  Raises:
+    ValueError: where the tensors are not just those expected, or one has
+      another shape or dtype.
+  """
+  names = {ours: name_of(ours) for ours, _ in leaves}
+  missing = sorted(set(names.values()) - set(tensors))
+  unused = sorted(set(tensors) - set(names.values()))
+  if missing or unused:
+    raise ValueError(
+      f'{path} does not hold the weights of {model}: '
+      f'missing {shortened(missing)}, not expected {shortened(unused)}'
+    )
+  params: Params = {}
+  for ours, leaf in leaves:
+    array = tensors[names[ours]]
+    if str(array.dtype) not in dtypes:
+      expected = ' or '.join(dtypes)
+      raise ValueError(f'{path}: {names[ours]} has dtype {array.dtype}, expected {expected}')
+    array = convert(ours, array) if array.ndim else array
+    if array.shape != leaf.shape:
+      raise ValueError(
+        f'{path}: {names[ours]} gives shape {array.shape} for {ours}, {model} expects {leaf.shape}'
+      )
+    _put(params, ours.split('/'), np.ascontiguousarray(array))
+  return params
 
 
 def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:

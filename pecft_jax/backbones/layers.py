@@ -1,6 +1,7 @@
 """What transformer backbones share: sites, and the stack of blocks as loop or scan."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.peft.combine import layer_of
-from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site
+from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site, SiteSpec
 
 Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
 
@@ -37,12 +38,28 @@ def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-6) ->
   return (normal * scale + bias).astype(x.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-  """Softmax attention: q [B, Tq, H, K], k and v [B, T, H, K] -> [B, Tq, H, K].
+def rms_norm(x: Array, scale: Array, bias: Array | None, *, epsilon: float = 1e-5) -> Array:
+  """Root-mean-square normalisation over the last axis, computed in float32.
 
-  The mask, if any, is True where a query may look: [Tq, T].
+  Zhang and Sennrich, 2019, arXiv:1910.07467. It has no bias of its own; one
+  that a transform gives is added.
   """
-  return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[None, None])
+  wide = x.astype(jnp.float32)
+  normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+  y = normal * scale
+  return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+  """Softmax attention: q [B, Tq, H, K], k and v [B, T, Hkv, K] -> [B, Tq, H, K].
+
+  Hkv divides H: consecutive queries share a key (Ainslie et al., 2023,
+  arXiv:2305.13245). The mask, if any, is True where a query may look: [Tq, T]
+  or [B, Tq, T].
+  """
+  if mask is not None:
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
+  return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 class Kernel(nn.Module):
@@ -63,11 +80,12 @@ class Linear(nn.Module):
   width: int
   tap: Tap
   site: str
+  biased: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param('kernel', KERNEL_INIT, (x.shape[-1], self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    bias = self.param('bias', nn.initializers.zeros, (self.width,)) if self.biased else None
     return self.tap(Site('linear', self.site), linear, x, kernel, bias)
 
 
@@ -82,6 +100,20 @@ class Norm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
     return self.tap(Site('norm', self.site), layer_norm, x, scale, bias)
+
+
+class RmsNorm(nn.Module):
+  """A site of root-mean-square normalisation: a norm without a bias."""
+
+  epsilon: float
+  tap: Tap
+  site: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    norm = functools.partial(rms_norm, epsilon=self.epsilon)
+    return self.tap(Site('norm', self.site), norm, x, scale, None)
 
 
 # --- the stack of blocks ---------------------------------------------------------------------
@@ -113,9 +145,9 @@ def run_blocks(
     params: the backbone's parameters.
     delta: a transform's delta; may be empty.
     x: [B, T, D]
-    mask: [T, T] bool or None.
+    mask: [T, T] or [B, T, T] bool, or None.
     depth: L.
-    rows: leading tokens that the last block computes; None for all.
+    rows: tokens that the last block computes; None for all.
     remat: a `jax.checkpoint_policies` policy, or None to keep activations.
   """
 
@@ -195,3 +227,47 @@ def unstack_blocks(params: Params, depth: int) -> Params:
   """The inverse of `stack_blocks`."""
   rest = {k: v for k, v in params.items() if k != 'blocks'}
   return {**rest, **{f'block_{i}': _layer(params['blocks'], i) for i in range(depth)}}
+
+
+# --- the sites of a backbone -----------------------------------------------------------------
+
+
+def find_sites(
+  apply: Any, init: Any, shape: Sequence[int], dtype: Any = jnp.float32
+) -> tuple[SiteSpec, ...]:
+  """The sites that one abstract call of a backbone passes through, in order.
+
+  Args:
+    apply: as in `Backbone`; must call each site under its own name.
+    init: `(key) -> params`.
+    shape: of one input.
+    dtype: of it, as `apply` takes it.
+  """
+  found: dict[Site, SiteSpec] = {}
+  abstract = lambda a: None if a is None else jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+  def record(delta, site, next_fn, *args):
+    del delta
+    out = next_fn(*args)
+    found.setdefault(site, SiteSpec(site, tuple(abstract(a) for a in args), abstract(out)))
+    return out
+
+  def trace(key, inputs):
+    return apply(init(key), inputs, peft=PeftTransform(lambda *_: {}, record)).pooled
+
+  jax.eval_shape(
+    trace, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((1, *shape), dtype)
+  )
+  return tuple(found.values())
+
+
+def layered(sites: Sequence[SiteSpec], depth: int) -> tuple[SiteSpec, ...]:
+  """The sites of `depth` blocks, all like the one block of the given sites."""
+
+  def renamed(spec: SiteSpec, i: int) -> SiteSpec:
+    return spec._replace(site=spec.site._replace(path=spec.site.path.replace('0', str(i), 1)))
+
+  block = [spec for spec in sites if layer_of(spec.site.path) == 0]
+  first, last = sites.index(block[0]), sites.index(block[-1])
+  blocks = [renamed(spec, i) for i in range(depth) for spec in block]
+  return (*sites[:first], *blocks, *sites[last + 1 :])

@@ -17,6 +17,7 @@ from pecft_jax.backbones.layers import (
   Norm,
   Tap,
   attend,
+  find_sites,
   linear,
   run_blocks,
   stack_blocks,
@@ -27,9 +28,7 @@ from pecft_jax.typing import (
   Backbone,
   Features,
   InputSpec,
-  PeftTransform,
   Site,
-  SiteSpec,
 )
 
 
@@ -228,29 +227,3 @@ def vit(
     sites = loop.sites
   spec = InputSpec(shape, tuple(mean), tuple(std))
   return Backbone(name, init, apply, sites, spec, width, depth)
-
-
-def find_sites(apply: Any, init: Any, shape: Sequence[int]) -> tuple[SiteSpec, ...]:
-  """The sites that one abstract call of a backbone passes through, in order.
-
-  Args:
-    apply: as in `Backbone`; must call each site under its own name.
-    init: `(key) -> params`.
-    shape: of one input.
-  """
-  found: dict[Site, SiteSpec] = {}
-  abstract = lambda a: None if a is None else jax.ShapeDtypeStruct(a.shape, a.dtype)
-
-  def record(delta, site, next_fn, *args):
-    del delta
-    out = next_fn(*args)
-    found.setdefault(site, SiteSpec(site, tuple(abstract(a) for a in args), abstract(out)))
-    return out
-
-  def trace(key, inputs):
-    return apply(init(key), inputs, peft=PeftTransform(lambda *_: {}, record)).pooled
-
-  jax.eval_shape(
-    trace, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  )
-  return tuple(found.values())

@@ -45,11 +45,15 @@ def head_logits(head: Head, features: Array) -> Array:
 
 
 def normalised(inputs: InputSpec, x: Array) -> Array:
-  """uint8 images to the value range that the backbone expects.
+  """uint8 images to the value range that the backbone expects; token ids as they are.
 
   Raises:
-    TypeError: for any other dtype: a range is never guessed from the values.
+    TypeError: for any other dtype: what values mean is never guessed from them.
   """
+  if inputs.pad is not None:
+    if x.dtype != inputs.dtype:
+      raise TypeError(f'token ids must be {inputs.dtype}, got {x.dtype}')
+    return x
   if x.dtype != jnp.uint8:
     raise TypeError(f'images must be uint8, got {x.dtype}; their range belongs to the backbone')
   mean = jnp.asarray(inputs.mean) * 255.0
@@ -58,7 +62,7 @@ def normalised(inputs: InputSpec, x: Array) -> Array:
 
 
 def raw(x: Inputs) -> Array:
-  """The images [B, H, W, C] of a batch, with or without a cached query."""
+  """The images or token ids of a batch, with or without a cached query."""
   return x.x if isinstance(x, Cached) else x
 
 

@@ -18,7 +18,7 @@ class Ia3Delta(NamedTuple):
   scale: Array  # [d_out] or [d_in], ones at init.
 
 
-def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/fc2$') -> PeftTransform:
+def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> PeftTransform:
   """Rescales keys, values and the activations inside the MLP.
 
   The paper scales the MLP after its non-linearity, (l * f(x W1)) W2: at the

@@ -63,12 +63,16 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
     if site.kind != 'tokens' or site.path not in delta:
       return next_fn(*args)
     x, mask = args
+    own = x.shape[1]
     tokens = delta[site.path].tokens.astype(x.dtype)
     size, lead = tokens.shape[-2], site.lead
     tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[-2:]))
     x = jnp.concatenate([x[:, :lead], tokens, x[:, lead:]], 1)
     y = next_fn(x, None if mask is None else _widened(mask, lead, size))
-    # Right also where the last block gives back its leading rows only.
+    # Right also where the last block gives back some rows only: the leading
+    # ones or, with none before the prompt, the last ones.
+    if not lead:
+      return y[:, max(y.shape[1] - own, 0) :]
     return jnp.concatenate([y[:, :lead], y[:, lead + size :]], 1)
 
   return PeftTransform(init, intercept)

@@ -42,15 +42,16 @@ class Layout(NamedTuple):
   rules: tuple[Rule | tuple[Any, ...], ...] = ()
 
 
-_COLUMNS = r'(attn/(q|k|v|qkv)|mlp/fc1)'  # Linear sites split by their outputs,
-_ROWS = r'(attn/out|mlp/fc2)'  # and those after them, split by their inputs.
+_COLUMNS = r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))'  # Linear sites split by their outputs,
+_ROWS = r'(attn/out|mlp/(fc2|down))'  # and those after them, split by their inputs.
 
 
 def tensor_parallel(axis: str = 'model') -> tuple[Rule, ...]:
   """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
   What methods train follows the weight it adapts: the factor of a low-rank
-  update that has the split axis is split, the other is whole.
+  update that has the split axis is split, the other is whole. An embedding
+  table is split by its rows, the vocabulary.
 
   Args:
     axis: of the mesh.
@@ -59,6 +60,7 @@ def tensor_parallel(axis: str = 'model') -> tuple[Rule, ...]:
     Rule(rf'{_COLUMNS}/(kernel|b)$', (None, axis), optional=True),
     Rule(rf'{_COLUMNS}/(bias|magnitude|outer|scale|shift)$', (axis,), optional=True),
     Rule(rf'{_ROWS}/(kernel|a)$', (axis, None), optional=True),
+    Rule(r'embed/table$', (axis, None), optional=True),
   )
 
 
@@ -71,7 +73,7 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
   Args:
     axis: of the mesh; `data` splits the weights over the same devices as the batch.
   """
-  return (Rule(r'/(kernel|a)$|gram$', (axis, None), optional=True),)
+  return (Rule(r'/(kernel|table|a)$|gram$', (axis, None), optional=True),)
 
 
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pecft_jax.backbones import cards, pretrained, random_weights, read_card, save_timm
+from pecft_jax.backbones import architecture, cards, pretrained, read_card, save_timm
 
 
 @pytest.fixture
@@ -52,7 +52,41 @@ def test_a_file_that_is_no_card_is_refused(tmp_path):
 @pytest.mark.parametrize('name', sorted(cards()))
 def test_every_card_of_the_library_can_be_built(name):
   card = cards()[name]
-  shapes = jax.eval_shape(lambda: random_weights(name).params)
+  backbone = architecture(name)
+  shapes = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
   assert card.summary
-  assert 'patch' in shapes
-  assert len(card.mean) == len(card.std) == card.architecture['channels']
+  assert {'vit': 'patch', 'decoder': 'embed'}[card.family] in shapes
+  assert len(card.mean) == len(card.std) == card.architecture.get('channels', 0)
+  assert backbone.name == name
+
+
+@pytest.mark.parametrize(
+  ('name', 'published', 'head'),
+  [
+    ('llama_3.2_1b', 1_235_814_400, 0),  # Its head is the embedding.
+    ('llama_2_7b', 6_738_415_616, 32_000 * 4096),
+    ('llama_2_70b', 68_976_648_192, 32_000 * 8192),
+  ],
+)
+def test_llamas_have_as_many_weights_as_published(name, published, head):
+  init = architecture(name, scan=True).init
+  shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) + head == published
+
+
+def test_options_go_before_what_the_card_says():
+  assert architecture('llama_2_7b', length=512).inputs.shape == (512,)
+
+
+def test_an_unknown_family_is_refused(card):
+  content = json.loads(card.read_text())
+  card.write_text(json.dumps({**content, 'family': 'vitt'}))
+  with pytest.raises(ValueError, match="unknown backbone family 'vitt'; did you mean 'vit'"):
+    read_card(card)
+
+
+def test_a_card_of_images_needs_their_range(card):
+  content = json.loads(card.read_text())
+  card.write_text(json.dumps({key: value for key, value in content.items() if key != 'std'}))
+  with pytest.raises(ValueError, match=r"is no checkpoint card: KeyError\('std'\)"):
+    read_card(card)

@@ -27,9 +27,9 @@ def derpp(
   Raises:
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
   """
-  image = jax.ShapeDtypeStruct(inner.inputs.shape, jnp.uint8)
+  example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
   item = {
-    'x': image,
+    'x': example,
     'y': jax.ShapeDtypeStruct((), jnp.int32),
     'z': jax.ShapeDtypeStruct((inner.capacity.classes,), jnp.float32),
   }

@@ -13,7 +13,7 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
   """Trains on stored examples beside the new ones: CE(batch) + strength x CE(replayed batch).
 
   Replayed examples are told apart from all classes seen. The buffer keeps the
-  images as training saw them, and is filled by reservoir sampling.
+  inputs as training saw them, and is filled by reservoir sampling.
 
   Args:
     inner: any method that trains on every task.
@@ -23,8 +23,8 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
   Raises:
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
   """
-  image = jax.ShapeDtypeStruct(inner.inputs.shape, jnp.uint8)
-  item = {'x': image, 'y': jax.ShapeDtypeStruct((), jnp.int32)}
+  example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
+  item = {'x': example, 'y': jax.ShapeDtypeStruct((), jnp.int32)}
   buffers.empty(size, item)
 
   def init(key, frozen):
