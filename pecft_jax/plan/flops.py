@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from pecft_jax.plan.kinds import ARITHMETIC, REDUCTIONS
 from pecft_jax.plan.program import Op, Program
 
 
@@ -69,7 +70,7 @@ def _own(op: Op) -> Flops:
     return Flops({_dtype(op): float(_dot(op))}, 0.0)
   if op.name == 'conv_general_dilated':
     return Flops({_dtype(op): float(_convolution(op))}, 0.0)
-  if op.name in ELEMENTWISE:
+  if op.name in ARITHMETIC:
     return Flops({}, float(op.outputs[0].size))
   if op.name in REDUCTIONS:
     return Flops({}, float(op.inputs[0].size))
@@ -91,11 +92,3 @@ def _convolution(op: Op) -> int:
 
 def _dtype(op: Op) -> str:
   return str(np.dtype(jax.numpy.promote_types(op.inputs[0].dtype, op.inputs[1].dtype)))
-
-
-ELEMENTWISE = frozenset(
-  'add sub mul div rem neg abs sign max min pow integer_pow square sqrt rsqrt cbrt exp exp2 expm1 '
-  'log log1p logistic tanh sin cos tan erf erfc erf_inv floor ceil round clamp add_any '
-  'nextafter'.split()
-)
-REDUCTIONS = frozenset('reduce_sum reduce_max reduce_min reduce_prod argmax argmin cumsum'.split())

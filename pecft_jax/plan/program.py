@@ -94,9 +94,9 @@ def pruned(program: Program, keep: Sequence[bool] | None = None) -> Program:
   for op in reversed(program.ops):
     used = [value in wanted for value in op.outputs]
     if any(used):
-      op, reads = _pruned_op(op, used)
+      kept, reads = _pruned_op(op, used)
       wanted |= {value for value, read in zip(op.inputs, reads, strict=True) if read}
-      ops.append(op)
+      ops.append(kept)
   return Program(program.inputs, tuple(reversed(ops)), program.outputs)
 
 
