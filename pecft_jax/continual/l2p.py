@@ -66,11 +66,17 @@ def l2p(
     peft: another transform to train beside the prompts.
 
   Raises:
-    ValueError: for a backbone without that site, or `top_k` above `pool`.
+    ValueError: for a backbone without that site or without a class token (a
+      decoder), or `top_k` above `pool`.
   """
   if not 1 <= top_k <= pool:
     raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')
-  select(backbone.sites, 'tokens', r'^encoder$')
+  (encoder,) = select(backbone.sites, 'tokens', r'^encoder$')
+  if not encoder.site.lead:
+    raise ValueError(
+      f'l2p reads its prompts in the place of a class token, which {backbone.name} has not: '
+      'before a causal text they would see nothing of it'
+    )
   beside = nothing() if peft is None else peft
   abstract_delta(backbone, beside)
   transform = chain(peft=beside, prompts=_read_at_prompts())

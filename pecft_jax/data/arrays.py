@@ -21,17 +21,18 @@ def arrays(
 
   Args:
     name: of the data set.
-    inputs: uint8 [N, H, W, C].
+    inputs: images uint8 [N, H, W, C], or token ids int32 [N, T].
     labels: integers [N], indices into `class_names`.
     class_names: by default the numbers up to the largest label.
     domains: integers [N], indices into `domain_names`.
     domain_names: by default the numbers up to the largest domain.
   """
   inputs = np.asarray(inputs)
-  if inputs.dtype != np.uint8:
-    raise ValueError(f'{name!r}: expected uint8 images, got {inputs.dtype}')
-  if inputs.ndim != 4:
-    raise ValueError(f'{name!r}: expected images of shape [N, H, W, C], got {inputs.shape}')
+  if inputs.dtype not in {np.dtype(np.uint8), np.dtype(np.int32)}:
+    raise ValueError(f'{name!r}: expected uint8 images, got {inputs.dtype}; token ids are int32')
+  what, axes = ('images', 'NHWC') if inputs.dtype == np.uint8 else ('token ids', 'NT')
+  if inputs.ndim != len(axes):
+    raise ValueError(f'{name!r}: expected {what} of shape [{", ".join(axes)}], got {inputs.shape}')
   labels, class_names = _indices(name, 'label', labels, class_names, len(inputs))
   if domains is not None:
     domains, domain_names = _indices(name, 'domain', domains, domain_names, len(inputs))
@@ -47,7 +48,7 @@ def _indices(
   if not np.issubdtype(values.dtype, np.integer):
     raise ValueError(f'{name!r}: expected integer {what}s, got {values.dtype}')
   if values.shape != (rows,):
-    raise ValueError(f'{name!r}: expected {rows} {what}s, one per image, got {values.shape}')
+    raise ValueError(f'{name!r}: expected {rows} {what}s, one per example, got {values.shape}')
   values = values.astype(np.int64)
   if names is None:
     names = [str(i) for i in range(values.max(initial=-1) + 1)]

@@ -51,7 +51,7 @@ def train_batches(
       the last batch beyond that are invalid.
     steps: number of batches; by default as many as the epochs fill. Without
       `epochs`, every row of every batch is valid.
-    augment: applied to the images.
+    augment: applied to the images; token ids have none.
     process_index: of this process, which gets its contiguous part of each batch.
     process_count: must divide `batch_size`.
     query: float32 [n, D], what the frozen backbone makes of each example; `x`
@@ -65,6 +65,10 @@ def train_batches(
     if value is not None and value < 1:
       raise ValueError(f'expected {what} of at least 1, got {value}')
   _check(split, batch_size, process_index, process_count, query)
+  if augment is not None:
+    first = split.inputs[split.rows[:1]]
+    if first.ndim != 4:
+      raise ValueError(f'expected images [n, H, W, C] to augment, got inputs {first.shape}')
   if epochs is not None:
     positions, available = n * epochs, steps_for(n, batch_size, epochs)
     if steps is not None and steps > available:

@@ -16,7 +16,8 @@ class Source(NamedTuple):
   Attributes:
     name: of the data set, for reports.
     inputs: random access: `len(inputs)`, and `inputs[rows]` with an integer
-      array [n] gives uint8 [n, H, W, C]. A numpy array is one.
+      array [n] gives images uint8 [n, H, W, C] or token ids int32 [n, T]. A
+      numpy array is one.
     labels: np.int64 [N], indices into `class_names`.
     class_names: the classes in the order of their labels.
     domains: np.int64 [N], indices into `domain_names`; None where unknown.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from pecft_jax.data import Augmentation, Scenario
 from pecft_jax.paths import shortened
 from pecft_jax.train.optimizer import Recipe
-from pecft_jax.typing import Backbone, ContinualMethod, Params
+from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params
 
 
 class Training(NamedTuple):
@@ -68,13 +68,19 @@ def check_experiment(experiment: Experiment) -> None:
     ValueError: where they do not fit.
   """
   scenario, method, training = experiment.scenario, experiment.method, experiment.training
-  shape = tuple(experiment.backbone.inputs.shape)
+  spec = experiment.backbone.inputs
   for task in scenario.tasks:
     example = task.train.inputs[task.train.rows[:1]]
-    if tuple(example.shape[1:]) != shape:
+    if tuple(example.shape[1:]) != tuple(spec.shape):
+      remedy = 'resize the source' if spec.pad is None else f'fill up texts with {spec.pad}'
       raise ValueError(
-        f'{experiment.backbone.name} expects images {list(shape)}, task {task.name!r} has '
-        f'{list(example.shape[1:])}; resize the source'
+        f'{experiment.backbone.name} expects {spec.what} {list(spec.shape)}, task {task.name!r} '
+        f'has {list(example.shape[1:])}; {remedy}'
+      )
+    if example.dtype != spec.dtype:
+      raise ValueError(
+        f'{experiment.backbone.name} expects {spec.what} of dtype {spec.dtype}, '
+        f'task {task.name!r} has {example.dtype}'
       )
   for name, each in {'method': method, **experiment.references}.items():
     capacity = each.capacity
@@ -86,6 +92,8 @@ def check_experiment(experiment: Experiment) -> None:
   for field in ('epochs', 'batch_size', 'eval_batch_size', 'log_every'):
     if getattr(training, field) < 1:
       raise ValueError(f'{field} must be at least 1, got {getattr(training, field)}')
+  if spec.pad is not None and training.augment is not None:
+    raise ValueError(f'only images can be augmented, {experiment.backbone.name} reads {spec.what}')
   if training.cache_queries and training.augment is not None:
     raise ValueError('cache_queries needs a deterministic view: train without augmentation')
   if training.cache_queries and method.query is None:
@@ -95,14 +103,18 @@ def check_experiment(experiment: Experiment) -> None:
 def describe(experiment: Experiment) -> dict[str, Any]:
   """The identity of a run: equal for runs whose numbers may be compared, as JSON."""
   scenario = experiment.scenario
-  mean, std = experiment.backbone.inputs.mean, experiment.backbone.inputs.std
   return {
     'benchmark': scenario.name,
     'class_order': list(scenario.class_order),
     'split_digest': scenario.digest,
     'backbone': experiment.backbone.name,
-    'value_range': f'(x / 255 - {shortened(map(str, mean))}) / {shortened(map(str, std))}'.replace(
-      "'", ''
-    ),
+    'value_range': _value_range(experiment.backbone.inputs),
     **experiment.identity,
   }
+
+
+def _value_range(spec: InputSpec) -> str:
+  if spec.pad is not None:
+    return f'token ids, {spec.pad} for padding'
+  mean, std = (shortened(map(str, values)).replace("'", '') for values in (spec.mean, spec.std))
+  return f'(x / 255 - {mean}) / {std}'

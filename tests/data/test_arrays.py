@@ -25,7 +25,7 @@ def test_domains_are_kept():
   [
     (IMAGES.astype(np.float32), LABELS, {}, 'expected uint8 images, got float32'),
     (IMAGES[..., 0], LABELS, {}, r'\[N, H, W, C\], got \(4, 2, 2\)'),
-    (IMAGES, LABELS[:3], {}, r'expected 4 labels, one per image, got \(3,\)'),
+    (IMAGES, LABELS[:3], {}, r'expected 4 labels, one per example, got \(3,\)'),
     (IMAGES, [0.0, 1.0, 2.0, 1.0], {}, 'expected integer labels, got float64'),
     (IMAGES, [0, 1, 2, 3], {'class_names': 'abc'}, r'expected labels in 0..2, got \[3\]'),
     (IMAGES, [0, -1, 2, 1], {}, r'expected labels in 0..2, got \[-1\]'),
