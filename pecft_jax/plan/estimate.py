@@ -114,13 +114,16 @@ def plan(
   trips = method.capacity.tasks
   layers = math.prod(mesh.values()) // mesh['data']
   lines = held(layout, state, frozen)
+  held_at_once = lambda kernels: fusion.peak(gradients, kernels, gradients.outputs)
+  apart = held_at_once(fusion.apart)
   memory = Memory(
     **lines,
     batch=tree_bytes(batch),
     gradients=lines['trained'] if trains else 0,
     gathered=gathered(layout, frozen),
-    activations=fusion.peak(gradients, fusion.apart, gradients.outputs),
-    activations_fused=fusion.peak(gradients, fusion.fused, gradients.outputs),
+    activations=apart,
+    # What is computed late keeps what it is computed from, which no compiler must.
+    activations_fused=min(apart, held_at_once(fusion.fused)),
   )
   tokens = backbone.inputs.pad is not None
   return Plan(
@@ -170,7 +173,10 @@ def abstract_batch(
   method: ContinualMethod, frozen: Params, size: int, cache_queries: bool = False
 ) -> Batch:
   """The shapes of a batch, with cached queries where they are wanted."""
-  rows = lambda dtype: jax.ShapeDtypeStruct((size,), dtype)
+
+  def rows(dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct((size,), dtype)
+
   x: Any = jax.ShapeDtypeStruct((size, *method.inputs.shape), method.inputs.dtype)
   if cache_queries and method.query is not None:
     x = Cached(x, jax.eval_shape(method.query, frozen, x))
