@@ -338,15 +338,16 @@ fuses none; time. GB are 10^9 bytes. "80 GB": whether the step fits on a chip wi
 CHECKED_HOW = """## How checked
 
 - Bytes of weights, parameters, optimizer state, carried state and batches are equal to those of
-  real states on eight devices, for four layouts and five methods (`tests/plan/test_memory.py`).
+  real states on eight devices, for four layouts and five methods
+  (`tests/plan/test_eight_devices.py`).
 - FLOPs of matrix products are equal to textbook counts (`tests/plan/test_flops.py`), and of whole
   steps within 10 % of XLA's, in tests and below. XLA counts an erfc as the some fifty operations
   of its polynomial, which is most of the difference.
 - Checkpoints: real ones take 90 to 100 % of the bytes of arrays that hold random numbers, and at
   most 1 KiB a leaf besides (`tests/plan/test_growth.py`).
 - Sums over a batch split over `data` are equal to those in the program that XLA compiles
-  (`tests/plan/test_links.py`). With `model`, and with split weights, the program of a small ViT
-  sent up to 2.2 times as much as the rules of the layout need: links are a lower bound there.
+  (`tests/plan/test_eight_devices.py`). With `model`, and with split weights, the program of a
+  small ViT sends 0.9 to 2.2 times what the rules of the layout need: links are rough there.
 - Traffic to and from memory is that of a program with all element-wise operations fused, and so a
   lower bound; without a kernel for it, attention writes its T x T matrices, and these are counted.
 """

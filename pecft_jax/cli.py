@@ -212,7 +212,9 @@ def _plan(path: str, args: Sequence[str], console: Console) -> int:
   values, flags = parse_flags(function, args, f'pecft plan {path}', PlanFlags)
   from pecft_jax.plan import CHIPS, abstract_layout, find_chip, plan_experiment
   from pecft_jax.plan.page import print_plan
+  from pecft_jax.plan.roofline import check_utilisation
 
+  check_utilisation(flags.utilisation)
   chips = [find_chip(flags.chip)] if flags.chip else list(CHIPS.values())
   axes = parse_mesh(flags.mesh) if flags.mesh else {}
   layout = abstract_layout(axes or {'data': 1}, rules_of(axes, flags.fsdp))

@@ -24,9 +24,14 @@ class Times(NamedTuple):
     Raises:
       ValueError: for a share that is not in (0, 1].
     """
-    if not 0 < utilisation <= 1:
-      raise ValueError(f'utilisation must be in (0, 1], got {utilisation}')
+    check_utilisation(utilisation)
     return max(self) / utilisation
+
+
+def check_utilisation(share: float) -> None:
+  """Raises ValueError for a share of the roofline that is not in (0, 1]."""
+  if not 0 < share <= 1:
+    raise ValueError(f'utilisation must be in (0, 1], got {share}')
 
 
 def times(chip: Chip, flops: Flops, traffic: float, sent: float) -> Times:
