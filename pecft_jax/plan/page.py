@@ -112,8 +112,8 @@ def chip_rows(plan: Plan, chips: Iterable[Chip], utilisation: float) -> list[tup
 def assumptions(plan: Plan, chips: Sequence[Chip], utilisation: float) -> list[str]:
   """What the figures rest on."""
   notes = [
-    'Exact: weights, parameters, optimizer state, memory of the method. A compiler is between '
-    'the two figures of activations.',
+    'Exact: weights, parameters, optimizer state, memory of the method. Activations are an '
+    'estimate: XLA for the CPU holds 0.8 to 1.25 times the larger figure.',
     f'Times: the busiest of matrix units, memory and links, of which {utilisation:.0%} is '
     'assumed to be reached (--utilisation).',
   ]

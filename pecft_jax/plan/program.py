@@ -100,14 +100,6 @@ def pruned(program: Program, keep: Sequence[bool] | None = None) -> Program:
   return Program(program.inputs, tuple(reversed(ops)), program.outputs)
 
 
-def walk(program: Program) -> Iterator[Op]:
-  """All operations, those of bodies after their own."""
-  for op in program.ops:
-    yield op
-    for body in op.bodies:
-      yield from walk(body.program)
-
-
 # --- reading jaxprs ------------------------------------------------------------------------------
 
 # What XLA inlines, too.

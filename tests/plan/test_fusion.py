@@ -105,9 +105,10 @@ def test_temporaries_are_near_those_of_the_compiled_step(peft):
   program = program_of(train, *args)
   there = compiled('small', peft, 'train').memory_analysis().temp_size_in_bytes
   low, high = (peak(program, kernels, program.outputs) for kernels in (fused, apart))
-  # XLA for the CPU fuses little, and makes copies besides: it lies at or above the upper figure.
-  assert 0.65 * there < high < 1.1 * there
-  assert 0.3 * there < low <= high
+  # XLA for the CPU fuses little, and makes copies besides; how many depends on its version. The
+  # ratios are 0.84 to 1.07 with jax 0.10, 1.17 to 1.21 with jax 0.12.
+  assert 0.8 * there < high < 1.25 * there
+  assert 0.4 * there < low <= high
 
 
 def test_gradients_are_cut_out_of_a_step():

@@ -2,7 +2,15 @@ import jax
 import jax.numpy as jnp
 from plan_steps import shape
 
-from pecft_jax.plan.program import program_of, walk
+from pecft_jax.plan.program import program_of
+
+
+def walk(program):
+  """All operations, those of bodies after their own."""
+  for op in program.ops:
+    yield op
+    for body in op.bodies:
+      yield from walk(body.program)
 
 
 def names(function, *args):
