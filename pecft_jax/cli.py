@@ -15,7 +15,7 @@ import shutil
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import docstring_parser
 import tyro
@@ -62,6 +62,22 @@ class RunFlags:
   """Number of this process, from 0; needs --coordinator."""
 
 
+@dataclasses.dataclass(frozen=True)
+class PlanFlags:
+  """Flags of `pecft plan`: the devices that it is for."""
+
+  mesh: str = ''
+  """Devices by axis, as in data=4,model=2, none of which need be there; one by default."""
+  fsdp: bool = False
+  """Split weights over the data axis, too; needs --mesh."""
+  chip: str = ''
+  """One of v4, v5e, v5p, v6e (TPUs), a100, h100, h200; all of them by default."""
+  frozen_dtype: Literal['', 'float32', 'bfloat16', 'float16'] = ''
+  """In which the weights of the backbone are stored; as the experiment loads them by default."""
+  utilisation: float = 0.5
+  """Share of a chip's roofline that is assumed to be reached."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
@@ -73,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
   run = commands.add_parser('run', help='run or resume an experiment file', add_help=False)
   run.add_argument('file', nargs='?', help='a Python file with experiment(...) -> Experiment')
+  plan = commands.add_parser(
+    'plan', help='what a run would take: memory, FLOPs, time, growth', add_help=False
+  )
+  plan.add_argument('file', nargs='?', help='as for run')
   listing = commands.add_parser('list', help='what there is: transforms, methods, ...')
   listing.add_argument('kind', help='peft, methods, benchmarks or backbones')
   listing.add_argument('--json', action='store_true', help='as JSON')
@@ -95,11 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   known, rest = parser.parse_known_args(argv)
   console = Console()
   try:
-    if known.command == 'run':
+    if known.command in {'run', 'plan'}:
       if known.file is None:
-        print('usage: pecft run FILE [--flag value ...] [--workdir DIR]')
+        print(f'usage: pecft {known.command} FILE [--flag value ...]')
         return 0 if {'-h', '--help'} & set(rest) else 2
-      return _run(known.file, rest, console)
+      command = {'run': _run, 'plan': _plan}[known.command]
+      return command(known.file, rest, console)
     if rest:
       parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if known.command == 'list':
@@ -138,10 +159,10 @@ def load_experiment(path: str) -> Callable[..., Any]:
 
 
 def parse_flags(
-  function: Callable[..., Any], args: Sequence[str], prog: str
-) -> tuple[dict[str, Any], RunFlags]:
-  """The arguments of an experiment function, and the flags of the run, from a command line."""
-  fields = dataclasses.fields(RunFlags)
+  function: Callable[..., Any], args: Sequence[str], prog: str, own_flags: Any = RunFlags
+) -> tuple[dict[str, Any], Any]:
+  """The arguments of an experiment function, and the command's own flags, from a command line."""
+  fields = dataclasses.fields(own_flags)
   keyword = inspect.Parameter.KEYWORD_ONLY
   own = list(inspect.signature(function).parameters.values())
   runs = [inspect.Parameter(f.name, keyword, default=f.default) for f in fields]
@@ -153,14 +174,14 @@ def parse_flags(
   collect.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
     [p.replace(kind=keyword) for p in [*own, *runs]]
   )
-  hints = {**typing.get_type_hints(function), **typing.get_type_hints(RunFlags)}
+  hints = {**typing.get_type_hints(function), **typing.get_type_hints(own_flags)}
   collect.__annotations__ = {k: v for k, v in hints.items() if k != 'return'}
   doc = docstring_parser.parse(function.__doc__ or '')
-  helps = {p.arg_name: p.description for p in doc.params} | _field_docs(RunFlags)
+  helps = {p.arg_name: p.description for p in doc.params} | _field_docs(own_flags)
   lines = [f'  {name}: {" ".join((text or "").split())}' for name, text in helps.items()]
   collect.__doc__ = '\n'.join([doc.short_description or prog, '', 'Args:', *lines])
   values = tyro.cli(collect, args=list(args), prog=prog)
-  flags = RunFlags(**{f.name: values.pop(f.name) for f in fields})
+  flags = own_flags(**{f.name: values.pop(f.name) for f in fields})
   return values, flags
 
 
@@ -326,6 +347,54 @@ def _quiet_libraries() -> Iterator[None]:
         logger.setLevel(level)
 
 
+# --- plan ---------------------------------------------------------------------------------------
+
+
+def _plan(path: str, args: Sequence[str], console: Console) -> int:
+  function = load_experiment(path)
+  values, flags = parse_flags(function, args, f'pecft plan {path}', PlanFlags)
+  from pecft_jax.plan import CHIPS, abstract_layout, find_chip, plan_experiment
+  from pecft_jax.plan.page import print_plan
+  from pecft_jax.plan.roofline import check_utilisation
+
+  check_utilisation(flags.utilisation)
+  chips = [find_chip(flags.chip)] if flags.chip else list(CHIPS.values())
+  axes = parse_mesh(flags.mesh) if flags.mesh else {}
+  if flags.fsdp and not axes:
+    raise ValueError('--fsdp says how to use a mesh: give one, as in --mesh data=8')
+  experiment = function(**values)
+  rules = rules_of(axes, flags.fsdp, own=experiment.rules) if axes else ()
+  layout = abstract_layout(axes or {'data': 1}, rules)
+  found = plan_experiment(experiment, layout, flags.frozen_dtype or None)
+  grown = _growth(function, values, experiment)
+  print_plan(found, chips, utilisation=flags.utilisation, growth=grown, console=console)
+  return 0
+
+
+def _growth(
+  function: Callable[..., Any], values: dict[str, Any], experiment: Any
+) -> dict[int, str]:
+  """What is carried, in words, with room for 1, 10 and 100 tasks and for those there are."""
+  from pecft_jax.plan import carried_bytes
+  from pecft_jax.plan.page import amount
+
+  room = lambda each: carried_bytes(each.method, each.frozen)
+  own = experiment.method.capacity.tasks
+  exact = {own: room(experiment)}
+  for tasks in (1, 10, 100) if 'tasks' in values else ():
+    # Data need not be divisible into so many tasks.
+    with contextlib.suppress(ValueError):
+      exact.setdefault(tasks, room(function(**{**values, 'tasks': tasks})))
+  text = {tasks: amount(size, 'B') for tasks, size in exact.items()}
+  if len(exact) > 1:
+    low, high = min(exact), max(exact)
+    each = (exact[high] - exact[low]) / (high - low)
+    for tasks in {1, 10, 100} - set(exact):
+      line = exact[low] + each * (tasks - low)
+      text[tasks] = f'{amount(line, "B")}, along the line through {low} and {high}'
+  return dict(sorted(text.items()))
+
+
 def parse_mesh(text: str) -> dict[str, int]:
   """`data=4,model=2` to sizes by axis. Raises ValueError for anything else."""
   sizes = {}
@@ -349,7 +418,7 @@ def layout_of(mesh: str, fsdp: bool, written: Sequence[str] = (), own: Sequence[
   Raises:
     ValueError: for a mesh that does not fit the devices, or other flags without one.
   """
-  from pecft_jax.train import rules, sharding
+  from pecft_jax.train import sharding
 
   if not mesh:
     for flag, given in {'fsdp': fsdp, 'rules': written}.items():
@@ -357,11 +426,19 @@ def layout_of(mesh: str, fsdp: bool, written: Sequence[str] = (), own: Sequence[
         raise ValueError(f'--{flag} says how to use a mesh: give one, as in --mesh data=8')
     return None
   axes = parse_mesh(mesh)
+  return sharding.Layout(sharding.make_mesh(axes), rules_of(axes, fsdp, written, own))
+
+
+def rules_of(
+  axes: dict[str, int], fsdp: bool, written: Sequence[str] = (), own: Sequence[Any] = ()
+) -> tuple[Any, ...]:
+  """The table of rules for a mesh with these axes; other arguments as those of `layout_of`."""
+  from pecft_jax.train import rules
+
   tables = [rules.split_memory('data', 'model' if 'model' in axes else None)]
   tables += [rules.tensor_parallel('model', 'data' if fsdp else None)] if 'model' in axes else []
   tables += [rules.fsdp()] if fsdp else []
-  table = (*map(rules.read_rule, written), *own, *(rule for each in tables for rule in each))
-  return sharding.Layout(sharding.make_mesh(axes), table)
+  return (*map(rules.read_rule, written), *own, *(rule for each in tables for rule in each))
 
 
 def _json(value: Any) -> Any:

@@ -79,6 +79,56 @@ def test_mistakes_are_told_before_anything_runs(capsys, tmp_path, flags, message
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_plan_of_an_experiment_says_what_it_takes(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert cli.main(['plan', DIGITS, '--method', 'olora', '--mesh', 'data=4,model=2', '--fsdp']) == 0
+  out = capsys.readouterr().out
+  parts = (
+    'olora on vit_glyphs16', 'mesh data=4, model=2', 'frozen weights', 'gradients',
+    'optimizer state', 'memory of the method', 'activations', 'checkpoint',
+    'sent to other devices', '1 task ', '100 tasks', 'TPU v5e', 'H100', 'images/s',
+  )  # fmt: skip
+  for part in parts:
+    assert part in out, part
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_is_for_the_chip_that_is_named(capsys):
+  flags = ['--method', 'simplecil', '--chip', 'h200', '--frozen-dtype', 'bfloat16']
+  assert cli.main(['plan', DIGITS, *flags, '--utilisation', '0.3']) == 0
+  out = ' '.join(capsys.readouterr().out.split())
+  assert 'H200' in out
+  assert 'TPU' not in out
+  assert '30% is assumed' in out
+  assert 'frozen weights 1.35 MB' in out  # 2.7 MB in float32.
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--chip', 'h10'], "did you mean 'h100'"),
+    (['--mesh', 'model=2'], "a mesh needs an axis 'data'"),
+    (['--mesh', 'data=5'], 'cannot be split over the 5 devices'),
+    (['--fsdp'], 'give one, as in --mesh data=8'),
+    (['--utilisation', '2'], 'utilisation must be in (0, 1]'),
+    (['--method', 'easse'], "did you mean 'ease'"),
+  ],
+)
+def test_mistakes_in_a_plan_are_told(capsys, flags, message):
+  assert cli.main(['plan', DIGITS, *flags]) == 1
+  assert message in ' '.join(capsys.readouterr().err.split())
+
+
+def test_help_of_a_plan_tells_flags_of_both(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['plan', DIGITS, '--help'])
+  out = capsys.readouterr().out
+  assert stop.value.code == 0
+  for flag in ('--method', '--batch-size', '--mesh', '--chip', '--utilisation'):
+    assert flag in out
+  assert '--workdir' not in out
+
+
 def test_a_file_without_an_experiment_is_refused(capsys, tmp_path):
   (tmp_path / 'nothing.py').write_text('x = 1\n')
   assert cli.main(['run', str(tmp_path / 'nothing.py')]) == 1

@@ -8,8 +8,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from pecft_jax.data import steps_for
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.plan import training_split, training_steps
 from pecft_jax.train.position import PHASES, Position
+from pecft_jax.train.schedule import training_split, training_steps
 from pecft_jax.typing import ContinualMethod, keep
 
 # Rough cost of a batch against one forward pass of as many examples.

@@ -14,7 +14,7 @@ from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lora import lora
 from pecft_jax.train.loop import on_devices
 from pecft_jax.train.optimizer import adam, constant, sgd
-from pecft_jax.train.plan import task_arrays
+from pecft_jax.train.schedule import task_arrays
 from pecft_jax.train.sharding import one_device
 from pecft_jax.train.state import init_state, tree_sha256
 from pecft_jax.train.step import Counts, compilations, compile_steps, train_step

@@ -1,9 +1,9 @@
-"""The plan of each task."""
+"""The schedule of each task."""
 
 import numpy as np
 from tiny_runs import TRAINING, tiny_experiment, tiny_method
 
-from pecft_jax.train.plan import task_arrays, training_split, training_steps
+from pecft_jax.train.schedule import task_arrays, training_split, training_steps
 
 EXPERIMENT = tiny_experiment()
 

@@ -1,0 +1,172 @@
+"""A plan in words and numbers: rows for tables, and the page of one plan on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pecft_jax.plan.chips import Chip
+from pecft_jax.plan.estimate import Plan
+from pecft_jax.plan.roofline import times
+from pecft_jax.report.glossary import count
+
+_PREFIXES = ('', 'k', 'M', 'G', 'T', 'P', 'E')
+Rows = list[tuple[str, str]]
+
+_LINES = {
+  'frozen': 'frozen weights',
+  'trained': 'trained parameters',
+  'gradients': 'gradients',
+  'optimizer': 'optimizer state',
+  'continual': 'memory of the method',
+  'record': 'task, counters, key',
+  'batch': 'batch',
+  'gathered': 'one weight, gathered',
+}
+
+
+def amount(value: float, unit: str) -> str:
+  """`1234567` as `1.23 MB` with the unit B; decimal, as chips are sold."""
+  power = 0
+  # What would be rounded to 1000 is one of the next unit.
+  while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
+    value, power = value / 1000, power + 1
+  return f'{value:.3g} {_PREFIXES[power]}{unit}'
+
+
+def memory_rows(plan: Plan) -> Rows:
+  """What lies on each device, line by line."""
+  memory = plan.memory
+  exact = {name: getattr(memory, name) for name in _LINES}
+  rows = [
+    (text, amount(exact[name], 'B'))
+    for name, text in _LINES.items()
+    if exact[name] or name != 'gathered'
+  ]
+  return [
+    *rows,
+    ('activations, if all are fused', amount(memory.activations_fused, 'B')),
+    ('activations, if none are', amount(memory.activations, 'B')),
+    ('total', f'{amount(memory.total_fused, "B")} to {amount(memory.total, "B")}'),
+  ]
+
+
+def step_rows(plan: Plan) -> Rows:
+  """What a step computes and moves, on each device, and what is kept of it."""
+  one = plan.unit.removesuffix('s')
+  what = 'a training step' if plan.trains else 'a pass over a batch'
+  rows = [
+    (f'{what}: {dtype} matrix products', amount(flops, 'FLOP'))
+    for dtype, flops in plan.step.matmul.items()
+  ]
+  sent = plan.sent
+  return [
+    ('parameters of the backbone', count(plan.backbone_parameters)),
+    ('trained parameters', count(plan.trained_parameters)),
+    *rows,
+    (f'{what}: other operations', amount(plan.step.other, 'FLOP')),
+    (f'a prediction, per {one}', amount(plan.predict.total / plan.units, 'FLOP')),
+    ('to and from memory, if all is fused', amount(plan.traffic, 'B')),
+    ('sent to other devices', amount(sum(sent), 'B')),
+    ('checkpoint, at most', amount(plan.checkpoint, 'B')),
+  ]
+
+
+class Expected(NamedTuple):
+  """A plan on one chip."""
+
+  share: tuple[float, float]  # Of the chip's memory, all fused and none.
+  bound: str
+  seconds: float
+  rate: float  # Images or tokens per second, over all devices.
+
+  @property
+  def fits(self) -> str:
+    """Whether the chip's memory is enough."""
+    low, high = self.share
+    return 'yes' if high <= 1 else 'if fused' if low <= 1 else 'no'
+
+
+def expected(plan: Plan, chip: Chip, utilisation: float) -> Expected:
+  """What a step takes on a chip that reaches a share of its roofline."""
+  busy = times(chip, plan.step, plan.traffic, sum(plan.sent))
+  seconds = busy.step(utilisation)
+  share = (plan.memory.total_fused / chip.memory, plan.memory.total / chip.memory)
+  return Expected(share, busy.bound, seconds, plan.batch * plan.units / seconds)
+
+
+def chip_rows(plan: Plan, chips: Iterable[Chip], utilisation: float) -> list[tuple[str, ...]]:
+  """(chip, share of its memory, does it fit, ms a step, bound by, units/s) for each chip."""
+  rows = []
+  for chip in chips:
+    got = expected(plan, chip, utilisation)
+    low, high = (f'{share:.1%}' if share < 0.1 else f'{share:.0%}' for share in got.share)
+    share = low if low == high else f'{low} to {high}'
+    milliseconds = f'{got.seconds * 1e3:.3g}'
+    rows.append((chip.name, share, got.fits, milliseconds, got.bound, f'{got.rate:,.0f}'))
+  return rows
+
+
+def assumptions(plan: Plan, chips: Sequence[Chip], utilisation: float) -> list[str]:
+  """What the figures rest on."""
+  notes = [
+    'Exact: weights, parameters, optimizer state, memory of the method. Activations are an '
+    'estimate: XLA for the CPU holds 0.8 to 1.25 times the larger figure.',
+    f'Times: the busiest of matrix units, memory and links, of which {utilisation:.0%} is '
+    'assumed to be reached (--utilisation).',
+  ]
+  if len(plan.mesh) > 1:
+    notes.append('Axes but data are assumed to split matrix products evenly, activations not.')
+  if any(expected(plan, chip, utilisation).seconds < 1e-3 for chip in chips):
+    notes.append('Starting a step takes a fraction of a millisecond, too, which is not counted.')
+  if not plan.trains:
+    notes.append('The method trains nothing: a pass over the data is all that it does.')
+  return notes
+
+
+def print_plan(
+  plan: Plan,
+  chips: Sequence[Chip],
+  *,
+  utilisation: float,
+  growth: Mapping[int, str],
+  console: Console,
+) -> None:
+  """Prints the page.
+
+  Args:
+    plan: to be shown.
+    chips: rows of the last table.
+    utilisation: share of the roofline.
+    growth: what is carried, in words, by number of tasks.
+    console: to print on.
+  """
+  mesh = ', '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
+  batch = f'batches of {plan.batch}'
+  console.print(Text(f'{plan.method} on {plan.backbone}, {batch}, mesh {mesh}', style='bold'))
+  parts = (
+    ('Memory on each device', memory_rows(plan)),
+    ('Each device computes and moves', step_rows(plan)),
+    (
+      'Carried from task to task',
+      [(f'{t} task{"s" * (t > 1)}', text) for t, text in growth.items()],
+    ),
+  )
+  for title, rows in parts:
+    console.print(_table(title, ('', ''), rows))
+  titles = ('chip', 'of its memory', 'fits', 'ms/step', 'bound by', f'{plan.unit}/s')
+  console.print(_table('Expected', titles, chip_rows(plan, chips, utilisation)))
+  for note in assumptions(plan, chips, utilisation):
+    console.print(Text(note, style='dim'))
+
+
+def _table(title: str, titles: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+  table = Table(title=f'\n{title}', title_justify='left', box=None, pad_edge=False,
+                show_header=any(titles))  # fmt: skip
+  for i, text in enumerate(titles):
+    table.add_column(text, justify='right' if i else 'left', no_wrap=True)
+  for label, *cells in rows:
+    table.add_row(label, *cells, style='bold' if label == 'total' else None)
+  return table

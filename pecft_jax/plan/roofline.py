@@ -1,0 +1,49 @@
+"""How long a step takes on a chip, if nothing but its peaks limits it (Williams et al., 2009)."""
+
+from typing import NamedTuple
+
+from pecft_jax.plan.chips import Chip
+from pecft_jax.plan.flops import Flops
+
+
+class Times(NamedTuple):
+  """Seconds that each resource of a device is busy in one step."""
+
+  compute: float
+  memory: float
+  link: float
+
+  @property
+  def bound(self) -> str:
+    """The resource that is busy for longest."""
+    return max(self._fields, key=lambda name: getattr(self, name))
+
+  def step(self, utilisation: float) -> float:
+    """Expected seconds of a step: resources work at once, and reach a share of the roofline.
+
+    Raises:
+      ValueError: for a share that is not in (0, 1].
+    """
+    check_utilisation(utilisation)
+    return max(self) / utilisation
+
+
+def check_utilisation(share: float) -> None:
+  """Raises ValueError for a share of the roofline that is not in (0, 1]."""
+  if not 0 < share <= 1:
+    raise ValueError(f'utilisation must be in (0, 1], got {share}')
+
+
+def times(chip: Chip, flops: Flops, traffic: float, sent: float) -> Times:
+  """Of one step on one device; only matrix products count as computation.
+
+  Args:
+    chip: its peaks.
+    flops: per device.
+    traffic: bytes to and from its memory.
+    sent: bytes to other devices.
+  """
+  narrow = {'bfloat16', 'float16'}
+  peak = lambda dtype: chip.bf16 if dtype in narrow else chip.float32
+  compute = sum(count / peak(dtype) for dtype, count in flops.matmul.items())
+  return Times(compute, traffic / chip.bandwidth, sent / chip.link)
