@@ -28,9 +28,9 @@ from pecft_jax.train.experiment import describe
 from pecft_jax.train.heap import keep_heap
 from pecft_jax.train.inspection import bytes_of
 from pecft_jax.train.loop import on_devices
-from pecft_jax.train.schedule import task_arrays
 from pecft_jax.train.position import Position
 from pecft_jax.train.record import plain
+from pecft_jax.train.schedule import task_arrays
 from pecft_jax.train.state import tree_bytes
 
 MINUTE = 60.0

@@ -5,7 +5,6 @@ import pytest
 
 from pecft_jax import cli
 from pecft_jax.catalog import METHODS, PEFTS, WRAPPERS
-from pecft_jax.train.rules import Rule
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / 'experiments' / 'split_digits.py')
 
@@ -148,30 +147,6 @@ def test_inspect_tells_what_is_there_and_fails_where_something_is_damaged(capsys
   assert facts['problems'][0].startswith('config.json is damaged')
   assert cli.main(['inspect', str(tmp_path / 'absent')]) == 1
   assert 'there is no directory' in capsys.readouterr().err
-
-
-def test_runs_with_other_flags_get_directories_of_their_own():
-  function = cli.load_experiment(DIGITS)
-  values, _ = cli.parse_flags(function, [], 'pecft')
-  other, _ = cli.parse_flags(function, ['--method', 'l2p', '--seed', '3'], 'pecft')
-  assert str(cli.default_workdir('split_digits', function, values)) == 'runs/split_digits'
-  assert str(cli.default_workdir('split_digits', function, other)).endswith('-method=l2p-seed=3')
-
-
-def test_a_mesh_with_an_axis_model_splits_layers():
-  assert cli.layout_of('', False) is None
-  plain, split, both = (
-    cli.layout_of('data=1', False),
-    cli.layout_of('data=1,model=1', False),
-    cli.layout_of('data=1,model=1', True),
-  )
-  assert 0 < len(plain.rules) < len(split.rules) < len(both.rules)
-
-
-def test_rules_of_the_command_line_go_before_those_of_the_experiment_and_the_tables():
-  layout = cli.layout_of('data=1', False, ['head/kernel$=-,data'], [('bias$', ())])
-  assert layout.rules[:2] == (Rule('head/kernel$', (None, 'data')), ('bias$', ()))
-  assert layout.rules[2:] == cli.layout_of('data=1', False).rules
 
 
 @pytest.mark.slow

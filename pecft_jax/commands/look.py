@@ -1,0 +1,58 @@
+"""`pecft list`, `pecft report` and `pecft inspect`: what there is, and what was found."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pecft_jax.commands.failures import quiet_libraries
+
+
+def list_names(kind: str, as_json: bool, console: Console) -> int:
+  from pecft_jax.catalog import listing
+
+  entries = listing(kind)
+  if as_json:
+    print(json.dumps(entries, indent=1))
+    return 0
+  table = Table(show_header=False, box=None, padding=(0, 2))
+  for name, line in entries.items():
+    table.add_row(f'[bold]{name}', line)
+  console.print(table)
+  return 0
+
+
+def report(
+  dirs: Sequence[pathlib.Path], out: pathlib.Path, markdown: bool, console: Console
+) -> int:
+  from pecft_jax.report import comparison_markdown, write_comparison, write_page
+
+  # A run of several seeds stands for the directories of all of them.
+  dirs = [each for path in dirs for each in sorted(path.glob('seed_*')) or [path]]
+  if markdown:
+    print(comparison_markdown(dirs))
+    return 0
+  page = write_page(dirs[0]) if len(dirs) == 1 else write_comparison(dirs, out)
+  console.print(f'report: {page}', highlight=False)
+  return 0
+
+
+def inspect_directory(
+  directory: pathlib.Path, arrays: bool, leaves: bool, as_json: bool, console: Console
+) -> int:
+  import jax
+
+  from pecft_jax.report.inspected import print_inspected, problems_of
+  from pecft_jax.train.inspection import inspect_run
+
+  # An accelerator may be in use by the very run that is looked at.
+  jax.config.update('jax_platforms', 'cpu')
+  with quiet_libraries():
+    facts = inspect_run(directory, arrays=arrays)
+  if as_json:
+    print(json.dumps(facts, indent=1))
+  else:
+    print_inspected(facts, console, leaves=leaves)
+  return 1 if problems_of(facts) else 0

@@ -1,0 +1,72 @@
+"""`pecft plan`."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+
+from pecft_jax.commands.files import load_experiment, parse_flags
+from pecft_jax.commands.meshes import parse_mesh, rules_of
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanFlags:
+  """Flags of `pecft plan`: the devices that it is for."""
+
+  mesh: str = ''
+  """Devices by axis, as in data=4,model=2, none of which need be there; one by default."""
+  fsdp: bool = False
+  """Split weights over the data axis, too; needs --mesh."""
+  chip: str = ''
+  """One of v4, v5e, v5p, v6e (TPUs), a100, h100, h200; all of them by default."""
+  frozen_dtype: Literal['', 'float32', 'bfloat16', 'float16'] = ''
+  """In which the weights of the backbone are stored; as the experiment loads them by default."""
+  utilisation: float = 0.5
+  """Share of a chip's roofline that is assumed to be reached."""
+
+
+def plan_file(path: str, args: Sequence[str], console: Console) -> int:
+  function = load_experiment(path)
+  values, flags = parse_flags(function, args, f'pecft plan {path}', PlanFlags)
+  from pecft_jax.plan import CHIPS, abstract_layout, find_chip, plan_experiment
+  from pecft_jax.plan.page import print_plan
+  from pecft_jax.plan.roofline import check_utilisation
+
+  check_utilisation(flags.utilisation)
+  chips = [find_chip(flags.chip)] if flags.chip else list(CHIPS.values())
+  axes = parse_mesh(flags.mesh) if flags.mesh else {}
+  if flags.fsdp and not axes:
+    raise ValueError('--fsdp says how to use a mesh: give one, as in --mesh data=8')
+  experiment = function(**values)
+  rules = rules_of(axes, flags.fsdp, own=experiment.rules) if axes else ()
+  layout = abstract_layout(axes or {'data': 1}, rules)
+  found = plan_experiment(experiment, layout, flags.frozen_dtype or None)
+  grown = _growth(function, values, experiment)
+  print_plan(found, chips, utilisation=flags.utilisation, growth=grown, console=console)
+  return 0
+
+
+def _growth(
+  function: Callable[..., Any], values: dict[str, Any], experiment: Any
+) -> dict[int, str]:
+  """What is carried, in words, with room for 1, 10 and 100 tasks and for those there are."""
+  from pecft_jax.plan import carried_bytes
+  from pecft_jax.plan.page import amount
+
+  room = lambda each: carried_bytes(each.method, each.frozen)
+  own = experiment.method.capacity.tasks
+  exact = {own: room(experiment)}
+  for tasks in (1, 10, 100) if 'tasks' in values else ():
+    # Data need not be divisible into so many tasks.
+    with contextlib.suppress(ValueError):
+      exact.setdefault(tasks, room(function(**{**values, 'tasks': tasks})))
+  text = {tasks: amount(size, 'B') for tasks, size in exact.items()}
+  if len(exact) > 1:
+    low, high = min(exact), max(exact)
+    each = (exact[high] - exact[low]) / (high - low)
+    for tasks in {1, 10, 100} - set(exact):
+      line = exact[low] + each * (tasks - low)
+      text[tasks] = f'{amount(line, "B")}, along the line through {low} and {high}'
+  return dict(sorted(text.items()))

@@ -1,0 +1,158 @@
+"""`pecft run`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from pecft_jax.commands.failures import quiet_libraries, room_in
+from pecft_jax.commands.files import default_workdir, load_experiment, parse_flags
+from pecft_jax.commands.meshes import layout_of
+
+_RESUME = 'The same command resumes.'
+_STOPPED = 143  # As of a process that SIGTERM ended, after Ctrl-C, too.
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+  """Flags of `pecft run` that do not change what is computed."""
+
+  workdir: pathlib.Path | None = None
+  """Directory of the run; runs/NAME by default. The same command on it resumes."""
+  save_every: float = 60.0
+  """Seconds between checkpoints; there is one after each task, too."""
+  mesh: str = ''
+  """Devices by axis, as in data=4,model=2: batches are split over data, layers over model. By
+  default the first device alone."""
+  fsdp: bool = False
+  """Split weights over the data axis, too; needs --mesh."""
+  rules: tuple[str, ...] = ()
+  """Sharding rules before all others, as in 'head/kernel$=model,-': the last axes of leaves whose
+  path the pattern is found in; with none they stay whole. Needs --mesh."""
+  tensorboard: bool = False
+  """Write TensorBoard events to WORKDIR/tensorboard."""
+  seeds: int = 1
+  """Learn so many seeds side by side in one program: the experiment's, and those after it."""
+  keep_tasks: bool = False
+  """Keep the checkpoint after each task, to branch from; otherwise the two newest stay."""
+  branch: pathlib.Path | None = None
+  """Start a new run from this work directory, as it was after task --after-task."""
+  after_task: int | None = None
+  """Number of tasks that a branch shares with the run that it leaves, from 1."""
+  coordinator: str | None = None
+  """Be one process of a job: HOST:PORT of process 0, or auto to find all in the environment
+  (Cloud TPU, GKE, SLURM, Open MPI)."""
+  processes: int | None = None
+  """Number of processes of the job; needs --coordinator."""
+  process_id: int | None = None
+  """Number of this process, from 0; needs --coordinator."""
+
+
+def run_file(path: str, args: Sequence[str], console: Console) -> int:
+  from pecft_jax.train.heap import keep_heap
+
+  keep_heap()
+  function = load_experiment(path)
+  values, flags = parse_flags(function, args, f'pecft run {path}', RunFlags)
+  name = pathlib.Path(path).stem
+  side_by_side = f'-seeds={flags.seeds}' if flags.seeds > 1 else ''
+  workdir = flags.workdir or default_workdir(name + side_by_side, function, values)
+  # After the flags, so that --help is quick.
+  from pecft_jax.report import comparison_markdown, write_comparison, write_page
+  from pecft_jax.report.read import read_run
+  from pecft_jax.report.tables import print_run
+  from pecft_jax.train import Stopped
+  from pecft_jax.train.processes import ending_together, is_first, join
+
+  settings = {'file': name, 'flags': {k: _json(v) for k, v in values.items()}}
+  join(flags.coordinator, flags.processes, flags.process_id)
+  if is_first():
+    console.print(f'{name} → {workdir}', highlight=False)
+  try:
+    with quiet_libraries(), ending_together(unless=Stopped), room_in(workdir):
+      dirs = _run_experiment(function, values, flags, workdir, settings, console)
+  except Stopped as stop:
+    if is_first():
+      console.print(f'{stop}; saved in {workdir}. {_RESUME}')
+    return _STOPPED
+  if is_first():
+    for directory in dirs:
+      page = write_page(directory)
+    if len(dirs) == 1:
+      print_run(read_run(workdir), console)
+    else:
+      page = write_comparison(dirs, workdir / 'report.html')
+      console.print(comparison_markdown(dirs), highlight=False, markup=False)
+    console.print(f'report: {page}', highlight=False)
+  return 0
+
+
+def _run_experiment(
+  function: Callable[..., Any],
+  values: dict[str, Any],
+  flags: RunFlags,
+  workdir: pathlib.Path,
+  settings: dict[str, Any],
+  console: Console,
+) -> list[pathlib.Path]:
+  """Runs what the flags ask for; returns the directories of the seeds."""
+  from pecft_jax.train import run, run_seeds, tensorboard
+  from pecft_jax.train.processes import is_first
+
+  how: dict[str, Any] = {
+    'config': settings,
+    'save_every': flags.save_every,
+    'keep_tasks': flags.keep_tasks,
+    'branch': _branch(flags),
+    'console': console,
+  }
+  if flags.seeds < 1:
+    raise ValueError(f'expected --seeds of at least 1, got {flags.seeds}')
+  if flags.seeds > 1 and flags.tensorboard:
+    raise ValueError('--tensorboard shows one seed; run it without --seeds')
+  experiment = function(**values)
+  how['layout'] = layout_of(flags.mesh, flags.fsdp, flags.rules, experiment.rules)
+  if flags.seeds == 1:
+    writing = flags.tensorboard and is_first()
+    writers = [tensorboard(workdir / 'tensorboard')] if writing else []
+    run(experiment, workdir, writers=writers, **how)
+    return [workdir]
+  seeds = range(experiment.seed, experiment.seed + flags.seeds)
+  _check_seeds(function, values, experiment, seeds)
+  run_seeds(experiment, seeds, workdir, **how)
+  return [workdir / f'seed_{seed}' for seed in seeds]
+
+
+def _branch(flags: RunFlags) -> Any:
+  from pecft_jax.train.branch import Branch
+
+  if flags.branch is None and flags.after_task is None:
+    return None
+  if flags.branch is None or flags.after_task is None:
+    raise ValueError('--branch DIR and --after-task K go together')
+  return Branch(flags.branch, flags.after_task)
+
+
+def _check_seeds(
+  function: Callable[..., Any], values: dict[str, Any], experiment: Any, seeds: Sequence[int]
+) -> None:
+  """Refuses seeds side by side where one by one they would learn different things."""
+  from pecft_jax.train.experiment import describe
+
+  if values.get('seed') is None:
+    return
+  last = describe(function(**{**values, 'seed': seeds[-1]}))
+  differing = sorted(k for k, v in describe(experiment).items() if last.get(k) != v)
+  if differing:
+    raise ValueError(
+      f'with another seed this experiment has another {", ".join(differing)}: such seeds cannot '
+      'be learnt in one program; run them one by one'
+    )
+
+
+def _json(value: Any) -> Any:
+  if isinstance(value, tuple | list):
+    return [_json(v) for v in value]
+  return value if isinstance(value, str | int | float | bool | None) else str(value)
