@@ -1,10 +1,12 @@
 """The log of a run: rows of metrics as JSON lines and CSV, and results.json."""
 
+import contextlib
 import csv
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 COLUMNS: tuple[str, ...] = (
@@ -47,27 +49,42 @@ class Record:
     self._json = open(path, 'a', encoding='utf-8')  # noqa: SIM115
     self._csv_file = open(directory / 'metrics.csv', 'w', encoding='utf-8', newline='')  # noqa: SIM115
     self._csv = csv.DictWriter(self._csv_file, COLUMNS, lineterminator='\n')
-    self._csv.writeheader()
-    self._csv.writerows(known)
+    with _named(self._csv_file.name):
+      self._csv.writeheader()
+      self._csv.writerows(known)
+      self._csv_file.flush()
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends one row; its keys are among `COLUMNS`."""
-    self._json.write(json.dumps(row) + '\n')
-    self._json.flush()
-    self._csv.writerow(row)
-    self._csv_file.flush()
+    with _named(self._json.name):
+      self._json.write(json.dumps(row) + '\n')
+      self._json.flush()
+    with _named(self._csv_file.name):
+      self._csv.writerow(row)
+      self._csv_file.flush()
     self.rows += 1
     for writer in self._writers:
       writer(row)
 
   def sync(self) -> None:
     """Returns once all rows are on disk: before a checkpoint that counts on them."""
-    os.fsync(self._json.fileno())
+    with _named(self._json.name):
+      os.fsync(self._json.fileno())
 
   def close(self) -> None:
-    """Closes the files."""
-    self._json.close()
-    self._csv_file.close()
+    """Closes the files; rows that did not get to the disk were told of by `write`."""
+    for file in (self._json, self._csv_file):
+      with contextlib.suppress(OSError):
+        file.close()
+
+
+@contextlib.contextmanager
+def _named(path: str | pathlib.Path) -> Iterator[None]:
+  """Adds to an error of writing which file it was."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Unwritten:
@@ -109,7 +126,7 @@ def _row(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
 def replace_text(path: pathlib.Path, text: str) -> None:
   """Writes a file whole or not at all."""
   part = path.with_name(path.name + '.part')
-  with open(part, 'w', encoding='utf-8') as file:
+  with _named(part), open(part, 'w', encoding='utf-8') as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 import types
 
@@ -93,6 +94,18 @@ def test_files_are_replaced_whole(tmp_path):
   assert path.read_text() == 'old'
   write_json(path, {'b': float('nan'), 'a': np.float32(0.5)})
   assert path.read_text() == '{\n "b": null,\n "a": 0.5\n}\n'
+
+
+@pytest.mark.parametrize('name', ['_json', '_csv_file'])
+def test_a_full_disk_is_told_with_the_file(name, tmp_path):
+  record = Record(tmp_path)
+  path = getattr(record, name).name
+  with open('/dev/full', 'w') as full:
+    os.dup2(full.fileno(), getattr(record, name).fileno())
+  with pytest.raises(OSError, match='No space left on device') as info:
+    record.write(ROWS[0])
+  assert info.value.filename == str(path)
+  record.close()  # Nothing more to tell.
 
 
 def test_plain_values():
