@@ -310,8 +310,8 @@ def check_section(tell: Callable[[str], None]) -> list[str]:
   titles = ('PEFT', 'counted', 'XLA', 'ratio', 'temporaries', 'XLA', 'ratio')
   return [
     'Training steps of ViT-Ti/16 (batch 8, float32) against what XLA reports of the program that '
-    f'it compiles for the CPU (jax {jax.__version__}): FLOPs, and bytes of temporaries (activations '
-    'and gradients).',
+    f'it compiles for the CPU (jax {jax.__version__}): FLOPs, and bytes of temporaries '
+    '(activations and gradients).',
     '',
     *markdown(titles, rows),
     '',
