@@ -11,13 +11,11 @@ either end. Pads are never looked up in the embedding, no token sees them, and
 they take up no positions, so what a text gives does not depend on them.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pecft_jax.backbones.layers import (
   KERNEL_INIT,
@@ -25,35 +23,13 @@ from pecft_jax.backbones.layers import (
   RmsNorm,
   Tap,
   attend,
-  find_sites,
-  layered,
   run_blocks,
   stack_blocks,
   tap_of,
 )
+from pecft_jax.backbones.rope import Rope, rotated
+from pecft_jax.backbones.sites import find_sites, layered
 from pecft_jax.typing import Array, Backbone, Features, InputSpec, Params, Site
-
-
-class Rope(NamedTuple):
-  """Rotary positions, and how they are stretched for long contexts.
-
-  Frequencies with fewer than `low` turns in `original` tokens are divided by
-  `factor`, those with more than `high` stay, and between it changes linearly,
-  as from Llama 3.1 on. A factor of 1 changes nothing.
-  """
-
-  theta: float
-  factor: float
-  low: float
-  high: float
-  original: int
-
-  def frequencies(self, size: int) -> np.ndarray:
-    """Radians per token of a head of `size` K: float32 [K / 2]."""
-    plain = self.theta ** -(np.arange(0, size, 2) / size)
-    turns = self.original * plain / (2 * math.pi)
-    kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
-    return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32)
 
 
 class Sizes(NamedTuple):
@@ -66,21 +42,6 @@ class Sizes(NamedTuple):
   hidden: int
   epsilon: float
   rope: Rope
-
-
-def rotated(x: Array, positions: Array, frequencies: np.ndarray) -> Array:
-  """Turns each pair of components by position x frequency, in float32.
-
-  Args:
-    x: [B, T, H, K]; component i is paired with i + K / 2.
-    positions: [B, T]
-    frequencies: [K / 2]
-  """
-  angles = positions[..., None, None] * frequencies
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-  return turned.astype(x.dtype)
 
 
 class Attention(nn.Module):

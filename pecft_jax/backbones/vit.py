@@ -17,12 +17,12 @@ from pecft_jax.backbones.layers import (
   Norm,
   Tap,
   attend,
-  find_sites,
   linear,
   run_blocks,
   stack_blocks,
   tap_of,
 )
+from pecft_jax.backbones.sites import find_sites
 from pecft_jax.typing import (
   Array,
   Backbone,

@@ -39,8 +39,8 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
 
   They stand behind the site's leading tokens (the class token of a ViT). All
   tokens see them. Where there is a mask, they see each other and what the last
-  leading token sees, or, with none before them, each other alone: in a causal
-  model nothing of later tokens leaks through them.
+  leading token sees, or, with none before them, each other alone (in a causal
+  model those before them): nothing of later tokens leaks through them.
 
   Args:
     pattern: regex searched in the path of `tokens` sites.

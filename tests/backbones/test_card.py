@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pecft_jax.backbones import architecture, cards, pretrained, read_card, save_timm
+from pecft_jax.backbones import architecture, cards, pretrained, read_card, save_llama, save_timm
 
 
 @pytest.fixture
@@ -76,6 +76,21 @@ def test_llamas_have_as_many_weights_as_published(name, published, head):
 
 def test_options_go_before_what_the_card_says():
   assert architecture('llama_2_7b', length=512).inputs.shape == (512,)
+
+
+def test_a_card_of_a_decoder_gives_backbone_and_weights(
+  tmp_path, tiny_decoder, decoder_params, decoder_sizes
+):
+  digest = save_llama(tmp_path / 'weights.safetensors', tiny_decoder, decoder_params)
+  content = {
+    'name': 'reader', 'summary': 'for tests', 'family': 'decoder', 'architecture': decoder_sizes,
+    'file': 'weights.safetensors', 'sha256': digest,
+  }  # fmt: skip
+  (tmp_path / 'reader.json').write_text(json.dumps(content))
+  found = pretrained(tmp_path / 'reader.json', length=12)
+  jax.tree.map(np.testing.assert_array_equal, found.params, decoder_params)
+  assert (found.backbone.inputs.shape, found.backbone.inputs.pad) == ((12,), 36)
+  assert found.identity['backbone_sha256'] == digest
 
 
 def test_an_unknown_family_is_refused(card):

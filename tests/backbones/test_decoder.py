@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pecft_jax.backbones import decoder, stack_blocks, unstack_blocks
-from pecft_jax.backbones.decoder import Rope, rotated
-from pecft_jax.typing import SITE_KINDS
+from pecft_jax.typing import SITE_KINDS, PeftTransform
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 PAD = 36
@@ -53,8 +52,7 @@ def test_sites_are_those_that_a_call_passes_through(tiny_decoder, decoder_params
     passed.append((site, [None if a is None else a.shape[2:] for a in args], out.shape[2:]))
     return out
 
-  peft = type('Recorder', (), {'intercept': staticmethod(record), 'weights': lambda d, p: p})
-  tiny_decoder.apply(decoder_params, texts, peft=peft)
+  tiny_decoder.apply(decoder_params, texts, {}, peft=PeftTransform(lambda *_: {}, record))
   shapes = lambda spec: [None if a is None else a.shape[2:] for a in spec.args]
   # The mask [B, T, T] has the length of the input, which is shorter here than the longest.
   want = [(spec.site, shapes(spec), spec.out.shape[2:]) for spec in tiny_decoder.sites]
@@ -164,24 +162,6 @@ def test_bfloat16_computes_near_float32_and_pools_in_float32(
   want = tiny_decoder.apply(wide, texts).pooled
   # bfloat16 has 8 bits of mantissa, and the features are of order 1.
   np.testing.assert_allclose(features.pooled, want, atol=0.1)
-
-
-def test_rotary_positions_turn_pairs_of_components():
-  """By hand: a head of size 4 at position 3, with frequencies 1 and 1 / 10."""
-  frequencies = Rope(100.0, 1.0, 1.0, 4.0, 60).frequencies(4)
-  np.testing.assert_allclose(frequencies, [1, 0.1], rtol=1e-6)
-  x = np.array([1.0, 2.0, 5.0, 7.0], np.float32).reshape(1, 1, 1, 4)
-  got = rotated(jnp.asarray(x), jnp.full((1, 1), 3), frequencies).ravel()
-  z = np.array([1 + 5j, 2 + 7j]) * np.exp(1j * np.array([3.0, 0.3]))
-  np.testing.assert_allclose(got, [*z.real, *z.imag], rtol=1e-6)
-
-
-def test_slow_turns_alone_are_stretched():
-  """10, 1 and 1 / 10 turns in 20 pi tokens: kept, in between, divided."""
-  frequencies = Rope(1000.0, 8.0, 0.5, 5.0, round(20 * np.pi)).frequencies(6)
-  between = (1.0027 - 0.5) / 4.5  # 63 tokens are 1.0027 turns.
-  want = [1.0, 0.1 * (between + (1 - between) / 8), 0.01 / 8]
-  np.testing.assert_allclose(frequencies, want, rtol=1e-4)
 
 
 def test_ids_that_the_vocabulary_has_not_give_nan(tiny_decoder, decoder_params):

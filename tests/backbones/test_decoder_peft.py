@@ -147,6 +147,16 @@ def test_init_works_on_shapes_alone(case, tiny_decoder, decoder_params):
   assert shapes(abstract) == shapes(case.start)
 
 
+@every_peft
+def test_computes_in_the_type_of_the_backbone(case, decoder_sizes, decoder_params, texts):
+  half = decoder(**decoder_sizes, scan=True, dtype=jnp.bfloat16)
+  run = functools.partial(half.apply, peft=case.peft)
+  stored = jax.tree.map(lambda a: a.astype(jnp.bfloat16), stack_blocks(decoder_params, 3))
+  for params in (stack_blocks(decoder_params, 3), stored):
+    assert jax.eval_shape(run, params, texts, case.delta).tokens.dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(case.start)} <= {jnp.dtype(jnp.float32)}
+
+
 def test_bitfit_is_refused_at_init(tiny_decoder, decoder_params):
   with pytest.raises(ValueError, match=r"no leaf matches '\(\^\|/\)\(bias\|b\)\$'; leaves: \['bl"):
     PEFTS['bitfit']().init(jax.random.key(0), tiny_decoder.sites, decoder_params)

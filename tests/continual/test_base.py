@@ -14,7 +14,7 @@ from pecft_jax.continual.base import (
   unit,
 )
 from pecft_jax.peft import lora
-from pecft_jax.typing import Cached
+from pecft_jax.typing import Cached, InputSpec
 
 from .tiny import MODEL, TOY, batch, close, frozen_of
 
@@ -27,6 +27,15 @@ def test_normalised_images_match_the_formula():
 def test_an_unknown_value_range_is_refused():
   with pytest.raises(TypeError, match='images must be uint8, got float32'):
     normalised(TOY.inputs, np.zeros((5, 3, 5, 1), np.float32))
+
+
+def test_token_ids_stay_as_they_are():
+  spec = InputSpec((4,), pad=-1)
+  ids = np.array([[3, 0, 7, -1]], np.int32)
+  assert normalised(spec, ids) is ids
+  for wrong in (np.int64, np.uint8, np.float32):
+    with pytest.raises(TypeError, match=f'token ids must be int32, got {wrong.__name__}'):
+      normalised(spec, ids.astype(wrong))
 
 
 def test_cross_entropy_matches_torch_on_the_allowed_classes():

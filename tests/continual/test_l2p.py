@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pecft_jax.backbones import decoder
 from pecft_jax.continual import l2p
 from pecft_jax.continual.base import normalised
 from pecft_jax.peft import prompt, vpt_deep
@@ -142,3 +143,9 @@ def test_impossible_selections_are_refused():
     l2p(MODEL, CAPACITY, pool=5, top_k=6)
   with pytest.raises(ValueError, match="no 'tokens' site matches"):
     l2p(TOY, CAPACITY)
+
+
+def test_a_decoder_is_refused_for_it_has_no_class_token():
+  reader = decoder(vocabulary=9, width=8, depth=1, heads=2, kv_heads=1, hidden=6, length=5)
+  with pytest.raises(ValueError, match='in the place of a class token, which decoder has not'):
+    l2p(reader, CAPACITY)

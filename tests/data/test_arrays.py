@@ -20,11 +20,20 @@ def test_domains_are_kept():
   np.testing.assert_array_equal(source.domains, [0, 0, 1, 1])
 
 
+def test_token_ids_stay_as_they_are():
+  ids = np.array([[3, 1, -1], [2, 2, 5], [0, -1, -1], [7, 7, 7]], np.int32)
+  source = arrays('toy', ids, LABELS)
+  assert source.inputs.dtype == np.int32
+  np.testing.assert_array_equal(source.inputs, ids)
+
+
 @pytest.mark.parametrize(
   ('inputs', 'labels', 'options', 'message'),
   [
     (IMAGES.astype(np.float32), LABELS, {}, 'expected uint8 images, got float32'),
     (IMAGES[..., 0], LABELS, {}, r'\[N, H, W, C\], got \(4, 2, 2\)'),
+    (np.zeros((4, 3), np.int64), LABELS, {}, 'got int64; token ids are int32'),
+    (IMAGES.astype(np.int32), LABELS, {}, r'token ids of shape \[N, T\], got \(4, 2, 2, 3\)'),
     (IMAGES, LABELS[:3], {}, r'expected 4 labels, one per example, got \(3,\)'),
     (IMAGES, [0.0, 1.0, 2.0, 1.0], {}, 'expected integer labels, got float64'),
     (IMAGES, [0, 1, 2, 3], {'class_names': 'abc'}, r'expected labels in 0..2, got \[3\]'),

@@ -53,6 +53,17 @@ def test_each_example_comes_exactly_epochs_times(n, batch_size, epochs, seed):
   assert counts == dict.fromkeys(range(n), epochs)
 
 
+def test_token_ids_come_as_they_are_and_are_never_augmented():
+  ids = np.random.default_rng(0).integers(-1, 99, (20, 7)).astype(np.int32)
+  texts = split()._replace(inputs=ids)
+  got = stream(train_batches(texts, batch_size=4, epochs=2, seed=0))
+  assert got.x.dtype == np.int32
+  np.testing.assert_array_equal(got.x, ids[texts.rows[got.index]])
+  np.testing.assert_array_equal(stream(eval_batches(texts, batch_size=4)).x, ids[texts.rows])
+  with pytest.raises(ValueError, match=r'images \[n, H, W, C\] to augment, got inputs \(1, 7\)'):
+    train_batches(texts, batch_size=4, epochs=1, seed=0, augment=AUGMENT)
+
+
 def test_each_epoch_has_its_own_order():
   index = stream(train_batches(split(30), batch_size=30, epochs=3, seed=0)).index
   first, second, third = index.reshape(3, 30)

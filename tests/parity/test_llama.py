@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pecft_jax.backbones import cards, decoder, load_llama, save_llama
-from pecft_jax.backbones.decoder import Rope
+from pecft_jax.backbones.rope import Rope
 from pecft_jax.peft import lora, prompt
 from pecft_jax.peft.lora import LoraDelta
 from pecft_jax.peft.prompt import PromptDelta

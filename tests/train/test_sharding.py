@@ -35,6 +35,8 @@ TREE = {
   },
   'blocks': {'attn': {'q': {'kernel': _shape(3, 8, 8)}}},
   'bank': {'block_0/attn/q': {'a': _shape(5, 6, 2), 'b': _shape(5, 2, 6)}},
+  'block_1': {'mlp': {'gate': {'kernel': _shape(6, 8)}, 'down': {'kernel': _shape(8, 6)}}},
+  'embed': {'table': _shape(12, 6)},
   'fc2': {'block_0/mlp/fc2': {'a': _shape(12, 2), 'b': _shape(2, 6)}},
   'gram': _shape(16, 16),
 }
@@ -66,6 +68,9 @@ def test_tensor_parallel_splits_weights_and_what_adapts_them():
     'block_0/attn/qkv/bias': P('model'),
     'block_0/attn/out/kernel': P('model', None),
     # mlp/fc1 has 7 outputs, and stays whole.
+    'block_1/mlp/gate/kernel': P(None, 'model'),
+    'block_1/mlp/down/kernel': P('model', None),
+    'embed/table': P('model', None),
     'blocks/attn/q/kernel': P(None, None, 'model'),
     'bank/block_0/attn/q/b': P(None, None, 'model'),
     'fc2/block_0/mlp/fc2/a': P('model', None),
@@ -75,6 +80,8 @@ def test_tensor_parallel_splits_weights_and_what_adapts_them():
 def test_fsdp_splits_the_rows_of_matrices():
   assert _specs(fsdp()) == {
     'blocks/attn/q/kernel': P(None, 'data', None),
+    'block_1/mlp/down/kernel': P('data', None),
+    'embed/table': P('data', None),
     'fc2/block_0/mlp/fc2/a': P('data', None),
     'gram': P('data', None),
   }
