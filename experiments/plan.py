@@ -310,7 +310,8 @@ def check_section(tell: Callable[[str], None]) -> list[str]:
   titles = ('PEFT', 'counted', 'XLA', 'ratio', 'temporaries', 'XLA', 'ratio')
   return [
     'Training steps of ViT-Ti/16 (batch 8, float32) against what XLA reports of the program that '
-    'it compiles for the CPU: FLOPs, and bytes of temporaries (activations and gradients).',
+    f'it compiles for the CPU (jax {jax.__version__}): FLOPs, and bytes of temporaries '
+    '(activations and gradients).',
     '',
     *markdown(titles, rows),
     '',
@@ -324,11 +325,11 @@ it speaks of.
 
 Fine-tuning with each PEFT at its defaults (rank 8, bottlenecks of 48 or 64, prompts of 10 or 50),
 Adam, 100 classes. Weights of the backbone are stored as the library loads them: float32 for a ViT
-(its loader takes no other type), as in the file for a decoder, which is bfloat16. Computation is in
-bfloat16. What is trained, its gradients and Adam's two moments are float32 and cost 16 bytes a
+(its loader takes no other type), as in the file for a decoder, which is bfloat16. Computation is
+in bfloat16. What is trained, its gradients and Adam's two moments are float32 and cost 16 bytes a
 parameter, **on top of** the frozen weights, which stay: full fine-tuning is 18 bytes a parameter
 with a bfloat16 backbone, 20 with a float32 one. Decoders classify texts; there is no language-model
-head in them.
+head in them. Blocks run one after another, not as a scan.
 
 Exact: weights, trained parameters, gradients, optimizer state, carried state, matrix products.
 Estimated: activations, of a compiler that fuses all element-wise operations and of one that fuses
