@@ -1,9 +1,15 @@
+import dataclasses
 import pathlib
 import re
 
 import pytest
 
-README = pathlib.Path(__file__).parents[1] / 'README.md'
+from pecft_jax.commands.plan import PlanFlags
+from pecft_jax.commands.run import RunFlags
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / 'README.md'
+GUIDE = ROOT / 'experiments' / 'guides' / 'long_runs.md'
 
 
 @pytest.mark.slow
@@ -23,3 +29,21 @@ def test_set_up_is_two_commands():
     'pip install -e . && pecft run experiments/split_digits.py',
     "pip install -e '.[test]' && pytest",
   ]
+
+
+@pytest.mark.parametrize('page', [README, GUIDE], ids=lambda page: page.name)
+def test_flags_and_files_that_pages_name_are_there(page):
+  text = page.read_text(encoding='utf-8')
+  known = {'data-dir', 'weights', 'method', 'backbone', 'learning-rate', 'seed', 'bounds'}
+  known |= {name.replace('_', '-') for cls in (RunFlags, PlanFlags) for name in _fields(cls)}
+  known |= {'verify', 'help', 'markdown', 'out', 'json', 'leaves'}  # Of other commands.
+  commands = re.findall(r'pecft (?:run|plan|inspect|report)[^\n`]*', text)
+  assert len(commands) >= 5
+  for flag in re.findall(r'--([a-z][a-z-]*)', '\n'.join(commands)):
+    assert flag in known, flag
+  for target in re.findall(r'\]\(([^)#:]+)\)', text):
+    assert (page.parent / target).exists(), target
+
+
+def _fields(cls):
+  return [field.name for field in dataclasses.fields(cls)]
