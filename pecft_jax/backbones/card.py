@@ -100,7 +100,7 @@ def find_card(name: str | pathlib.Path) -> Card:
   raise unknown('backbone card', str(name), known)
 
 
-def architecture(name: str | pathlib.Path, **options: Any) -> Backbone:
+def architecture(name: str | pathlib.Path, /, **options: Any) -> Backbone:
   """The backbone that a card describes, without weights.
 
   Costs next to nothing however large the model is: `jax.eval_shape` of its
@@ -109,7 +109,7 @@ def architecture(name: str | pathlib.Path, **options: Any) -> Backbone:
   Args:
     name: of a card of the library, or the path of a card.
     **options: of the family's factory, before what the card says: `scan`,
-      `remat`, `dtype`, `length`, ...
+      `remat`, `dtype`, `length`, `name`, ...
 
   Raises:
     ValueError: for an unknown card.
@@ -149,7 +149,7 @@ def pretrained(
   return Pretrained(backbone, checkpoint.params, checkpoint.head, identity)
 
 
-def random_weights(name: str | pathlib.Path, seed: int = 0, **options: Any) -> Pretrained:
+def random_weights(name: str | pathlib.Path, /, seed: int = 0, **options: Any) -> Pretrained:
   """The architecture of a card with fresh weights: for tests, plans and control experiments."""
   backbone = architecture(name, **{'name': f'{find_card(name).name}-random', **options})
   params = backbone.init(jax.random.key(seed))

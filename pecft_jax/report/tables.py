@@ -24,7 +24,7 @@ def accuracy_table(run: Run) -> Table:
     pad_edge=False,
   )
   # All cells of a column are of one width: rich would strip the space that aligns them.
-  table.add_column('after', style='dim')
+  table.add_column('after ', style='dim')
   for j in range(run.total):
     table.add_column(f'{j + 1:3d}' if many else f'{j + 1:5d} ', no_wrap=True)
   table.add_column('  mean', style='bold', no_wrap=True)
@@ -32,7 +32,7 @@ def accuracy_table(run: Run) -> Table:
   low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 1.0)
   for k, row in enumerate(run.matrix):
     cells = [_cell(value, low, high, many) for value in row]
-    table.add_row(f'{k + 1:5d}', *cells, f'{100 * row[: k + 1].mean():6.1f}')
+    table.add_row(f'{k + 1:5d} ', *cells, f'{100 * row[: k + 1].mean():6.1f}')
   return table
 
 

@@ -18,7 +18,7 @@ from pecft_jax.train.processes import agreement, is_first
 from pecft_jax.train.progress import Reporter
 from pecft_jax.train.record import Record, Unwritten, Writer, plain, write_json
 from pecft_jax.train.results import peak_memory, results
-from pecft_jax.train.sharding import Layout, batch_part, place, replicated
+from pecft_jax.train.sharding import Layout, batch_part, describe_rules, place, replicated
 from pecft_jax.train.state import tree_sha256
 from pecft_jax.train.step import Steps, compilations, compile_steps
 from pecft_jax.typing import ContinualMethod, Params, TrainState
@@ -102,6 +102,9 @@ def run_job(job: Job) -> list[dict[str, Any]]:
   tell = lambda text: job.console.print(f'{job.directory}: {text}', style='yellow', markup=False)
   key = _key(job)
   like = jax.eval_shape(steps.init, key, frozen)
+  if layout.mesh.size > 1:
+    one = jax.eval_shape(lambda state: job.of_seed(state, 0), like)
+    job.console.print(describe_rules(layout, one, frozen), markup=False, soft_wrap=True)
   found = checkpoints.newest(like, steps.state_shardings, tell)
   start = Position(seeds=[Findings() for _ in job.seeds])
   state, position = found or (steps.init(key, frozen), start)
