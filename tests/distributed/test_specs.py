@@ -139,5 +139,8 @@ def test_a_decoder_is_split_as_a_whole():
   for name in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up'):
     assert leaves[f'blocks/{name}/kernel'][0] == (None, 'data', 'model')
   matrices = [sizes for name, sizes in leaves.items() if name.startswith(('blocks', 'embed'))]
+  # A table by its columns where there is no other axis.
+  rows = _leaves(finetune(backbone, PEFT, CAPACITY), backbone, ROWS)
+  assert rows['embed/table'][0] == (None, 'data')
   held = [(jnp.prod(jnp.array(s)), jnp.prod(jnp.array(n))) for _, s, n in matrices if len(s) > 2]
   assert all(whole == 8 * part for whole, part in held)
