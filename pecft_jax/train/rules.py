@@ -56,15 +56,20 @@ def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[R
 def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
   """Splits every matrix of weights by its rows; each is gathered where it is used.
 
-  Low-rank factors follow their weight. Of stacked blocks (`scan=True`) one
-  layer's weights at a time are whole, in the forward pass and again in the
-  backward pass; of blocks in a loop with `remat=but_weights` of
-  `pecft_jax.backbones`, while otherwise they stay until the backward pass.
+  Low-rank factors follow their weight; embedding tables are split by their
+  columns, and never gathered. Of stacked blocks (`scan=True`) one layer's
+  weights at a time are whole, in the forward pass and again in the backward
+  pass; of blocks in a loop with `remat=but_weights` of `pecft_jax.backbones`,
+  while otherwise they stay until the backward pass.
 
   Args:
     axis: of the mesh; `data` splits the weights over the same devices as the batch.
   """
-  return (Rule(r'/(kernel|table|a)$', (axis, None), optional=True),)
+  return (
+    Rule(r'/(kernel|a)$', (axis, None), optional=True),
+    # Of tables few rows are used: not the table moves, but what is looked up in it.
+    Rule(r'embed/table$', (None, axis), optional=True),
+  )
 
 
 def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, ...]:

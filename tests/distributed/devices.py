@@ -5,18 +5,20 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 
 
-def report_of(script: str, out: pathlib.Path, *flags: str) -> Any:
+def report_of(script: str, out: pathlib.Path, *arguments: str, flags: Sequence[str] = ()) -> Any:
   """What a script of this folder, called with the path of a file, writes there as JSON.
 
   Args:
     script: its name.
     out: the file.
-    *flags: of XLA, beside those that give eight devices and compile in half
+    *arguments: others of the script.
+    flags: of XLA, beside those that give eight devices and compile in half
       the time; nothing in these scripts depends on the speed of what is compiled.
   """
   given = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0')
@@ -28,7 +30,7 @@ def report_of(script: str, out: pathlib.Path, *flags: str) -> Any:
     'PYTHONPATH': os.pathsep.join(paths),
   }
   done = subprocess.run(
-    [sys.executable, str(HERE / script), str(out)],
+    [sys.executable, str(HERE / script), str(out), *arguments],
     env=env,
     capture_output=True,
     text=True,

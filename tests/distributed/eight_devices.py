@@ -1,6 +1,6 @@
 """Runs every case on eight virtual devices and on one; writes how far they are apart.
 
-    python eight_devices.py OUT.json
+    python eight_devices.py OUT.json [CASE ...]
 
 The process must see eight devices.
 """
@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 from tiny_runs import TRAINING, quiet, tiny_experiment
 
 from pecft_jax.backbones.vit import vit
-from pecft_jax.continual.finetune import finetune
+from pecft_jax.continual import derpp, er, ewc, finetune, lwf, simplecil
 from pecft_jax.data import joined
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lora import lora
@@ -32,50 +32,64 @@ from pecft_jax.train import (
   make_mesh,
   one_device,
   run,
+  split_memory,
   tensor_parallel,
 )
 from pecft_jax.train.checkpoint import Checkpoints
-from pecft_jax.train.sharding import Rule, tree_shardings
+from pecft_jax.train.sharding import tree_shardings
 from pecft_jax.typing import Capacity, Env
 
 TASKS = 3
-MOVING = ('vit', 'derpp(finetune)')
-FSDP = ('vit', 'finetune', 'ranpac')
-TINY = ('finetune', 'l2p', 'olora', 'ease', 'ranpac', 'derpp(finetune)')
-VIT_RULES = (*tensor_parallel(), Rule(r'^params/head/kernel$', ('model', None)))
+CAPACITY = Capacity(TASKS, 2 * TASKS)
+MOVING = ('vit', 'derpp')
+# Buffers have slots for all devices to share.
+WRAPPED = {
+  'ewc': ewc,
+  'er': functools.partial(er, size=8),
+  'derpp': functools.partial(derpp, size=8),
+  'lwf': lwf,
+}
+CASES = ('finetune', 'joint', 'simplecil', 'l2p', 'olora', 'ease', 'ranpac', *WRAPPED, 'vit')
 
 
 def layouts() -> dict[str, Layout]:
   """Ways to use eight devices."""
+  over_two = (*tensor_parallel(), *split_memory('data', 'model'))
   return {
-    'data 8': Layout(make_mesh({'data': 8})),
-    'data 4, model 2': Layout(make_mesh({'data': 4, 'model': 2}), tensor_parallel()),
-    'fsdp': Layout(make_mesh({'data': 8}), fsdp()),
+    'data 8': Layout(make_mesh({'data': 8}), split_memory()),
+    'data 4, model 2': Layout(make_mesh({'data': 4, 'model': 2}), over_two),
+    'fsdp': Layout(make_mesh({'data': 8}), (*fsdp(), *split_memory())),
   }
 
 
 @functools.cache
-def experiments() -> dict[str, Experiment]:
-  """Every method on the tiny model, and a transformer, whose leaves the rules are made for."""
+def experiment_of(case: str) -> Experiment:
+  """A method on the tiny model, or a transformer, whose leaves the rules are made for."""
   training = TRAINING._replace(batch_size=8, eval_batch_size=8, epochs=2)
-  cases = {name: tiny_experiment(name, TASKS, training=training) for name in TINY}
+  if case in WRAPPED:
+    inner = tiny_experiment('finetune', TASKS, training=training)
+    return inner._replace(method=WRAPPED[case](inner.method))
+  if case == 'simplecil':
+    inner = tiny_experiment('finetune', TASKS, training=training)
+    return inner._replace(method=simplecil(inner.backbone, CAPACITY))
+  if case != 'vit':
+    return tiny_experiment(case, TASKS, training=training)
   backbone = vit(
     image_size=4, channels=1, patch=2, width=16, depth=1, heads=2, mlp_ratio=2, mean=(0.5,),
     std=(0.5,),
   )  # fmt: skip
   peft = lora(r'attn/(q|v|out)$|mlp', rank=2)
-  cases['vit'] = cases['finetune']._replace(
+  return tiny_experiment('finetune', TASKS, training=training)._replace(
     backbone=backbone,
     frozen=backbone.init(jax.random.key(1)),
-    method=finetune(backbone, peft, Capacity(TASKS, 2 * TASKS)),
+    method=finetune(backbone, peft, CAPACITY),
   )
-  return cases
 
 
 @functools.cache
 def abstract_state(name: str) -> Any:
   """The shapes of a state."""
-  experiment = experiments()[name]
+  experiment = experiment_of(name)
   steps = compile_steps(
     experiment.method, experiment.training.recipe, one_device(), experiment.frozen
   )
@@ -95,7 +109,7 @@ def final_state(name: str, workdir: pathlib.Path) -> Any:
 @functools.cache
 def predicting(name: str) -> Any:
   """`(state) -> list`, the predictions over all test examples."""
-  experiment = experiments()[name]
+  experiment = experiment_of(name)
   split = joined([task.test for task in experiment.scenario.tasks])
   x = split.inputs[split.rows]
   predict = jax.jit(experiment.method.predict)
@@ -118,13 +132,11 @@ def distances(a: Any, b: Any) -> dict[str, float]:
 
 def compare(case: str, root: pathlib.Path) -> dict[str, Any]:
   """One experiment in several layouts, against one device."""
-  experiment, predict = experiments()[case], predicting(case)
+  experiment, predict = experiment_of(case), predicting(case)
   whole = run(experiment, root / 'one', console=quiet())
   state = final_state(case, root / 'one')
   out = {}
   for name, layout in layouts().items():
-    if name == 'fsdp' and case not in FSDP:
-      continue
     found = run(experiment, root / name, layout=layout, console=quiet())
     other = final_state(case, root / name)
     out[name] = {
@@ -138,7 +150,7 @@ def compare(case: str, root: pathlib.Path) -> dict[str, Any]:
 
 def moving(case: str, root: pathlib.Path) -> dict[str, Any]:
   """Started on eight devices, resumed on four, and then on one."""
-  experiment = experiments()[case]
+  experiment = experiment_of(case)
   types = (AxisType.Auto,) * 2
   devices = jax.devices()[:4]
   four = jax.make_mesh((2, 2), ('data', 'model'), axis_types=types, devices=devices)
@@ -172,27 +184,17 @@ def _stopping_after(ticks: int):
     module.stop_signals = before
 
 
-def specs(experiment: Experiment) -> dict[str, str]:
-  """Where the leaves of a transformer, and of what is trained of it, lie."""
-  layout = Layout(make_mesh({'data': 4, 'model': 2}), VIT_RULES)
-  recipe = experiment.training.recipe
-  steps = compile_steps(experiment.method, recipe, layout, experiment.frozen)
-  trees = (steps.state_shardings, steps.frozen_shardings)
-  return {name: str(tuple(s.spec)) for tree in trees for name, s in named_leaves(tree)}
-
-
-def main(out: str) -> None:
-  """Runs all cases."""
+def main(out: str, *cases: str) -> None:
+  """Runs cases; all, if none are named."""
   assert jax.device_count() == 8, jax.devices()
   found: dict[str, Any] = {'runs': {}, 'moving': {}}
-  for case in experiments():
+  for case in cases or CASES:
     root = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path(out).parent))
     found['runs'][case] = compare(case, root)
     if case in MOVING:
       found['moving'][case] = moving(case, root)
-  found['specs'] = specs(experiments()['vit'])
   pathlib.Path(out).write_text(json.dumps(found))
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  main(*sys.argv[1:])

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from distributed.hlo import calls_home, exchanges
+from pecft_jax.backbones.decoder import decoder
 from pecft_jax.backbones.vit import vit
 from pecft_jax.continual import derpp, ease, ewc, finetune, l2p, olora, ranpac
 from pecft_jax.paths import named_leaves
@@ -30,7 +31,7 @@ from pecft_jax.train import (
 from pecft_jax.train.abstract import arguments
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod
 
-BATCH, DEPTH, WIDTH, HIDDEN, RANK = 16, 3, 32, 96, 2
+BATCH, DEPTH, WIDTH, HIDDEN, RANK, VOCABULARY = 16, 3, 32, 96, 2, 80
 CAPACITY = Capacity(5, 7)
 # Of the functions of a method, the one that the frozen weights matter most to.
 CASES: dict[str, tuple[Callable[[Backbone, Any], ContinualMethod], str]] = {
@@ -88,6 +89,12 @@ def main(out: str) -> None:
   for name, layout in layouts().items():
     for case in CASES if name != '2 x 4' else ('finetune',):
       found[f'{case}, {name}'] = program(case, layout, stack)
+  text = decoder(
+    vocabulary=VOCABULARY, width=WIDTH, depth=DEPTH, heads=4, kv_heads=2, hidden=HIDDEN, length=10,
+    scan=True,
+  )  # fmt: skip
+  for name in ('4 x 2', 'fsdp'):
+    found[f'decoder, {name}'] = program('finetune', layouts()[name], text)
   found['loop, 4 x 2'] = program('finetune', layouts()['4 x 2'], loop)
   pathlib.Path(out).write_text(json.dumps(found))
 

@@ -14,7 +14,7 @@ def found(tmp_path_factory):
   """Bytes per device, by model and layout."""
   # The CPU's default schedule runs at once what it can, whatever memory that takes.
   schedule = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
-  return report_of('memory.py', tmp_path_factory.mktemp('memory') / 'found.json', schedule)
+  return report_of('memory.py', tmp_path_factory.mktemp('memory') / 'found.json', flags=[schedule])
 
 
 @pytest.mark.parametrize('model', PARAMETERS)

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from distributed.devices import report_of
-from distributed.programs import BATCH, CASES, DEPTH, HIDDEN, RANK, WIDTH
+from distributed.programs import BATCH, CASES, DEPTH, HIDDEN, RANK, VOCABULARY, WIDTH
 
 pytestmark = pytest.mark.slow
 # Devices along `data` and `model`.
 SPLIT = {**{f'{case}, 4 x 2': (4, 2) for case in CASES}}
-SPLIT |= {'finetune, 2 x 4': (2, 4), 'loop, 4 x 2': (4, 2)}
+SPLIT |= {'finetune, 2 x 4': (2, 4), 'loop, 4 x 2': (4, 2), 'decoder, 4 x 2': (4, 2)}
 GATHERED = [f'{case}, fsdp' for case in CASES]
 TOKENS, PATCH = 10, 4 * 4 * 3
 
@@ -107,3 +107,11 @@ def test_no_gradient_of_a_frozen_weight_is_added_up(name, found):
 def test_a_lora_step_on_split_weights_gathers_and_adds_up_and_nothing_else(found):
   kinds = {exchange['kind'] for exchange in found['finetune, fsdp']['exchanges']}
   assert kinds == {'all-gather', 'all-reduce'}
+
+
+def test_embedding_tables_are_never_gathered(found):
+  program = found['decoder, fsdp']
+  assert program['frozen']['embed/table'] == [[VOCABULARY, WIDTH], [VOCABULARY, WIDTH // 8]]
+  moved = _moved(program)
+  assert (WIDTH, HIDDEN) in moved
+  assert not moved & {(VOCABULARY, WIDTH), (BATCH, TOKENS, WIDTH)}
