@@ -97,10 +97,12 @@ def features() -> tuple[Step, Facts]:
   return lambda: {'step': _timed(lambda: run(model.params, images))}, {}
 
 
-def prompts() -> tuple[Step, Facts]:
-  """L2P, computing its queries and reading them off a cache."""
+def _with_and_without_cache(
+  build: Callable[[Backbone], ContinualMethod],
+) -> tuple[Step, Facts]:
+  """An update that computes its queries, and one that reads them off a cache."""
   model = random_weights('vit_base_patch16_224')
-  method, batch = l2p(model.backbone, CAPACITY), _batch(model.backbone, 8)
+  method, batch = build(model.backbone), _batch(model.backbone, 8)
   plain, facts = _trainer(method, model.params, batch)
   query = jax.random.normal(jax.random.key(2), (8, model.backbone.width))
   cached, _ = _trainer(method, model.params, batch._replace(x=Cached(batch.x, query)))
@@ -156,9 +158,9 @@ def projections() -> tuple[Step, Facts]:
 
 CONTESTS: dict[str, Callable[[], tuple[Step, Facts]]] = {
   'features': features,
-  'probe': lambda: _training(lambda b: finetune(b, linear_probe(), CAPACITY)),
+  'probe': lambda: _with_and_without_cache(lambda b: finetune(b, linear_probe(), CAPACITY)),
   'lora': lambda: _training(lambda b: finetune(b, lora(rank=8), CAPACITY)),
-  'l2p': prompts,
+  'l2p': lambda: _with_and_without_cache(lambda b: l2p(b, CAPACITY)),
   'ease': lambda: _training(lambda b: ease(b, adaptformer(width=64), CAPACITY)),
   'ranpac': projections,
   'by_hand': lambda: _training(
