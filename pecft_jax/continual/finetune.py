@@ -1,8 +1,16 @@
 """The bounds that every method is held against: sequential fine-tuning and joint training."""
 
+import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.base import from_forward, head_logits, model, zero_head
+from pecft_jax.continual.base import (
+  abstract_delta,
+  from_forward,
+  frozen_features,
+  head_logits,
+  model,
+  zero_head,
+)
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output, PeftTransform
 
 
@@ -13,7 +21,8 @@ def finetune(
 
   With the plain cross-entropy over all classes seen this is the field's lower
   bound; `masked` restricts the softmax to the task's own classes, a stronger
-  baseline ("FT++").
+  baseline ("FT++"). A transform that trains nothing of the backbone (a linear
+  probe) leaves its features as they are, and they may be cached.
 
   Args:
     backbone: frozen.
@@ -25,17 +34,25 @@ def finetune(
     ValueError: if the transform finds no site in the backbone.
   """
   net = model(backbone, peft)
+  anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
+
+  def query(frozen, x):
+    return frozen_features(backbone, frozen, x)
 
   def init(key, frozen):
     return {'delta': net.init(key, frozen), 'head': zero_head(backbone.width, capacity.classes)}, {}
 
   def forward(params, memory, env, x, key):
     del memory
-    features = net.features(env.frozen, params['delta'], x, key)
+    if anything:
+      features = net.features(env.frozen, params['delta'], x, key)
+    else:
+      features = query(env.frozen, x)
     logits = head_logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
-  return from_forward('finetune', backbone, capacity, init, forward, masked=masked)
+  reads = None if anything else query
+  return from_forward('finetune', backbone, capacity, init, forward, masked=masked, query=reads)
 
 
 def joint(backbone: Backbone, peft: PeftTransform, capacity: Capacity) -> ContinualMethod:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from pecft_jax.continual import finetune, joint
-from pecft_jax.peft import lora
+from pecft_jax.peft import linear_probe, lora
+from pecft_jax.typing import Cached
 
-from .tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, shaken
+from .tiny import CAPACITY, CLASSES, TOY, batch, close, env, equal, frozen_of, shaken
 
 FC = lora('fc$', rank=2)
 
@@ -51,3 +52,26 @@ def test_features_are_what_the_head_reads():
   want = out.features @ params['head'].kernel + params['head'].bias
   np.testing.assert_allclose(out.logits, want, atol=1e-6)
   assert not jnp.any(out.aux_loss)
+
+
+@pytest.mark.parametrize('build', [finetune, joint])
+def test_a_linear_probe_learns_the_same_from_cached_features(build):
+  method = build(TOY, linear_probe(), CAPACITY)
+  frozen = frozen_of(TOY)
+  params, memory = method.init(jax.random.key(0), frozen)
+  params = shaken(params, 5)
+  some = batch(TOY.inputs.shape, CLASSES[0], 0)
+  cached = some._replace(x=Cached(some.x, method.query(frozen, some.x)))
+
+  def update(batch):
+    loss = lambda params: method.loss(params, memory, env(frozen, 0), batch, None)[0]
+    return jax.value_and_grad(loss)(params)
+
+  close(update(cached), update(some), atol=1e-6)
+  # The images are not even looked at.
+  blank = cached._replace(x=cached.x._replace(x=np.zeros_like(some.x)))
+  equal(update(blank), update(cached))
+
+
+def test_there_is_nothing_to_cache_where_the_backbone_is_adapted():
+  assert finetune(TOY, FC, CAPACITY).query is None

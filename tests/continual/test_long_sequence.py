@@ -1,34 +1,82 @@
-"""Twenty tasks, and not one function is compiled twice."""
+"""Runs of twenty tasks of unequal sizes compile each function once, and nothing else late."""
 
-import jax
+import jax.monitoring
 import numpy as np
 import pytest
+from tiny_runs import SIZE, TRAINING, quiet, tiny_backbone, tiny_frozen
 
-from pecft_jax.continual import derpp, ease, ewc, lwf, olora
-from pecft_jax.peft import lora
-from pecft_jax.train.step import compilations
+from pecft_jax import data
+from pecft_jax.catalog import DEFAULT_PEFT, method_by_name
+from pecft_jax.continual import METHODS, WRAPPERS
+from pecft_jax.train import Experiment, run
 from pecft_jax.typing import Capacity
 
-from .tiny import TOY, run
-
 TASKS = 20
-SEQUENCE = tuple((2 * t, 2 * t + 1) for t in range(TASKS))
 CAPACITY = Capacity(TASKS, 2 * TASKS)
-FC = lora('fc$', rank=2)
-METHODS = {
-  'ease': lambda: ease(TOY, FC, CAPACITY),
-  'lwf(ewc(derpp(olora)))': lambda: lwf(ewc(derpp(olora(TOY, FC, CAPACITY), size=11))),
+OPTIONS = {
+  'l2p': {'pool': 3, 'length': 2, 'top_k': 2},
+  'ranpac': {'projection': 16, 'sample': 30},
+  'derpp': {'size': 7},
+  'er': {'size': 7},
+}
+# Method, wrappers (the innermost first), and settings of training.
+CASES = {
+  **{name: (name, (), {}) for name in METHODS},
+  **{f'{name}(finetune)': ('finetune', (name,), {}) for name in WRAPPERS},
+  'lwf(ewc(derpp(olora)))': ('olora', ('derpp', 'ewc', 'lwf'), {}),
+  'l2p with cached queries': ('l2p', (), {'cache_queries': True}),
 }
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', METHODS)
-def test_twenty_tasks_compile_nothing_twice(name):
-  ran = run(METHODS[name](), TOY, SEQUENCE)
-  counts = compilations(ran.steps, {})
-  assert set(counts) == {'train', 'begin', 'consolidate', 'end', 'predict'}
-  assert set(counts.values()) == {1}
-  end = ran.stages[-1].state
-  assert end.task.index == TASKS - 1 and np.asarray(end.task.seen).all()
-  for leaf in jax.tree.leaves((end.params, end.memory)):
-    assert np.isfinite(np.asarray(leaf)).all()
+
+def scenario():
+  """Two classes a task, told apart by their brightness; 6 to 14 examples of a task."""
+
+  def source(counts, seed):
+    labels = np.repeat(np.arange(2 * TASKS), counts)
+    noise = np.random.default_rng(seed).integers(0, 50, (len(labels), SIZE, SIZE, 1))
+    return data.arrays('tiny', (noise + 5 * labels[:, None, None, None]).astype(np.uint8), labels)
+
+  counts = 3 + np.arange(2 * TASKS) % 5
+  return data.class_incremental(source(counts, 0), source(counts - 1, 1), tasks=TASKS)
+
+
+@pytest.fixture
+def compiled():
+  """What XLA compiles from here on, as a list that grows."""
+  found = []
+
+  def note(event, seconds, **details):
+    if 'backend_compile' in event:
+      found.append(details.get('fun_name', event))
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  yield found
+  jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path):
+  name, wrap, settings = CASES[case]
+  peft = 'lora' if name in DEFAULT_PEFT else None
+  method = method_by_name(name, tiny_backbone(), CAPACITY, peft=peft, wrap=wrap, options=OPTIONS)
+  # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch.
+  training = TRAINING._replace(epochs=1, log_every=2, **settings)
+  experiment = Experiment(scenario(), tiny_backbone(), tiny_frozen(), method, training)
+  after = []  # Compiled up to the end of each task.
+
+  def note(row):
+    if row['kind'] == 'eval':
+      after.append(len(compiled))
+
+  found = run(experiment, tmp_path, writers=(note,), console=quiet())
+  assert len(after) == TASKS and found['status'] == 'done'
+  assert all(len(row) == TASKS and None not in row[: t + 1]
+             for t, row in enumerate(found['accuracy_matrix']))  # fmt: skip
+  assert {'begin', 'end', 'predict'} <= set(found['compilations'])
+  assert set(found['compilations'].values()) == {1}
+  # It does see what is compiled.
+  assert after[0] >= len(found['compilations'])
+  # After the second task comes the first task in which nothing at all is new.
+  assert not compiled[after[1] :]

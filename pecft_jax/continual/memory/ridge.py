@@ -1,0 +1,136 @@
+"""Ridge regression in float32, and the choice of its strength on held-out examples."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.typing import Array
+
+RIDGES = tuple(10.0**power for power in range(-8, 9))
+# Errors this near to the least count as equal to it; float32 often cannot tell them apart.
+TIE = 1e-3
+
+
+class Rows(NamedTuple):
+  """Examples of a regression."""
+
+  h: Array  # [N, M] float32
+  y: Array  # [N, C] float32
+  valid: Array  # [N] bool; other rows count for nothing.
+
+
+def best_ridge(fit: Rows, held: Rows, *, least: Array | float) -> Array:
+  """The ridge of `RIDGES` with the least squared error on `held` after a regression on `fit`.
+
+  Of ridges whose errors are within `TIE` of the least it is the strongest, so
+  that rounding, which differs between machines, decides nothing where the error
+  is flat. Without a held-out example it is the weakest considered.
+
+  Args:
+    fit: the regression W = (H^T H + ridge I)^-1 H^T Y is on these.
+    held: the examples that it is judged on.
+    least: smaller ridges are not considered.
+
+  Returns:
+    [] float32; the strongest of all if none is considered, or no system could be solved.
+  """
+  ridges = jnp.asarray(RIDGES)
+  error = held_out_error(fit, held)
+  skip = lambda ridge: jnp.asarray(jnp.inf)
+  errors = jax.lax.map(lambda ridge: jax.lax.cond(ridge >= least, error, skip, ridge), ridges)
+  errors = jnp.where(jnp.isfinite(errors), errors, jnp.inf)
+  lowest = errors.min()
+  strongest = ridges.size - 1 - jnp.argmax((errors <= (1 + TIE) * lowest)[::-1])
+  at = jnp.where(held.valid.any(), strongest, jnp.argmin(errors))
+  return ridges[jnp.where(jnp.isfinite(lowest), at, ridges.size - 1)]
+
+
+def held_out_error(fit: Rows, held: Rows) -> Callable[[Array], Array]:
+  """ridge [] -> squared error [] on `held` of the regression on `fit`.
+
+  All rows of random ReLU features have much in common, and what tells them apart
+  drowns in the rounding of their products. Therefore products are of centred
+  rows A = H - 1 m^T, with m the mean of the n rows of `fit`, and the rank-one
+  rest of the Gram matrix, H^T H = A^T A + n m m^T, comes in by the formula of
+  Sherman and Morrison: with Z = (A^T A + ridge I)^-1 A^T Y and
+  z = (A^T A + ridge I)^-1 m, the prediction for a row b + m is
+
+    y_mean + b^T Z + (n b^T z - 1) (y_mean - m^T Z) / (1 + n m^T z),
+
+  in which no large terms cancel, as they do in sums of squares.
+
+  The system that is solved is the smaller one of [M, M] and [N, N].
+  """
+  count = fit.valid.sum(dtype=jnp.float32)
+  share = fit.valid / jnp.maximum(count, 1)
+  mean, mean_y = _dot(share, fit.h), _dot(share, fit.y)
+  a, b = ((rows.h - mean) * rows.valid[:, None] for rows in (fit, held))
+  y = (fit.y - mean_y) * fit.valid[:, None]
+  size, width = a.shape
+  along = (_primal if width <= size else _dual)(a, b, y, mean)
+
+  def error(ridge: Array) -> Array:
+    rows, common = along(ridge)
+    lift = (count * rows[:, -1] - 1) / (1 + count * common[-1])
+    guess = mean_y + rows[:, :-1] + jnp.outer(lift, mean_y - common[:-1])
+    return (jnp.square(guess - held.y) * held.valid[:, None]).sum()
+
+  return error
+
+
+# `(ridge) -> (B [Z z], m^T [Z z])`: [N, C + 1] of the held-out rows B, and [C + 1].
+_Along = Callable[[Array], tuple[Array, Array]]
+
+
+def _primal(a: Array, b: Array, y: Array, mean: Array) -> _Along:
+  """By a system of the size M of the features."""
+  square = _dot(a.T, a)
+  cross = jnp.concatenate([_dot(a.T, y), mean[:, None]], 1)
+
+  def along(ridge: Array) -> tuple[Array, Array]:
+    z = solve_ridge(square, cross, ridge)
+    return _dot(b, z), _dot(mean, z)
+
+  return along
+
+
+def _dual(a: Array, b: Array, y: Array, mean: Array) -> _Along:
+  """By a system of the size N of the examples: Z = A^T (K + ridge I)^-1 Y, K = A A^T,
+  and z = (m - A^T (K + ridge I)^-1 A m) / ridge."""
+  square, probe = _dot(a, a.T), _dot(b, a.T)
+  fit_mean, held_mean, mean_mean = _dot(a, mean), _dot(b, mean), _dot(mean, mean)
+  cross = jnp.concatenate([y, fit_mean[:, None]], 1)
+
+  def along(ridge: Array) -> tuple[Array, Array]:
+    dual = solve_ridge(square, cross, ridge)
+    rows, common = _dot(probe, dual), _dot(fit_mean, dual)
+    rows = rows.at[:, -1].set((held_mean - rows[:, -1]) / ridge)
+    return rows, common.at[-1].set((mean_mean - common[-1]) / ridge)
+
+  return along
+
+
+def _dot(a: Array, b: Array) -> Array:
+  return jnp.matmul(a, b, precision='highest')
+
+
+def solve_ridge(g: Array, q: Array, ridge: Array) -> Array:
+  """(G + ridge I)^-1 Q by Cholesky: [M, M], [M, C], [] -> [M, C]; NaN where it is singular."""
+  factor = jax.scipy.linalg.cho_factor(g + ridge * jnp.eye(g.shape[0]), lower=True)
+  return jax.scipy.linalg.cho_solve(factor, q)
+
+
+def solve_surely(g: Array, q: Array, ridge: Array) -> tuple[Array, Array]:
+  """`solve_ridge` with the first of ridge, 10 ridge, .. that is solvable; also returns that one."""
+
+  def unsolved(carry):
+    w, ridge = carry
+    return ~jnp.isfinite(w).all() & (ridge < RIDGES[-1])
+
+  def stronger(carry):
+    ridge = 10 * carry[1]
+    return solve_ridge(g, q, ridge), ridge
+
+  return jax.lax.while_loop(unsolved, stronger, (solve_ridge(g, q, ridge), ridge))
