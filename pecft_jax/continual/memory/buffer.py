@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.continual.memory.slots import empty_slots
 from pecft_jax.typing import Array, Key
 
 
@@ -25,10 +26,7 @@ def empty(size: int, item: Any) -> Buffer:
   Raises:
     ValueError: for a size below 1.
   """
-  if size < 1:
-    raise ValueError(f'a buffer needs a size of at least 1, got {size}')
-  items = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), item)
-  return Buffer(items, jnp.zeros((), jnp.int32))
+  return Buffer(empty_slots(size, item, 'buffer'), jnp.zeros((), jnp.int32))
 
 
 def offer(buffer: Buffer, items: Any, valid: Array, key: Key) -> Buffer:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pecft_jax.continual.memory.slots import empty_slots
 from pecft_jax.typing import Array
 
-_NONE = np.uint32(
-  2**32 - 1
-)  # The rank of an empty slot, and of one row in 2^32, which is never taken.
+# The rank of an empty slot, and of one row in 2^32, which is never taken.
+_NONE = np.uint32(2**32 - 1)
 
 
 class Sample(NamedTuple):
@@ -39,10 +39,7 @@ def empty(size: int, item: Any) -> Sample:
   Raises:
     ValueError: for a size below 1.
   """
-  if size < 1:
-    raise ValueError(f'a sample needs a size of at least 1, got {size}')
-  items = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), item)
-  return Sample(jnp.full(size, _NONE, jnp.uint32), items)
+  return Sample(jnp.full(size, _NONE, jnp.uint32), empty_slots(size, item, 'sample'))
 
 
 def offer(sample: Sample, items: Any, valid: Array, index: Array) -> Sample:
