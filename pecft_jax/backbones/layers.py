@@ -210,7 +210,7 @@ def run_blocks(
   return x
 
 
-_TAKING = {'dynamic_slice', 'slice', 'split', 'squeeze'}
+_TAKING = {'dynamic_slice', 'slice', 'split', 'squeeze', 'unstack'}
 
 
 def but_weights(primitive: Any, *operands: Any, **_: Any) -> bool:
