@@ -7,7 +7,7 @@ import pytest
 from distributed.devices import report_of
 from distributed.eight_devices import CASES, MOVING
 
-# The solution of a badly conditioned system; the sums that it is solved from are exact.
+# The solution of a badly conditioned system, whose sums differ by 1e-7 at most.
 SOLVED = 'memory/weights'
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def found(tmp_path_factory):
 
 
 def _assert_near(distances):
-  far = {name: d for name, d in distances.items() if d > (1e-3 if name == SOLVED else 1e-5)}
+  far = {name: d for name, d in distances.items() if d > (1e-4 if name == SOLVED else 1e-5)}
   assert not far
 
 
