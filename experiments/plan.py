@@ -99,9 +99,8 @@ def planned(case: Case, peft: str) -> Plan:
 def described(case: Case) -> str:
   """How a case is run, in words."""
   mesh = ', '.join(f'{axis}={size}' for axis, size in case.axes.items())
-  split = (
-    ', weights split over data' if any('table|a' in rule.pattern for rule in case.rules) else ''
-  )
+  gathered = any('kernel' in rule.pattern and 'data' in rule.axes for rule in case.rules)
+  split = ', weights split over data' if gathered else ''
   remat = ', activations recomputed' if case.options.get('remat') else ''
   length = f' of {case.options["length"]} tokens' if 'length' in case.options else ''
   return f'batch {case.batch}{length}, mesh {mesh}{split}, frozen {jnp.dtype(case.stored)}{remat}'
