@@ -78,12 +78,12 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
       console.print(f'{stop}; saved in {workdir}. {_RESUME}')
     return _STOPPED
   if is_first():
-    for directory in dirs:
-      page = write_page(directory)
+    with room_in(workdir):
+      pages = [write_page(directory) for directory in dirs]
+      page = pages[0] if len(dirs) == 1 else write_comparison(dirs, workdir / 'report.html')
     if len(dirs) == 1:
       print_run(read_run(workdir), console)
     else:
-      page = write_comparison(dirs, workdir / 'report.html')
       console.print(comparison_markdown(dirs), highlight=False, markup=False)
     console.print(f'report: {page}', highlight=False)
   return 0

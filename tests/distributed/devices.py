@@ -1,5 +1,6 @@
 """Starts a Python file in a process that sees eight virtual devices."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -14,9 +15,11 @@ HERE = pathlib.Path(__file__).parent
 def report_of(script: str, out: pathlib.Path, *arguments: str, flags: Sequence[str] = ()) -> Any:
   """What a script of this folder, called with the path of a file, writes there as JSON.
 
+  It runs once, however many workers of a test session ask for the file.
+
   Args:
     script: its name.
-    out: the file.
+    out: the file, in a directory that the workers have in common.
     *arguments: others of the script.
     flags: of XLA, beside those that give eight devices and compile in half
       the time; nothing in these scripts depends on the speed of what is compiled.
@@ -29,12 +32,17 @@ def report_of(script: str, out: pathlib.Path, *arguments: str, flags: Sequence[s
     'XLA_FLAGS': ' '.join((*given, *flags)),
     'PYTHONPATH': os.pathsep.join(paths),
   }
-  done = subprocess.run(
-    [sys.executable, str(HERE / script), str(out), *arguments],
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-4000:]
+  with open(f'{out}.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # Another worker may be at it.
+    if not out.exists():
+      part = out.with_suffix('.part')
+      done = subprocess.run(
+        [sys.executable, str(HERE / script), str(part), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+      assert done.returncode == 0, done.stderr[-4000:]
+      part.rename(out)
   return json.loads(out.read_text())

@@ -14,10 +14,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
+def found(shared):
   """All that the processes with eight devices report; nearly all they do is to compile."""
-  out = tmp_path_factory.mktemp('eight')
-  some = lambda part: report_of('eight_devices.py', out / f'{part}.json', *CASES[part::2])
+  some = lambda part: report_of('eight_devices.py', shared / f'eight-{part}.json', *CASES[part::2])
   with ThreadPoolExecutor() as pool:
     one, other = pool.map(some, range(2))
   return {key: {**one[key], **other[key]} for key in one}

@@ -10,11 +10,11 @@ PARAMETERS = {'vit': 303_301_632, 'llama': 1_235_814_400}
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
+def found(shared):
   """Bytes per device, by model and layout."""
   # The CPU's default schedule runs at once what it can, whatever memory that takes.
   schedule = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
-  return report_of('memory.py', tmp_path_factory.mktemp('memory') / 'found.json', flags=[schedule])
+  return report_of('memory.py', shared / 'memory.json', flags=[schedule])
 
 
 @pytest.mark.parametrize('model', PARAMETERS)

@@ -16,9 +16,9 @@ TOKENS, PATCH = 10, 4 * 4 * 3
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
+def found(shared):
   """All that the process with eight devices reports."""
-  return report_of('programs.py', tmp_path_factory.mktemp('programs') / 'found.json')
+  return report_of('programs.py', shared / 'programs.json')
 
 
 def _matrices(program):

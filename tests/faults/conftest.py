@@ -16,13 +16,6 @@ ALWAYS = ('--save-every', '0')
 
 
 @pytest.fixture(scope='session')
-def shared(tmp_path_factory):
-  """A directory that all workers of this test session have in common."""
-  base = tmp_path_factory.getbasetemp()
-  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
-
-
-@pytest.fixture(scope='session')
 def command(shared):
   """`command(method, workdir, *flags, fault='', through=(), **environment)`: a process.
 

@@ -39,7 +39,7 @@ TREE = {
   'blocks': {'attn': {'q': {'kernel': _shape(3, 8, 8)}}},
   'bank': {'block_0/attn/q': {'a': _shape(5, 6, 2), 'b': _shape(5, 2, 6)}},
   'block_1': {'mlp': {'gate': {'kernel': _shape(6, 8)}, 'down': {'kernel': _shape(8, 6)}}},
-  'embed': {'table': _shape(12, 6)},
+  'embed': {'table': _shape(12, 8)},
   'fc2': {'block_0/mlp/fc2': {'a': _shape(12, 2), 'b': _shape(2, 6)}},
   'gram': _shape(16, 16),
 }
@@ -93,7 +93,7 @@ def test_fsdp_splits_the_rows_of_matrices():
   assert _specs(fsdp()) == {
     'blocks/attn/q/kernel': P(None, 'data', None),
     'block_1/mlp/down/kernel': P('data', None),
-    'embed/table': P('data', None),
+    'embed/table': P(None, 'data'),
     'fc2/block_0/mlp/fc2/a': P('data', None),
   }
 
@@ -182,9 +182,10 @@ def test_a_rule_may_be_used_by_any_tree():
 def test_the_table_tells_what_each_rule_decides():
   rules = (*tensor_parallel(), ('gram$', ('data', 'model')))
   tree = {**TREE, 'gram': _shape(1024, 2048)}  # 8 MiB.
+  del tree['embed']
   heading, _, *lines = describe_rules(Layout(MESH, rules), tree).splitlines()
   assert heading == 'data 4, model 2'
-  assert lines[0].split() == ['2', '0.00', '0.00', '-,', 'model', rules[0].pattern]
+  assert lines[0].split() == ['3', '0.00', '0.00', '-,', 'model', rules[0].pattern]
   unused = next(line for line in lines if line.endswith('embed/table$'))
   assert unused.split()[0] == '0'
   assert lines[-2].split() == ['1', '8.00', '1.00', 'data,', 'model', 'gram$']
