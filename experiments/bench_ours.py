@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.backbones import random_weights
+from pecft_jax.backbones import decoder, random_weights
 from pecft_jax.continual import ease, finetune, l2p, ranpac
 from pecft_jax.peft import adaptformer, linear_probe, lora
 from pecft_jax.train import adam, compile_steps, one_device
+from pecft_jax.train.step import Counts
 from pecft_jax.typing import (
   Backbone,
   Batch,
@@ -45,10 +46,10 @@ def _timed(call: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def _batch(backbone: Backbone, size: int) -> Batch:
-  images = jax.random.randint(jax.random.key(1), (size, *backbone.inputs.shape), 0, 256)
+def _batch(backbone: Backbone, size: int, values: int = 256) -> Batch:
+  x = jax.random.randint(jax.random.key(1), (size, *backbone.inputs.shape), 0, values)
   rows = jnp.arange(size, dtype=jnp.int32)
-  return Batch(images.astype(jnp.uint8), rows % 10, jnp.ones(size, bool), rows)
+  return Batch(x.astype(backbone.inputs.dtype), rows % 10, jnp.ones(size, bool), rows)
 
 
 def _first_task() -> Task:
@@ -87,6 +88,29 @@ def _training(
   model = random_weights(card)
   update, facts = _trainer(build(model.backbone), model.params, _batch(model.backbone, size))
   return lambda: {'step': _timed(update)}, facts
+
+
+def _texts(pattern: str) -> tuple[Step, Facts]:
+  """An update of a LoRA on a decoder of 58 M parameters (with its output layer), as classifier."""
+  backbone = decoder(
+    vocabulary=32_000, width=512, depth=8, heads=8, kv_heads=8, hidden=1376, length=128
+  )
+  method = finetune(backbone, lora(pattern, rank=8), CAPACITY)
+  batch = _batch(backbone, 8, values=32_000)
+  update, facts = _trainer(method, backbone.init(jax.random.key(0)), batch)
+  return lambda: {'step': _timed(update)}, facts
+
+
+def subspaces() -> tuple[Step, Facts]:
+  """A prediction of EASE after five tasks."""
+  model = random_weights('vit_tiny_patch16_224')
+  method = ease(model.backbone, adaptformer(width=64), CAPACITY)
+  steps, state, frozen = _begun(method, model.params)
+  seen = np.arange(CLASSES) < 50
+  state = state._replace(task=state.task._replace(index=np.int32(4), seen=seen))
+  batch, none = _batch(model.backbone, 32), Counts(*[jnp.zeros((), jnp.int32)] * 3)
+  predict = lambda: steps.predict(state, frozen, batch, seen, none)
+  return lambda: {'step': _timed(predict)}, {}
 
 
 def features() -> tuple[Step, Facts]:
@@ -162,6 +186,9 @@ CONTESTS: dict[str, Callable[[], tuple[Step, Facts]]] = {
   'lora': lambda: _training(lambda b: finetune(b, lora(rank=8), CAPACITY)),
   'l2p': lambda: _with_and_without_cache(lambda b: l2p(b, CAPACITY)),
   'ease': lambda: _training(lambda b: ease(b, adaptformer(width=64), CAPACITY)),
+  'subspaces': subspaces,
+  'llama': lambda: _texts(r'attn/(q|v)$'),
+  'llama_all': lambda: _texts(r'attn/|mlp/'),
   'ranpac': projections,
   'by_hand': lambda: _training(
     lambda b: finetune(b, lora(rank=8), CAPACITY), 'vit_tiny_patch16_224', 32

@@ -127,22 +127,72 @@ def l2p() -> tuple[Step, dict[str, float]]:
 
 def ease() -> tuple[Step, dict[str, float]]:
   """An adapter of width 64 beside each MLP."""
-  vit, head, width = _frozen_vit(), torch.nn.Linear(WIDTH, CLASSES), 64
-  adapters = torch.nn.ModuleList(
-    torch.nn.Sequential(
-      torch.nn.Linear(WIDTH, width), torch.nn.ReLU(), torch.nn.Linear(width, WIDTH)
-    )
-    for _ in vit.blocks
+  vit, head = _frozen_vit(), torch.nn.Linear(WIDTH, CLASSES)
+  adapters = _adapters(vit, WIDTH)
+  loss = lambda: _entropy(head(_adapted(vit, adapters, IMAGES)))
+  return _training([*adapters.parameters(), *head.parameters()], loss)
+
+
+def _adapters(vit: Any, width: int) -> Any:
+  """A bottleneck of 64 for each block."""
+  linear = torch.nn.Linear
+  return torch.nn.ModuleList(
+    torch.nn.Sequential(linear(width, 64), torch.nn.ReLU(), linear(64, width)) for _ in vit.blocks
   )
 
-  def loss() -> Any:
-    x = vit._pos_embed(vit.patch_embed(IMAGES))
-    for block, adapter in zip(vit.blocks, adapters, strict=True):
-      x = x + block.attn(block.norm1(x))
-      x = x + block.mlp(block.norm2(x)) + 0.1 * adapter(x)
-    return _entropy(head(vit.norm(x)[:, 0]))
 
-  return _training([*adapters.parameters(), *head.parameters()], loss)
+def _adapted(vit: Any, adapters: Any, images: Any) -> Any:
+  """The class token behind blocks with adapters beside their MLPs."""
+  x = vit._pos_embed(vit.patch_embed(images))
+  for block, adapter in zip(vit.blocks, adapters, strict=True):
+    x = x + block.attn(block.norm1(x))
+    x = x + block.mlp(block.norm2(x)) + 0.1 * adapter(x)
+  return vit.norm(x)[:, 0]
+
+
+def subspaces() -> tuple[Step, dict[str, float]]:
+  """EASE's prediction: the whole backbone once for each of five sets of adapters."""
+  vit = timm.create_model('vit_tiny_patch16_224', pretrained=False, num_classes=0)
+  vit, width, images = vit.eval(), 192, torch.randn(32, 3, 224, 224)
+  sets = [_adapters(vit, width) for _ in range(5)]
+  prototypes = functional.normalize(torch.randn(5, CLASSES, width), dim=-1)
+
+  @torch.inference_mode()
+  def predict() -> None:
+    found = [_adapted(vit, adapters, images) for adapters in sets]
+    sum(functional.normalize(x, dim=-1) @ p.T for x, p in zip(found, prototypes, strict=True))
+
+  return lambda: {'step': _timed(predict)}, {}
+
+
+def _llama(targets: tuple[str, ...]) -> tuple[Step, dict[str, float]]:
+  """transformers' Llama under peft's LoRA, and a head on the last token."""
+  sizes = transformers.LlamaConfig(
+    vocab_size=32_000,
+    hidden_size=512,
+    intermediate_size=1376,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    use_cache=False,
+  )
+  low_rank = peft.LoraConfig(r=8, lora_alpha=16, target_modules=list(targets))
+  model = peft.get_peft_model(transformers.LlamaModel(sizes), low_rank)
+  trained = [p for p in model.parameters() if p.requires_grad]
+  assert len(trained) == 2 * len(targets) * 8
+  head, ids = torch.nn.Linear(512, CLASSES), torch.randint(0, 32_000, (BATCH, 128))
+  loss = lambda: _entropy(head(model(input_ids=ids).last_hidden_state[:, -1]))
+  return _training([*trained, *head.parameters()], loss)
+
+
+def llama() -> tuple[Step, dict[str, float]]:
+  """On queries and values."""
+  return _llama(('q_proj', 'v_proj'))
+
+
+def llama_all() -> tuple[Step, dict[str, float]]:
+  """On all linear layers."""
+  attention = tuple(f'{name}_proj' for name in 'qkvo')
+  return _llama((*attention, 'gate_proj', 'up_proj', 'down_proj'))
 
 
 def ranpac() -> tuple[Step, dict[str, float]]:
@@ -174,5 +224,6 @@ def ranpac() -> tuple[Step, dict[str, float]]:
 
 
 CONTESTS: dict[str, Callable[[], tuple[Step, dict[str, float]]]] = {
-  each.__name__: each for each in (features, probe, lora, l2p, ease, ranpac)
+  each.__name__: each
+  for each in (features, probe, lora, l2p, ease, subspaces, llama, llama_all, ranpac)
 }

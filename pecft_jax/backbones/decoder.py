@@ -23,6 +23,7 @@ from pecft_jax.backbones.layers import (
   RmsNorm,
   Tap,
   attend,
+  gated,
   run_blocks,
   stack_blocks,
   tap_of,
@@ -83,7 +84,7 @@ class Mlp(nn.Module):
     def linear(name: str, width: int) -> Linear:
       return Linear(width, self.tap, f'{self.at}/{name}', biased=False, name=name)
 
-    y = nn.silu(linear('gate', self.hidden)(x)) * linear('up', self.hidden)(x)
+    y = gated(linear('gate', self.hidden)(x), linear('up', self.hidden)(x))
     return linear('down', x.shape[-1])(y)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from pecft_jax.peft.combine import layer_of
+from pecft_jax.product import product
 from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site
 
 Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
@@ -26,7 +27,7 @@ def tap_of(peft: PeftTransform | None, delta: Delta) -> Tap:
 
 def linear(x: Array, w: Array, b: Array | None) -> Array:
   """x W + b in the dtype of x: [B, ..., d_in] -> [B, ..., d_out]."""
-  y = along_data(x) @ w.astype(x.dtype)
+  y = product(along_data(x), w)
   return along_data(y if b is None else y + b.astype(x.dtype))
 
 
@@ -86,6 +87,12 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
   return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
+# Of elementwise functions and norms the backward pass is given the inputs alone: what it needs
+# beside them is cheaper to compute again than to keep, a quarter of all that a step keeps.
+gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=False))
+gated = jax.checkpoint(lambda gate, up: nn.silu(gate) * up)
+
+
 class Kernel(nn.Module):
   """Holds the weights of a linear map, or of a stack of them: called, returns (kernel, bias)."""
 
@@ -124,7 +131,7 @@ class Norm(nn.Module):
   def __call__(self, x: Array) -> Array:
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-    return self.tap(Site('norm', self.site), layer_norm, x, scale, bias)
+    return self.tap(Site('norm', self.site), jax.checkpoint(layer_norm), x, scale, bias)
 
 
 class RmsNorm(nn.Module):
@@ -137,7 +144,7 @@ class RmsNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    norm = functools.partial(rms_norm, epsilon=self.epsilon)
+    norm = jax.checkpoint(functools.partial(rms_norm, epsilon=self.epsilon))
     return self.tap(Site('norm', self.site), norm, x, scale, None)
 
 

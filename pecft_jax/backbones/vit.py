@@ -17,6 +17,7 @@ from pecft_jax.backbones.layers import (
   Norm,
   Tap,
   attend,
+  gelu,
   linear,
   run_blocks,
   stack_blocks,
@@ -70,8 +71,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     y = Linear(self.hidden, self.tap, f'{self.at}/fc1', name='fc1')(x)
-    y = nn.gelu(y, approximate=False)
-    return Linear(x.shape[-1], self.tap, f'{self.at}/fc2', name='fc2')(y)
+    return Linear(x.shape[-1], self.tap, f'{self.at}/fc2', name='fc2')(gelu(y))
 
 
 class Block(nn.Module):

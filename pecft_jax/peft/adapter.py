@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.peft.sites import per_site
+from pecft_jax.product import product
 from pecft_jax.typing import Array, PeftTransform
 
 
@@ -60,9 +61,9 @@ def bottleneck(
     y = next_fn(x)
     # The last block may compute fewer rows than it reads.
     read = x[:, : y.shape[1]] if parallel else y
-    down, down_bias, up, up_bias = (leaf.astype(y.dtype) for leaf in delta)
-    hidden = activation(read @ down + down_bias)
-    return y + jnp.asarray(scale, y.dtype) * (hidden @ up + up_bias)
+    hidden = activation(product(read, delta.down) + delta.down_bias.astype(y.dtype))
+    added = product(hidden, delta.up) + delta.up_bias.astype(y.dtype)
+    return y + jnp.asarray(scale, y.dtype) * added
 
   return per_site('sublayer', pattern, init_one, run)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
+from pecft_jax.product import product
 from pecft_jax.typing import Array, Key, PeftTransform
 
 
@@ -81,4 +82,4 @@ def init_lora(key: Key, weights: Weights, rank: int) -> LoraDelta:
 
 def low_rank(delta: LoraDelta, x: Array) -> Array:
   """x A B [..., d_out]; the product A B is never formed."""
-  return (x @ delta.a.astype(x.dtype)) @ delta.b.astype(x.dtype)
+  return product(product(x, delta.a), delta.b)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pecft_jax.peft.sites import per_site, select
 from pecft_jax.peft.weights import Weights
+from pecft_jax.product import product
 from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, SiteSpec
 
 
@@ -52,9 +53,9 @@ def vera(
     return VeraDelta(jnp.full(rank, 0.1), jnp.zeros(weights.main.shape[1]))
 
   def run(delta, next_fn, x, w, b):
-    first, second = (factor.astype(x.dtype) for factor in factors(w))
+    first, second = factors(w)
     inner, outer = delta.inner.astype(x.dtype), delta.outer.astype(x.dtype)
-    return next_fn(x, w, b) + (((x @ first) * inner) @ second) * outer
+    return next_fn(x, w, b) + product(product(x, first) * inner, second) * outer
 
   def merge(delta, weights):
     first, second = factors(weights.main)

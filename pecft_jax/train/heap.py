@@ -20,5 +20,5 @@ def keep_heap() -> bool:
   library = ctypes.CDLL(ctypes.util.find_library('c'))
   if not hasattr(library, 'mallopt'):
     return False
-  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
+  settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))  # -1: never.
   return all(library.mallopt(name, value) for name, value in settings)
