@@ -5,7 +5,8 @@
 Needs torch, timm, transformers and peft: pip install -e '.[parity]'. Each contestant is a
 process of its own, both keep their heap, and they step in turn; what counts is the best step of
 each. Weights are random: cost does not depend on them. A ratio of two frameworks carries their
-matrix products in it, therefore both rates stand beside it; they are measured in the same rounds.
+matrix products in it, therefore both rates stand beside it, measured in the same rounds, and what
+the ratio would be if they were equal.
 """
 
 import importlib
@@ -135,7 +136,8 @@ def main(
   if unknown := set(contests) - set(CONTESTS):
     raise SystemExit(f'no such contest: {sorted(unknown)}; choose among {list(CONTESTS)}')
   table = Table(box=None)
-  for title in ('contest', 'ours ms', 'peer ms', 'ratio', 'goal', 'GFLOP/s ours : peer'):
+  titles = 'ours ms', 'peer ms', 'ratio', 'at equal rates', 'goal', 'GFLOP/s ours : peer'
+  for title in ('contest', *titles):
     table.add_column(title, justify='left' if title == 'contest' else 'right')
   facts = []
   for contest in contests:
@@ -144,12 +146,14 @@ def main(
     for row in (row for row in ROWS if row.contest == contest):
       mine, other = ours[row.ours], peers[row.peers]
       rates = f'{ours["rate"] / 1e9:.0f} : {peers["rate"] / 1e9:.0f}'
-      times = f'{1e3 * mine:.1f}', f'{1e3 * other:.1f}', f'{mine / other:.3g}', f'{row.goal:g}'
-      table.add_row(row.title, *times, rates)
+      ratio = mine / other
+      equal = ratio * ours['rate'] / peers['rate']
+      times = f'{1e3 * mine:.1f}', f'{1e3 * other:.1f}'
+      table.add_row(row.title, *times, f'{ratio:.3g}', f'{equal:.3g}', f'{row.goal:g}', rates)
     for what in ('GFLOP', 'temporaries MB'):
       told = [f'{name} {side[what]:.2f}' for name, side in best.items() if what in side]
       facts += [f'{contest}: {what} {", ".join(told)}'] if told else []
-  console = Console(width=120)
+  console = Console(width=140)
   console.print(table, *facts, sep='\n')
 
 

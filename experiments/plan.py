@@ -332,8 +332,8 @@ head in them. Blocks run one after another, not as a scan.
 
 Exact: weights, trained parameters, gradients, optimizer state, carried state, matrix products.
 Estimated: activations, of a compiler that fuses all element-wise operations and of one that fuses
-none (XLA for the CPU holds 0.8 to 1.25 times the latter); time. GB are 10^9 bytes. "80 GB": whether
-the step fits on a chip with so many, in all cases or only if fused.
+none (XLA for the CPU holds 0.95 to 1.35 times the latter); time. GB are 10^9 bytes. "80 GB":
+whether the step fits on a chip with so many, in all cases or only if fused.
 """
 
 CHECKED_HOW = """## How checked

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from pecft_jax.commands.files import print_own_flags
 from pecft_jax.commands.look import inspect_directory, list_names, report
-from pecft_jax.commands.plan import plan_file
-from pecft_jax.commands.run import run_file
+from pecft_jax.commands.plan import PlanFlags, plan_file
+from pecft_jax.commands.run import RunFlags, run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if known.command in {'run', 'plan'}:
       if known.file is None:
-        print(f'usage: pecft {known.command} FILE [--flag value ...]')
-        return 0 if {'-h', '--help'} & set(rest) else 2
+        if not {'-h', '--help'} & set(rest):
+          parser.error(f'pecft {known.command} needs a FILE, a Python file with experiment(...)')
+        print_own_flags(known.command, {'run': RunFlags, 'plan': PlanFlags}[known.command])
+        return 0
       command = {'run': run_file, 'plan': plan_file}[known.command]
       return command(known.file, rest, console)
     if rest:

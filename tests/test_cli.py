@@ -41,6 +41,22 @@ def test_help_of_an_experiment_tells_each_flag(capsys):
   assert 'Seconds between checkpoints' in out
 
 
+@pytest.mark.parametrize(('command', 'flag'), [('run', '--workdir'), ('plan', '--chip')])
+def test_help_without_a_file_tells_the_flags_of_the_command(command, flag, capsys):
+  assert cli.main([command, '--help']) == 0
+  out = capsys.readouterr().out
+  assert f'pecft {command} FILE' in out
+  assert flag in out
+  assert '--method' not in out
+
+
+def test_a_run_without_a_file_is_an_error(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['run'])
+  assert stop.value.code == 2
+  assert 'needs a FILE' in capsys.readouterr().err
+
+
 def test_an_unknown_flag_suggests_the_nearest(capsys):
   with pytest.raises(SystemExit) as stop:
     cli.main(['run', DIGITS, '--methd', 'ease'])

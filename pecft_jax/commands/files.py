@@ -1,5 +1,6 @@
 """Experiment files, and their functions' parameters as flags."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -62,6 +63,16 @@ def parse_flags(
   values = tyro.cli(collect, args=list(args), prog=prog)
   flags = own_flags(**{f.name: values.pop(f.name) for f in fields})
   return values, flags
+
+
+def print_own_flags(command: str, own_flags: type) -> None:
+  """Prints the flags that a command has whatever the experiment."""
+
+  def experiment() -> None:
+    """Flags for any FILE; `--help` behind a FILE lists those of its experiment, too."""
+
+  with contextlib.suppress(SystemExit):
+    parse_flags(experiment, ['--help'], f'pecft {command} FILE', own_flags)
 
 
 def _field_docs(cls: type) -> dict[str, str]:

@@ -18,7 +18,7 @@ class Memory(NamedTuple):
 
   All but the last three are exact. Activations are what the program of a step makes between
   its inputs and its gradients, at the moment when most of it is held, with two models of a
-  compiler, see `pecft_jax.plan.fusion`. XLA for the CPU holds 0.8 to 1.25 times the larger figure.
+  compiler, see `pecft_jax.plan.fusion`. XLA for the CPU holds 0.95 to 1.35 times the larger figure.
 
   Attributes:
     frozen: weights of the backbone.

@@ -113,7 +113,7 @@ def assumptions(plan: Plan, chips: Sequence[Chip], utilisation: float) -> list[s
   """What the figures rest on."""
   notes = [
     'Exact: weights, parameters, optimizer state, memory of the method. Activations are an '
-    'estimate: XLA for the CPU holds 0.8 to 1.25 times the larger figure.',
+    'estimate: XLA for the CPU holds 0.95 to 1.35 times the larger figure.',
     f'Times: the busiest of matrix units, memory and links, of which {utilisation:.0%} is '
     'assumed to be reached (--utilisation).',
   ]

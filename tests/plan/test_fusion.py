@@ -101,14 +101,15 @@ def test_recomputing_each_layer_holds_little_more_than_its_input():
 @pytest.mark.slow
 @pytest.mark.parametrize('peft', ['lora', 'full', 'ssf'])
 def test_temporaries_are_near_those_of_the_compiled_step(peft):
-  train, _, args = step_of('small', peft)
+  # Of a real size: in a small model it is what one operation needs for itself that counts.
+  train, _, args = step_of('vit_tiny_patch16_224', peft)
   program = program_of(train, *args)
-  there = compiled('small', peft, 'train').memory_analysis().temp_size_in_bytes
+  there = compiled('vit_tiny_patch16_224', peft, 'train').memory_analysis().temp_size_in_bytes
   low, high = (peak(program, kernels, program.outputs) for kernels in (fused, apart))
-  # XLA for the CPU fuses little, and makes copies besides; how many depends on its version. The
-  # ratios are 0.84 to 1.07 with jax 0.10, 1.17 to 1.21 with jax 0.12.
-  assert 0.8 * there < high < 1.25 * there
-  assert 0.4 * there < low <= high
+  # XLA for the CPU makes copies besides; how many depends on its version. The ratios are 0.84 to
+  # 0.85 with jax 0.10, 0.95 to 1.03 with jax 0.12.
+  assert 0.75 * there < high < 1.1 * there
+  assert 0.7 * there < low <= high
 
 
 def test_gradients_are_cut_out_of_a_step():
