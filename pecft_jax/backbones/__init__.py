@@ -13,7 +13,7 @@ from pecft_jax.backbones.card import (
 from pecft_jax.backbones.convert import Checkpoint, load_timm, save_timm
 from pecft_jax.backbones.convert_llama import load_llama, save_llama
 from pecft_jax.backbones.decoder import decoder
-from pecft_jax.backbones.layers import but_weights, stack_blocks, unstack_blocks
+from pecft_jax.backbones.layers import products_and_sums, stack_blocks, unstack_blocks
 from pecft_jax.backbones.vit import vit
 
 __all__ = (
@@ -21,13 +21,13 @@ __all__ = (
   'Checkpoint',
   'Pretrained',
   'architecture',
-  'but_weights',
   'cards',
   'decoder',
   'find_card',
   'load_llama',
   'load_timm',
   'pretrained',
+  'products_and_sums',
   'random_weights',
   'read_card',
   'save_llama',

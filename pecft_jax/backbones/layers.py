@@ -181,12 +181,12 @@ def run_blocks(
     depth: L.
     rows: tokens that the last block computes; None for all.
     remat: a `jax.checkpoint_policies` policy, or None to keep activations; of
-      stacked blocks these alone (`but_weights`).
+      stacked blocks `products_and_sums`.
   """
 
   def call(index, block_delta, name, x, rows):
     stacked = 'blocks' in params
-    policy = but_weights if remat is None and stacked else remat
+    policy = products_and_sums if remat is None and stacked else remat
 
     def run(weights, delta, x):
       # Taken out in here, so that the backward pass may take it out again.
@@ -217,20 +217,16 @@ def run_blocks(
   return x
 
 
-_TAKING = {'dynamic_slice', 'slice', 'split', 'squeeze', 'unstack'}
+def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
+  """A policy for `jax.checkpoint`: keeps what products of matrices and sums give.
 
-
-def but_weights(primitive: Any, *operands: Any, **_: Any) -> bool:
-  """A policy for `jax.checkpoint`: saves all that is computed, and no weights.
-
-  What the backward pass needs of a weight (its layer of a stack, its part of a
-  fused one, its cast to another dtype) is taken from the parameters again, not
+  All else the backward pass computes again. Element-wise functions cost little
+  beside products. And what it needs of a weight (its layer of a stack, its part
+  of a fused one, its cast to another dtype) is taken from the parameters, not
   kept for every layer: for a stack run by `lax.scan` that would be a second
   copy of the model, and for weights that are split over devices a whole one.
   """
-  if primitive.name == 'convert_element_type':
-    return operands[0].ndim > 2  # Matrices are weights; activations have more axes.
-  return primitive.name not in _TAKING
+  return primitive.name in {'dot_general', 'add', 'add_any'}
 
 
 def _layer(stacked: Params, i: Any) -> Params:

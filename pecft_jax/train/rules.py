@@ -59,7 +59,7 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
   Low-rank factors follow their weight; embedding tables are split by their
   columns, and never gathered. Of stacked blocks (`scan=True`) one layer's
   weights at a time are whole, in the forward pass and again in the backward
-  pass; of blocks in a loop with `remat=but_weights` of `pecft_jax.backbones`,
+  pass; of blocks in a loop with `remat=products_and_sums` of `pecft_jax.backbones`,
   while otherwise they stay until the backward pass.
 
   Args:
