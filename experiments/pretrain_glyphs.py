@@ -5,6 +5,9 @@ Supervised training to tell letters apart, with a cosine classifier (Gidaris and
 ten is held out: the nearest class mean on those tells how well frozen features serve classes
 that training never saw. Scikit-learn's digits are measured after training, for the card.
 
+The order of sums is the machine's: with one thread and with two, accuracies ended 0.4 points apart
+on trained letters, and 0.1 on held-out ones.
+
     python experiments/pretrain_glyphs.py [--steps N] [--out FOLDER]
 """
 
