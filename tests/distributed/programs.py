@@ -31,7 +31,8 @@ from pecft_jax.train import (
 from pecft_jax.train.abstract import arguments
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod
 
-BATCH, DEPTH, WIDTH, HIDDEN, RANK, VOCABULARY = 16, 3, 32, 96, 2, 80
+# Rows of activations are as many as of no matrix.
+BATCH, DEPTH, WIDTH, HIDDEN, RANK, VOCABULARY = 40, 3, 32, 96, 2, 80
 CAPACITY = Capacity(5, 7)
 # Of the functions of a method, the one that the frozen weights matter most to.
 CASES: dict[str, tuple[Callable[[Backbone, Any], ContinualMethod], str]] = {

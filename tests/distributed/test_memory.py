@@ -49,7 +49,7 @@ def test_frozen_weights_take_their_part(model, layout, parts, found):
     ('vit', 'data 8, fsdp', 8),
     # Over `model` go heads and hidden units, but not the residual stream and what norms keep.
     ('vit', 'data 4, model 2', 6.5),
-    ('vit', 'data 1, model 8', 3.3),
+    ('vit', 'data 1, model 8', 3),
     ('llama', 'data 1, model 8', 4),
     ('llama', 'data 4, model 2, fsdp', 7),
   ],

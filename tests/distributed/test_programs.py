@@ -59,7 +59,7 @@ def test_a_lora_step_adds_up_activations_over_model_and_gradients_over_data(name
   program, (data, model) = found[name], SPLIT[name]
   assert {exchange['kind'] for exchange in program['exchanges']} == {'all-reduce'}
   activations = {
-    (BATCH // data, tokens, width) for tokens in (1, TOKENS) for width in (WIDTH, RANK)
+    (BATCH // data * tokens, width) for tokens in (1, TOKENS) for width in (WIDTH, RANK)
   }
   held = {tuple(local) for _, local in program['params'].values()}
   held |= {shape[::-1] for shape in held}  # Gradients may be computed transposed.
@@ -93,7 +93,8 @@ def test_weights_split_by_rows_are_gathered_layer_by_layer(name, found):
 
 @pytest.mark.parametrize('name', GATHERED)
 def test_activations_stay_where_their_examples_are(name, found):
-  wide = {(BATCH, tokens, width) for tokens in (1, TOKENS, 14) for width in (WIDTH, HIDDEN)}
+  sizes = [(tokens, width) for tokens in (1, TOKENS, 14) for width in (WIDTH, HIDDEN)]
+  wide = {(BATCH, *size) for size in sizes} | {(BATCH * tokens, width) for tokens, width in sizes}
   heads = {(BATCH, TOKENS, 4, WIDTH // 4), (BATCH, 1, TOKENS, WIDTH)}
   assert not (wide | heads) & _moved(found[name])
 
