@@ -12,9 +12,10 @@ from pecft_jax.continual.base import (
   zero_head,
 )
 from pecft_jax.continual.memory import sample as sampling
-from pecft_jax.continual.memory.ridge import Rows, best_ridge, solve_surely
+from pecft_jax.continual.memory.moments import no_moments, with_rows
+from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solve_surely
 from pecft_jax.continual.memory.sample import Sample
-from pecft_jax.continual.memory.statistics import gram, one_hot
+from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.typing import (
   Array,
   Backbone,
@@ -37,7 +38,7 @@ def ranpac(
   """Trains the delta on the first task only; then solves ridge regressions exactly.
 
   h = relu(f(x) R) with R a fixed Gaussian matrix [D, M]; G = sum h h^T and
-  Q = sum h y^T are carried from task to task, so the classifier
+  Q = sum h y^T are carried from task to task, as `Moments`, so the classifier
   (G + ridge I)^-1 Q does not depend on the order of the data.
 
   The ridge is the one of 10^-8 .. 10^8 with the least squared error on a fifth
@@ -45,8 +46,8 @@ def ranpac(
   code; of a task with more than `sample` examples, on a uniform sample of them.
   Their features f(x) are held until the end of the task; M-wide ones never are.
 
-  Sums and solves are in float32 at the highest matmul precision. Ridges below
-  eps tr(G) are lost in the rounding of G, and are left out.
+  Sums and solves are in float32 at the highest matmul precision. Ridges that
+  are lost in the rounding of the sums (`least_ridge`) are left out.
 
   Args:
     backbone: frozen.
@@ -69,8 +70,7 @@ def ranpac(
   def init(key, frozen):
     params = {'delta': net.init(key, frozen), 'head': zero_head(backbone.width, classes)}
     memory = {
-      'gram': jnp.zeros((projection, projection)),
-      'cross': jnp.zeros((projection, classes)),
+      'moments': no_moments(projection, classes),
       'weights': jnp.zeros((projection, classes)),
       'ridge': jnp.zeros(()),
       **no_examples(),
@@ -100,8 +100,7 @@ def ranpac(
     parts = {'fit': batch.valid & ~held, 'held': batch.valid & held}
     return {
       **memory,
-      'gram': memory['gram'] + gram(h, batch.valid),
-      'cross': memory['cross'] + jnp.matmul(h.T, targets, precision='highest'),
+      'moments': with_rows(memory['moments'], h, targets, batch.valid),
       **{
         name: sampling.offer(memory[name], (features, batch.y), rows, batch.index)
         for name, rows in parts.items()
@@ -115,10 +114,10 @@ def ranpac(
 
   def end_task(params, memory, env):
     del env
-    g, q = memory['gram'], memory['cross']
-    least = jnp.finfo(g.dtype).eps * jnp.trace(g)
-    ridge = best_ridge(rows_of(memory['fit']), rows_of(memory['held']), least=least)
-    weights, ridge = solve_surely(g, q, ridge)
+    moments = memory['moments']
+    fit, held = rows_of(memory['fit']), rows_of(memory['held'])
+    ridge = best_ridge(fit, held, least=least_ridge(moments))
+    weights, ridge = solve_surely(moments, ridge)
     return params, {**memory, 'weights': weights, 'ridge': ridge, **no_examples()}
 
   def predict(params, memory, env, x):

@@ -26,9 +26,3 @@ def class_sums(features: Array, labels: Array, valid: Array, classes: int) -> tu
 def one_hot(labels: Array, valid: Array, classes: int) -> Array:
   """[B, C] float32; zero rows for invalid examples."""
   return jax.nn.one_hot(labels, classes) * valid[:, None]
-
-
-def gram(features: Array, valid: Array) -> Array:
-  """Sum of h h^T over the valid rows of [B, M]: [M, M] float32."""
-  rows = features.astype(jnp.float32) * valid[:, None]
-  return jnp.matmul(rows.T, rows, precision='highest')

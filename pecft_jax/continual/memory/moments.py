@@ -1,0 +1,69 @@
+"""Running means and centred products of features and targets, for regressions."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from pecft_jax.typing import Array
+
+
+class Moments(NamedTuple):
+  """All that a linear regression needs to know of n examples (h, y), float32.
+
+  Random ReLU features have a large common mean. Its square in a plain Gram
+  matrix, H^T H = gram + n mean mean^T, is orders of magnitude above what tells
+  examples apart, which then drowns in rounding. So products are of centred rows.
+  """
+
+  count: Array  # [] the number n of examples.
+  mean: Array  # [M] of h
+  mean_y: Array  # [C] of y
+  gram: Array  # [M, M] sum of (h - mean)(h - mean)^T
+  cross: Array  # [M, C] sum of (h - mean)(y - mean_y)^T
+
+
+def no_moments(features: int, classes: int) -> Moments:
+  """Of no example at all, with M features and C classes."""
+  shapes = (), (features,), (classes,), (features, features), (features, classes)
+  return Moments(*map(jnp.zeros, shapes))
+
+
+def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
+  """The moments with more examples among those they are of.
+
+  Welford's update, for a whole batch: with the means before and after it,
+  sum (h - before)(h - after)^T over its rows is what the centred products grow
+  by. One product of matrices, at the highest precision.
+
+  Args:
+    moments: of M features and C classes.
+    h: [B, M] float32
+    y: [B, C] float32
+    valid: [B] bool; other rows count for nothing.
+  """
+  many = valid.sum(dtype=jnp.float32)
+  count = moments.count + many
+  share = valid / jnp.maximum(many, 1)
+  step = many / jnp.maximum(count, 1)
+
+  def centred(mean: Array, rows: Array) -> tuple[Array, Array, Array]:
+    """The mean after the rows, and the rows less the mean before, and after."""
+    own = _dot(share, rows)
+    # The means of nothing are not zero, but nowhere.
+    before = jnp.where(moments.count > 0, mean, own)
+    after = before + step * (own - before)
+    return after, (rows - before) * valid[:, None], (rows - after) * valid[:, None]
+
+  mean, from_before, from_after = centred(moments.mean, h)
+  mean_y, _, targets = centred(moments.mean_y, y)
+  return Moments(
+    count,
+    jnp.where(count > 0, mean, moments.mean),
+    jnp.where(count > 0, mean_y, moments.mean_y),
+    moments.gram + _dot(from_before.T, from_after),
+    moments.cross + _dot(from_before.T, targets),
+  )
+
+
+def _dot(a: Array, b: Array) -> Array:
+  return jnp.matmul(a, b, precision='highest')
