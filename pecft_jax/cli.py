@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from pecft_jax.commands.export import export
 from pecft_jax.commands.files import print_own_flags
 from pecft_jax.commands.look import inspect_directory, list_names, report
 from pecft_jax.commands.plan import PlanFlags, plan_file
@@ -47,6 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                           help='also read all arrays, and check their digests')  # fmt: skip
   inspecting.add_argument('--leaves', action='store_true', help='each leaf with its shape')
   inspecting.add_argument('--json', action='store_true', help='as JSON')
+  exporting = commands.add_parser(
+    'export',
+    help='save the adapter of a run for another library',
+    description='The delta and the classifier that a run had after a task, as an adapter.',
+  )
+  exporting.add_argument('dir', type=pathlib.Path, help='a work directory of pecft run')
+  exporting.add_argument('out', type=pathlib.Path, help='a new directory')
+  exporting.add_argument('--task', type=int, metavar='T',
+                         help='after so many tasks, from 1 (default: the last)')  # fmt: skip
+  exporting.add_argument('--format', default='hf-peft',
+                         help='hf-peft, for peft.PeftModel (default)')  # fmt: skip
+  exporting.add_argument('--seed', type=int, help='which of seeds side by side')
+  exporting.add_argument('--file', help='the experiment file, if it is no longer where it was')
   known, rest = parser.parse_known_args(argv)
   console = Console()
   try:
@@ -64,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       return list_names(known.kind, known.json, console)
     if known.command == 'inspect':
       return inspect_directory(known.dir, known.verify, known.leaves, known.json, console)
+    if known.command == 'export':
+      return export(known.dir, known.out, known.task, known.format, known.seed, known.file, console)
     return report(known.dirs, known.out, known.markdown, console)
   except (ValueError, ArithmeticError, OSError) as error:
     Console(stderr=True).print(f'error: {error}', style='red', highlight=False, markup=False)

@@ -176,6 +176,14 @@ class Output(NamedTuple):
   features: Array  # [B, D], what the head read.
 
 
+class Adapted(NamedTuple):
+  """What is needed to use an adapted backbone without the method that learnt it."""
+
+  peft: PeftTransform
+  delta: Delta
+  head: Any  # Of `kernel` [D, C] and `bias` [C]; None where features are classified otherwise.
+
+
 class Capacity(NamedTuple):
   """How much a sequence can hold: the static sizes of all continual state."""
 
@@ -228,6 +236,8 @@ class ContinualMethod(NamedTuple):
     cumulative: whether the method trains on the data of all tasks so far
       (joint training, the upper bound); continual methods do not.
     passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
+    adapted: `(params, memory, env) -> Adapted`, after `end_task`, outside of
+      jit; None where no single delta does what `predict` needs.
     renewed: the top-level entries of `params` that start afresh with each
       task; wrappers that tie parameters to old values leave them out.
   """
@@ -249,6 +259,7 @@ class ContinualMethod(NamedTuple):
   trains: Callable[[int], bool] = lambda task: True
   cumulative: bool = False
   passes: Callable[[int], float] = lambda tasks: 1.0
+  adapted: Callable[[Params, Any, Env], Adapted] | None = None
   renewed: tuple[str, ...] = ()
 
 

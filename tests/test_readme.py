@@ -13,9 +13,10 @@ GUIDE = ROOT / 'experiments' / 'guides' / 'long_runs.md'
 
 
 @pytest.mark.slow
-def test_the_python_examples_run_as_they_stand(tmp_path):
+def test_the_python_examples_run_as_they_stand(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   blocks = re.findall(r'```python\n(.*?)```', README.read_text(encoding='utf-8'), re.DOTALL)
-  assert len(blocks) == 2
+  assert len(blocks) == 3
   names = {'workdir': tmp_path / 'run'}
   for block in blocks:
     exec(compile(block, str(README), 'exec'), names)
@@ -36,8 +37,8 @@ def test_flags_and_files_that_pages_name_are_there(page):
   text = page.read_text(encoding='utf-8')
   known = {'data-dir', 'weights', 'method', 'backbone', 'learning-rate', 'seed', 'bounds'}
   known |= {name.replace('_', '-') for cls in (RunFlags, PlanFlags) for name in _fields(cls)}
-  known |= {'verify', 'help', 'markdown', 'out', 'json', 'leaves'}  # Of other commands.
-  commands = re.findall(r'pecft (?:run|plan|inspect|report)[^\n`]*', text)
+  known |= {'verify', 'help', 'markdown', 'out', 'json', 'leaves', 'task'}  # Of other commands.
+  commands = re.findall(r'pecft (?:run|plan|inspect|report|export)[^\n`]*', text)
   assert len(commands) >= 5
   for flag in re.findall(r'--([a-z][a-z-]*)', '\n'.join(commands)):
     assert flag in known, flag

@@ -66,13 +66,18 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
   from pecft_jax.train import Stopped
   from pecft_jax.train.processes import ending_together, is_first, join
 
+  command = {
+    'file': str(pathlib.Path(path).resolve()),
+    'arguments': list(args),
+    'directory': str(pathlib.Path.cwd()),
+  }
   settings = {'file': name, 'flags': {k: _json(v) for k, v in values.items()}}
   join(flags.coordinator, flags.processes, flags.process_id)
   if is_first():
     console.print(f'{name} → {workdir}', highlight=False)
   try:
     with quiet_libraries(), ending_together(unless=Stopped), room_in(workdir):
-      dirs = _run_experiment(function, values, flags, workdir, settings, console)
+      dirs = _run_experiment(function, values, flags, workdir, settings, command, console)
   except Stopped as stop:
     if is_first():
       console.print(f'{stop}; saved in {workdir}. {_RESUME}')
@@ -95,6 +100,7 @@ def _run_experiment(
   flags: RunFlags,
   workdir: pathlib.Path,
   settings: dict[str, Any],
+  command: dict[str, Any],
   console: Console,
 ) -> list[pathlib.Path]:
   """Runs what the flags ask for; returns the directories of the seeds."""
@@ -103,6 +109,7 @@ def _run_experiment(
 
   how: dict[str, Any] = {
     'config': settings,
+    'command': command,
     'save_every': flags.save_every,
     'keep_tasks': flags.keep_tasks,
     'branch': _branch(flags),

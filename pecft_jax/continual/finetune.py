@@ -11,7 +11,14 @@ from pecft_jax.continual.base import (
   model,
   zero_head,
 )
-from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output, PeftTransform
+from pecft_jax.typing import (
+  Adapted,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Output,
+  PeftTransform,
+)
 
 
 def finetune(
@@ -51,8 +58,20 @@ def finetune(
     logits = head_logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
-  reads = None if anything else query
-  return from_forward('finetune', backbone, capacity, init, forward, masked=masked, query=reads)
+  def adapted(params, memory, env):
+    del memory, env
+    return Adapted(peft, params['delta'], params['head'])
+
+  return from_forward(
+    'finetune',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=masked,
+    query=None if anything else query,
+    adapted=adapted,
+  )
 
 
 def joint(backbone: Backbone, peft: PeftTransform, capacity: Capacity) -> ContinualMethod:

@@ -10,9 +10,10 @@ from pecft_jax.continual.base import (
   model,
   zero_head,
 )
-from pecft_jax.peft.combine import chain
+from pecft_jax.peft.combine import chain, take
 from pecft_jax.peft.lora import LoraDelta
 from pecft_jax.typing import (
+  Adapted,
   Array,
   Backbone,
   Capacity,
@@ -90,6 +91,11 @@ def olora(
     # The task now acts through its slot; acting twice would double it.
     return {**params, 'delta': jax.tree.map(jnp.zeros_like, params['delta'])}, {'bank': bank}
 
+  def adapted(params, memory, env):
+    filled = take(memory['bank'], jnp.arange(int(env.task.index) + 1))
+    delta = jax.tree.map(joined, filled, is_leaf=_is_lora)
+    return Adapted(peft, delta, params['head'])
+
   return from_forward(
     'olora',
     backbone,
@@ -99,6 +105,7 @@ def olora(
     masked=masked,
     begin_task=begin_task,
     end_task=end_task,
+    adapted=adapted,
     renewed=('delta',),
   )
 
@@ -107,13 +114,15 @@ def _is_lora(node: object) -> bool:
   return isinstance(node, LoraDelta)
 
 
-def _summed(peft: PeftTransform) -> PeftTransform:
-  """The same LoRA over a bank: the slots' factors joined on the rank axis, as one LoRA."""
+def joined(slots: LoraDelta) -> LoraDelta:
+  """The factors of all slots on the rank axis: one LoRA that is the sum of them."""
+  a = jnp.moveaxis(slots.a, 0, -2)  # [d_in, T, r]
+  b = slots.b  # [T, r, d_out]
+  return LoraDelta(a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1]))
 
-  def joined(slots: LoraDelta) -> LoraDelta:
-    a = jnp.moveaxis(slots.a, 0, -2)  # [d_in, T, r]
-    b = slots.b  # [T, r, d_out]
-    return LoraDelta(a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1]))
+
+def _summed(peft: PeftTransform) -> PeftTransform:
+  """The same LoRA over a bank of all slots."""
 
   def intercept(bank, site, next_fn, *args):
     if site.kind != 'linear' or site.path not in bank:

@@ -17,6 +17,7 @@ from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solv
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.typing import (
+  Adapted,
   Array,
   Backbone,
   Capacity,
@@ -125,6 +126,10 @@ def ranpac(
     scores = jnp.matmul(projected(features), memory['weights'], precision='highest')
     return only(env.task.seen, scores)
 
+  def adapted(params, memory, env):
+    del memory, env
+    return Adapted(peft, params['delta'], None)  # Its classifier reads projected features.
+
   return from_forward(
     'ranpac',
     backbone,
@@ -135,6 +140,7 @@ def ranpac(
     consolidate=consolidate,
     end_task=end_task,
     predict=predict,
+    adapted=adapted,
     trains=lambda task: anything and task == 0,
   )
 

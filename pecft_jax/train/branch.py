@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pecft_jax.train.position import Position
 from pecft_jax.train.record import plain, replace_text
-from pecft_jax.train.stored import read_contents
+from pecft_jax.train.stored import Contents, read_contents
 
 
 class Branch(NamedTuple):
@@ -48,21 +48,35 @@ def find_branch(
     raise ValueError(f'a run cannot branch from its own directory {directory}')
   if not there.is_dir():
     raise ValueError(f'{branch.source} holds no checkpoints to branch from')
-  found = {int(path.name): read_contents(path) for path in _checkpoints(there)}
+  tick, found = find_after(branch.source, branch.after_task)
+  check_identity(branch.source, found.identity or {}, plain(identity))
+  seeds = Position.from_json(found.position).seeds
+  if len(seeds) != len(places):
+    raise ValueError(f'{branch.source} has {len(seeds)} seeds in a program, this run {len(places)}')
+  return tick
+
+
+def find_after(directory: pathlib.Path, tasks: int | None) -> tuple[int, Contents]:
+  """The checkpoint after a number of tasks: its tick, and what it says of itself.
+
+  Args:
+    directory: of a run.
+    tasks: from 1; the most there are if None.
+
+  Raises:
+    ValueError: if there is none.
+    Damaged: if one cannot be read.
+  """
+  found = {int(path.name): read_contents(path) for path in _checkpoints(directory / 'checkpoints')}
   positions = {tick: Position.from_json(each.position) for tick, each in found.items()}
   ends = {at.task + 1: tick for tick, at in positions.items() if at.at_boundary()}
-  if branch.after_task not in ends:
+  tasks = max(ends, default=0) if tasks is None else tasks
+  if tasks not in ends:
     raise ValueError(
-      f'{branch.source} has no checkpoint after task {branch.after_task}; there are some after '
+      f'{directory} has no checkpoint after task {tasks}; there are some after '
       f'{sorted(ends) or "none"}; a run with --keep-tasks keeps all'
     )
-  tick = ends[branch.after_task]
-  _check_identity(branch, found[tick].identity or {}, plain(identity))
-  if len(positions[tick].seeds) != len(places):
-    raise ValueError(
-      f'{branch.source} has {len(positions[tick].seeds)} seeds in a program, this run {len(places)}'
-    )
-  return tick
+  return ends[tasks], found[ends[tasks]]
 
 
 def copy_branch(
@@ -87,9 +101,10 @@ def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
   return [path for path in directory.glob('*') if path.name.isdigit()]
 
 
-def _check_identity(branch: Branch, there: dict[str, Any], here: dict[str, Any]) -> None:
+def check_identity(source: pathlib.Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+  """Raises ValueError where a run learns something else than was learnt in a directory."""
   differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
   if differing:
     shown = [f'{k}: there {json.dumps(there.get(k))[:60]}, here {json.dumps(here.get(k))[:60]}'
              for k in differing]  # fmt: skip
-    raise ValueError(f'{branch.source} learns something else than this run; {"; ".join(shown)}')
+    raise ValueError(f'{source} learns something else than this run; {"; ".join(shown)}')

@@ -7,6 +7,7 @@ from pecft_jax.data import Augmentation, Scenario
 from pecft_jax.paths import shortened
 from pecft_jax.train.optimizer import Recipe
 from pecft_jax.train.rules import Rule
+from pecft_jax.train.state import tree_sha256
 from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params
 
 
@@ -102,6 +103,14 @@ def check_experiment(experiment: Experiment) -> None:
     raise ValueError('cache_queries needs a deterministic view: train without augmentation')
   if training.cache_queries and method.query is None:
     raise ValueError(f'{method.name} reads no frozen query, there is nothing to cache')
+
+
+def identified(experiment: Experiment) -> Experiment:
+  """The experiment with the digest of its backbone's weights, where it does not tell one."""
+  if 'backbone_sha256' in experiment.identity:
+    return experiment
+  identity = {**experiment.identity, 'backbone_sha256': tree_sha256(experiment.frozen)}
+  return experiment._replace(identity=identity)
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:

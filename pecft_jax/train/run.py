@@ -2,21 +2,20 @@
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from rich.console import Console
 
 from pecft_jax.train.branch import Branch, copy_branch, find_branch
-from pecft_jax.train.experiment import Experiment, check_experiment, describe
+from pecft_jax.train.experiment import Experiment, check_experiment, describe, identified
 from pecft_jax.train.job import Job, run_job
 from pecft_jax.train.processes import barrier, first_only, is_first
 from pecft_jax.train.record import Writer, write_json
 from pecft_jax.train.results import metrics
 from pecft_jax.train.sharding import Layout, check_batches, make_mesh, one_device
 from pecft_jax.train.signals import stop_signals
-from pecft_jax.train.state import tree_sha256
 from pecft_jax.train.workdir import claim, locked
 from pecft_jax.typing import ContinualMethod
 
@@ -61,6 +60,7 @@ def run_seeds(
   workdir: str | pathlib.Path,
   *,
   config: dict[str, Any] | None = None,
+  command: Mapping[str, Any] | None = None,
   layout: Layout | None = None,
   save_every: float = 60.0,
   keep_tasks: bool = False,
@@ -79,6 +79,8 @@ def run_seeds(
     seeds: all different.
     workdir: made if need be.
     config: settings that must be the same on resuming, as JSON.
+    command: how the run was started, which need not be the same; kept with the
+      configuration.
     layout: mesh and sharding rules. By default the first device alone, or, in
       a job of several processes, all devices along `data`. A run may be
       resumed on another one.
@@ -98,8 +100,8 @@ def run_seeds(
     raise ValueError(f'expected seeds that are all different, at least one, got {list(seeds)}')
   places = {seed: f'seed_{seed}' for seed in seeds}
   return _run(
-    experiment, pathlib.Path(workdir), places, {}, stacked=True, config=config, layout=layout,
-    save_every=save_every, keep_tasks=keep_tasks, branch=branch, console=console,
+    experiment, pathlib.Path(workdir), places, {}, stacked=True, config=config, command=command,
+    layout=layout, save_every=save_every, keep_tasks=keep_tasks, branch=branch, console=console,
   )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def _run(
   *,
   stacked: bool,
   config: dict[str, Any] | None = None,
+  command: Mapping[str, Any] | None = None,
   layout: Layout | None = None,
   save_every: float = 60.0,
   keep_tasks: bool = False,
@@ -128,9 +131,7 @@ def _run(
   check_experiment(experiment)
   sizes = {name: getattr(experiment.training, name) for name in ('batch_size', 'eval_batch_size')}
   check_batches(layout, sizes)
-  if 'backbone_sha256' not in experiment.identity:
-    identity = {**experiment.identity, 'backbone_sha256': tree_sha256(experiment.frozen)}
-    experiment = experiment._replace(identity=identity)
+  experiment = identified(experiment)
   with contextlib.ExitStack() as stack:
     first_only(lambda: stack.enter_context(locked(directory)))
     stopping = stack.enter_context(stop_signals())
@@ -148,10 +149,10 @@ def _run(
           tick = find_branch(leaving, describe(experiment), directory, logs)
         if stacked:
           (directory / at).mkdir(parents=True, exist_ok=True)
-          claim(directory / at, settings)
+          claim(directory / at, settings, command)
         for seed, output in zip(places, outputs, strict=True):
           output.mkdir(parents=True, exist_ok=True)
-          claim(output, {**settings, 'seed': seed})
+          claim(output, {**settings, 'seed': seed}, command)
         if leaving is not None and tick is not None:
           copy_branch(leaving, tick, directory, logs)
 

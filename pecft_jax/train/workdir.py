@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pecft_jax.train.record import plain, write_json
@@ -35,8 +35,15 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def claim(directory: pathlib.Path, config: dict[str, Any]) -> None:
+def claim(
+  directory: pathlib.Path, config: dict[str, Any], command: Mapping[str, Any] | None = None
+) -> None:
   """Writes config.json, or holds the one that is there against this run's.
+
+  Args:
+    directory: of the run.
+    config: what must be the same on resuming.
+    command: how the run was started, which need not be; written the first time.
 
   Raises:
     ValueError: if they differ; names the keys.
@@ -46,12 +53,14 @@ def claim(directory: pathlib.Path, config: dict[str, Any]) -> None:
   if not path.exists():
     if (directory / 'checkpoints').exists() or (directory / 'results.json').exists():
       raise ValueError(f'{directory} holds a run without a config.json; choose another --workdir')
-    write_json(path, config)
+    write_json(path, config if command is None else {**config, 'command': plain(command)})
     return
   try:
     there = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:  # Of bytes that are no text, too.
     raise ValueError(f'{path} is damaged: {error}; choose another --workdir') from error
+  if isinstance(there, dict):
+    there.pop('command', None)
   differing = sorted(_differences(path.name, there, config))
   if differing:
     raise ValueError(

@@ -119,8 +119,8 @@ def test_gram_matrices_of_ranpac_take_an_eighth(layout, parts, backbone):
 
 def test_gram_matrices_are_split_over_model_too(backbone):
   leaves = _leaves(ranpac(backbone, PEFT, CAPACITY, projection=10_000), backbone, BOTH)
-  assert leaves['memory/gram'][0] == ('data', 'model')
-  assert leaves['memory/gram'][2] == (2_500, 5_000)
+  assert leaves['memory/moments/gram'][0] == ('data', 'model')
+  assert leaves['memory/moments/gram'][2] == (2_500, 5_000)
 
 
 @pytest.mark.parametrize('make', [simplecil, lambda b, c: ease(b, PEFT, c)])

@@ -281,6 +281,8 @@ def test_a_state_of_another_shape_is_refused(interrupt, tmp_path):
     run(tiny_experiment('ranpac'), tmp_path, console=quiet())
   wider = ranpac(tiny_backbone(), lora('attn/q$', rank=2), Capacity(2, 4), projection=18)
   interrupt(None)
-  with pytest.raises(ValueError, match=r'memory/gram: expected \(\(18, 18\).*stored \(\(16, 16\)'):
+  with pytest.raises(
+    ValueError, match=r'memory/moments/gram: expected \(\(18, 18\).*stored \(\(16, 16\)'
+  ):
     run(tiny_experiment()._replace(method=wider), tmp_path, console=quiet())
   run(tiny_experiment('ranpac'), tmp_path, console=quiet())  # Nothing was lost.

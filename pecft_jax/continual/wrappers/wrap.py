@@ -53,6 +53,8 @@ def wrap(inner: ContinualMethod, name: str, **hooks: Any) -> ContinualMethod:
     'observe': write(inner.observe),
     'project': lambda grads, memory, env: inner.project(grads, memory['inner'], env),
   }
+  if inner.adapted is not None:
+    passed['adapted'] = read(inner.adapted)
   # Passes over the data that do nothing inside must stay recognisable as such.
   defaults = ContinualMethod._field_defaults
   for hook in ('prepare', 'consolidate'):

@@ -1,0 +1,93 @@
+"""`pecft export`: the adapter of a run, for other libraries."""
+
+import contextlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from pecft_jax.commands.failures import quiet_libraries
+from pecft_jax.commands.files import load_experiment, parse_flags
+from pecft_jax.commands.run import RunFlags
+from pecft_jax.paths import unknown
+
+FORMATS = ('hf-peft',)
+
+
+def export(
+  directory: pathlib.Path,
+  out: pathlib.Path,
+  task: int | None,
+  form: str,
+  seed: int | None,
+  file: str | None,
+  console: Console,
+) -> int:
+  if form not in FORMATS:
+    raise unknown('format', form, FORMATS)
+  out, directory = out.resolve(), directory.resolve()
+  command = _command(directory)
+  file = command.get('file') if file is None else str(pathlib.Path(file).resolve())
+  if file is None or 'arguments' not in command:
+    raise ValueError(f'{directory} does not tell which command made it: pecft run writes that')
+  # Flags may hold paths, which were seen from there.
+  there = pathlib.Path(command['directory'])
+  with contextlib.chdir(there) if there.is_dir() else contextlib.nullcontext():
+    function = load_experiment(file)
+    values, _ = parse_flags(function, command['arguments'], f'pecft run {file}', RunFlags)
+    experiment = function(**values)
+  from pecft_jax.interop import save_hf_peft
+  from pecft_jax.train.adapted import adapted_after
+  from pecft_jax.train.experiment import identified
+
+  experiment = identified(experiment)
+  with quiet_libraries():
+    found = adapted_after(experiment, directory, task, seed=seed)
+  card = card_of(experiment, found.tasks, found.adapted.head is not None)
+  save_hf_peft(out, experiment.backbone, found.adapted, experiment.frozen, card=card)
+  tasks = 'task 1' if found.tasks == 1 else f'tasks 1 to {found.tasks}'
+  console.print(f'{experiment.method.name} after {tasks} → {out}', highlight=False, soft_wrap=True)
+  return 0
+
+
+def _command(directory: pathlib.Path) -> dict[str, Any]:
+  try:
+    config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
+    return config.get('command') or {}
+  except (OSError, ValueError, AttributeError) as error:
+    raise ValueError(f'{directory} is no work directory: {error}') from error
+
+
+def card_of(experiment: Any, tasks: int, head: bool) -> str:
+  """What a person needs to know to use the adapter, in Markdown."""
+  from pecft_jax.data.scenario import task_masks
+  from pecft_jax.interop import naming_of
+  from pecft_jax.train.experiment import describe
+
+  backbone, scenario = experiment.backbone, experiment.scenario
+  naming, facts = naming_of(backbone), describe(experiment)
+  seen = np.flatnonzero(task_masks(scenario, tasks - 1)[1])
+  names = [f'{i}: {scenario.class_names[i]}' for i in seen]
+  lines = [
+    '---',
+    'library_name: peft',
+    '---',
+    f'# {experiment.method.name} on {scenario.name}, after {tasks} of {len(scenario.tasks)} tasks',
+    '',
+    f'For {naming.model} with the weights of {backbone.name}',
+    f'(sha256 {facts["backbone_sha256"]}).',
+    f'Inputs: {backbone.inputs.what} {list(backbone.inputs.shape)}, {facts["value_range"]}.',
+    '',
+  ]
+  if head:
+    lines += [
+      f'The classifier `{naming.head}` has {len(scenario.class_order)} outputs and a bias: give '
+      'the model one like that first. Classes learnt so far, by output:',
+      '',
+      *(f'- {name}' for name in names),
+    ]
+  else:
+    lines += ['The classifier of this method reads other features, and is not part of the adapter.']
+  return '\n'.join(lines) + '\n'

@@ -1,0 +1,99 @@
+"""What a run has made of its backbone after a task, read from its checkpoints."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.train.branch import check_identity, find_after
+from pecft_jax.train.experiment import Experiment, describe, identified
+from pecft_jax.train.record import plain
+from pecft_jax.train.sharding import one_device, tree_shardings
+from pecft_jax.train.step import compile_steps
+from pecft_jax.train.stored import read_arrays
+from pecft_jax.typing import Adapted, Env, TrainState
+
+
+class After(NamedTuple):
+  """The outcome of a run after some of its tasks."""
+
+  tasks: int
+  adapted: Adapted
+
+
+def adapted_after(
+  experiment: Experiment,
+  workdir: str | pathlib.Path,
+  tasks: int | None = None,
+  *,
+  seed: int | None = None,
+) -> After:
+  """The delta and the classifier that a run had after a number of tasks.
+
+  Nothing is written, removed or locked.
+
+  Args:
+    experiment: that of the run.
+    workdir: of the run; of seeds side by side, the one with their checkpoints.
+    tasks: from 1; the last that there is a checkpoint after if None.
+    seed: which of seeds side by side.
+
+  Raises:
+    ValueError: if there is no such checkpoint or seed, the run is of another
+      experiment, or the method predicts with more than one delta.
+    Damaged: if a checkpoint cannot be read.
+  """
+  directory, method = pathlib.Path(workdir), experiment.method
+  experiment = identified(experiment)
+  if method.adapted is None:
+    raise ValueError(
+      f'{method.name} has no single delta that does what its predictions need; finetune, joint, '
+      'olora and ranpac have, and wrappers around them'
+    )
+  place = _place(directory, seed)
+  tick, contents = find_after(directory, tasks)
+  check_identity(directory, contents.identity or {}, plain(describe(experiment)))
+  stacked = place is not None
+  steps = compile_steps(
+    method, experiment.training.recipe, one_device(), experiment.frozen, stacked=stacked
+  )
+  like = jax.eval_shape(
+    steps.init, _key(len(contents.position['seeds']), stacked), experiment.frozen
+  )
+  put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  target = jax.tree.map(put, like, tree_shardings(one_device(), like))
+  state: TrainState = read_arrays(directory / 'checkpoints' / str(tick), target, contents)
+  if place is not None:
+    state = jax.tree.map(lambda leaf: leaf[place], state)
+  env = Env(experiment.frozen, state.task)
+  return After(int(state.task.index) + 1, method.adapted(state.params, state.memory, env))
+
+
+def _place(directory: pathlib.Path, seed: int | None) -> int | None:
+  """Of a seed among those of one program; None where there is one alone.
+
+  Raises:
+    ValueError: for a seed that was not learnt, or none where there are several.
+  """
+  path = directory / 'config.json'
+  try:
+    config: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    seeds = config.get('seeds_together')
+    own = config.get('seed')
+  except (OSError, ValueError, AttributeError) as error:
+    raise ValueError(f'{directory} is no work directory: {error}') from error
+  if seeds is None:
+    if seed not in (None, own):
+      raise ValueError(f'{directory} has seed {own}, not {seed}')
+    return None
+  if seed not in seeds:
+    raise ValueError(f'{directory} has seeds {seeds}: name one of them, got {seed}')
+  return seeds.index(seed)
+
+
+def _key(seeds: int, stacked: bool) -> Any:
+  """Abstract key, or keys."""
+  make = lambda: jax.vmap(jax.random.key)(jnp.arange(seeds)) if stacked else jax.random.key(0)
+  return jax.eval_shape(make)

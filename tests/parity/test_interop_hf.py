@@ -1,0 +1,210 @@
+"""Adapters that we write, in huggingface/peft on models of timm and transformers; and theirs here.
+
+Tolerance 1e-4 in float32: sums of some hundred terms in another order.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pecft_jax.backbones import decoder, load_llama, load_timm, vit
+from pecft_jax.continual.base import Head
+from pecft_jax.interop import load_hf_peft, save_hf_peft
+from pecft_jax.peft import at_layers, chain, dora, ia3, lora, rslora
+from pecft_jax.typing import Adapted
+
+torch = pytest.importorskip('torch')
+timm = pytest.importorskip('timm')
+transformers = pytest.importorskip('transformers')
+hf = pytest.importorskip('peft')
+safetensors = pytest.importorskip('safetensors.torch')
+
+ATOL = 1e-4
+CLASSES, PAD = 7, 36
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+  """timm's model without adapters, ours with the same weights, and inputs for either."""
+  torch.manual_seed(0)
+
+  def make():
+    return timm.models.VisionTransformer(
+      img_size=24, patch_size=6, in_chans=2, embed_dim=20, depth=3, num_heads=4, mlp_ratio=3,
+      num_classes=CLASSES,
+    ).eval()  # fmt: skip
+
+  weights = make().state_dict()
+  path = tmp_path_factory.mktemp('timm') / 'model.safetensors'
+  safetensors.save_file(weights, path)
+  ours = vit(
+    image_size=24, channels=2, patch=6, width=20, depth=3, heads=4, mlp_ratio=3.0,
+    mean=(0.5,) * 2, std=(0.5,) * 2,
+  )  # fmt: skip
+  x = np.random.default_rng(0).normal(size=(5, 24, 24, 2)).astype(np.float32)
+
+  def theirs():
+    model = make()
+    model.load_state_dict(weights)
+    return model
+
+  def logits(model):
+    with torch.no_grad():
+      return model(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
+
+  return theirs, ours, load_timm(path, ours).params, jnp.asarray(x), logits
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """The same of a Llama."""
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+    vocab_size=37, hidden_size=24, intermediate_size=20, num_hidden_layers=3,
+    num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, rope_theta=100.0,
+    rms_norm_eps=1e-3, pad_token_id=PAD, num_labels=CLASSES,
+  )  # fmt: skip
+  folder = tmp_path_factory.mktemp('llama')
+  transformers.LlamaForSequenceClassification(config).model.save_pretrained(folder)
+  ours = decoder(
+    vocabulary=37, width=24, depth=3, heads=6, kv_heads=2, hidden=20, length=64, eps=1e-3,
+    pad=PAD, rope_theta=100.0,
+  )  # fmt: skip
+  ids = np.random.default_rng(0).integers(0, PAD, (5, 11)).astype(np.int32)
+  ids[2, 7:] = PAD
+
+  def theirs():
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    model.model = transformers.LlamaModel.from_pretrained(folder, config=config)
+    model.score = torch.nn.Linear(24, CLASSES)
+    return model
+
+  def logits(model):
+    mask = torch.tensor(ids != PAD).long()
+    with torch.no_grad():
+      return model(input_ids=torch.tensor(ids).long(), attention_mask=mask).logits.numpy()
+
+  params = load_llama(folder / 'model.safetensors', ours).params
+  return theirs, ours, params, jnp.asarray(ids), logits
+
+
+def adapted(ours, params, peft):
+  """A delta and a head of random numbers."""
+  shaken = lambda tree, key: jax.tree.map(
+    lambda a, k: a + 0.2 * jax.random.normal(k, a.shape),
+    tree,
+    jax.tree.unflatten(
+      jax.tree.structure(tree), list(jax.random.split(key, len(jax.tree.leaves(tree))))
+    ),
+  )
+  delta = shaken(peft.init(jax.random.key(0), ours.sites, params), jax.random.key(1))
+  head = shaken(Head(jnp.zeros((ours.width, CLASSES)), jnp.zeros(CLASSES)), jax.random.key(2))
+  return Adapted(peft, delta, head)
+
+
+def our_logits(ours, params, found, x):
+  pooled = ours.apply(params, x, found.delta, peft=found.peft).pooled
+  return pooled @ found.head.kernel + found.head.bias
+
+
+VIT = {
+  'lora on q and v': lora(r'attn/(q|v)$', 2, alpha=5.0),
+  'lora everywhere': lora(r'attn|mlp', 3),
+  'rslora on k': rslora(r'attn/k$', 4, alpha=3.0),
+  'at one layer': at_layers(lora(r'mlp/fc1', 2), [1]),
+  'two of different ranks and scales': chain(
+    deep=at_layers(lora(r'attn/(q|out)', 3, alpha=1.0), [2]), wide=lora(r'attn/q|mlp/fc2', 2, 7.0)
+  ),
+  'dora on q and v': dora(r'attn/(q|v)$', 2, alpha=5.0),
+  'dora on whole layers': dora(r'out|fc', 3),
+  'ia3': ia3(),
+  'ia3 of mlps': ia3(outputs='fc1', inputs='fc2'),
+}
+LLAMA = {
+  'lora on q and v': lora(r'attn/(q|v)$', 2, alpha=5.0),
+  'lora everywhere': rslora(r'attn|mlp', 3),
+  'dora': dora(r'attn/(k|out)$', 2),
+  'ia3': ia3(),
+}
+CASES = [('images', name) for name in VIT] + [('texts', name) for name in LLAMA]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f'{case[0]}, {case[1]}')
+def saved(request, tmp_path):
+  kind, name = request.param
+  theirs, ours, params, x, logits = request.getfixturevalue(kind)
+  found = adapted(ours, params, {'images': VIT, 'texts': LLAMA}[kind][name])
+  save_hf_peft(tmp_path / 'adapter', ours, found, params)
+  return tmp_path / 'adapter', theirs, ours, params, x, logits, found
+
+
+def test_their_library_computes_the_same_with_what_we_write(saved):
+  directory, theirs, ours, params, x, logits, found = saved
+  plain = logits(theirs())
+  model = hf.PeftModel.from_pretrained(theirs(), directory).eval()
+  want = our_logits(ours, params, found, x)
+  assert np.abs(plain - want).max() > 0.1
+  np.testing.assert_allclose(logits(model), want, atol=ATOL)
+
+
+def test_what_we_write_comes_back(saved):
+  directory, _, ours, params, x, _, found = saved
+  back = load_hf_peft(directory, ours)
+  np.testing.assert_allclose(
+    our_logits(ours, params, back, x), our_logits(ours, params, found, x), atol=ATOL
+  )
+  # It may be trained further: the same tree as one of its own transform.
+  own = back.peft.init(jax.random.key(0), ours.sites, params)
+  assert jax.tree.structure(own) == jax.tree.structure(back.delta)
+
+
+THEIRS = {
+  'lora': dict(cls='LoraConfig', r=2, lora_alpha=5, target_modules=['qkv', 'fc1']),
+  'rslora with patterns': dict(
+    cls='LoraConfig', r=2, lora_alpha=5, target_modules=['proj', 'fc2'], use_rslora=True,
+    exclude_modules=['patch_embed.proj'], rank_pattern={'blocks.1.mlp.fc2': 3},
+    alpha_pattern={'attn.proj': 9},
+  ),
+  'dora': dict(cls='LoraConfig', r=2, target_modules=['qkv'], use_dora=True),
+  'dora with rslora': dict(
+    cls='LoraConfig', r=4, target_modules=['fc1'], use_dora=True, use_rslora=True
+  ),
+  'ia3': dict(cls='IA3Config', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', THEIRS)
+def test_we_compute_the_same_with_what_they_write(case, images, tmp_path):
+  theirs, ours, params, x, logits = images
+  options = dict(THEIRS[case])
+  config = getattr(hf, options.pop('cls'))(**options, modules_to_save=['head'])
+  model = hf.get_peft_model(theirs(), config).eval()
+  torch.manual_seed(1)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.requires_grad:
+        parameter.add_(0.2 * torch.randn_like(parameter))
+  model.save_pretrained(tmp_path)
+  found = load_hf_peft(tmp_path, ours)
+  assert np.abs(logits(model) - logits(theirs())).max() > 0.1
+  np.testing.assert_allclose(our_logits(ours, params, found, x), logits(model), atol=ATOL)
+
+
+def test_short_names_are_written_where_they_mean_the_same_layers(images, texts, tmp_path):
+  names = {}
+  for kind, peft in (
+    ('texts', lora(r'attn/(q|v)$')),
+    ('images', lora(r'attn/(q|v)$')),
+    ('patch too', lora('attn/out')),
+  ):
+    _, ours, params, _, _ = texts if kind == 'texts' else images
+    save_hf_peft(tmp_path / kind, ours, adapted(ours, params, peft), params)
+    config = json.loads((tmp_path / kind / 'adapter_config.json').read_text())
+    names[kind] = config['target_modules']
+  assert names['texts'] == ['q_proj', 'v_proj']
+  assert names['images'] == ['qkv']
+  # timm's patch embedding ends with the same name.
+  assert names['patch too'] == [f'blocks.{i}.attn.proj' for i in range(3)]
