@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
@@ -84,7 +84,7 @@ def save_hf_peft(
     tensors[f'{naming.head}.bias'] = np.asarray(adapted.head.bias)
   directory.mkdir(parents=True, exist_ok=True)
   contiguous = {PREFIX + n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()}
-  save_file(contiguous, str(directory / TENSORS), metadata={'format': 'pt'})
+  (directory / TENSORS).write_bytes(save(contiguous, metadata={'format': 'pt'}))
   (directory / CONFIG).write_text(json.dumps({**_DEFAULTS, **config}, indent=2) + '\n')
   if card:
     (directory / CARD).write_text(card, encoding='utf-8')

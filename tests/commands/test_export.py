@@ -67,6 +67,12 @@ def test_the_last_task_is_the_default_and_the_card_names_what_was_learnt(runs, t
   assert "timm's VisionTransformer with the weights of tiny" in card
 
 
+def test_of_a_method_that_classifies_otherwise_the_delta_alone_is_exported(tmp_path):
+  assert cli.main(['export', str(made(tmp_path, 'ranpac')), str(tmp_path / 'out')]) == 0
+  assert load_hf_peft(tmp_path / 'out', tiny_backbone()).head is None
+  assert 'not part of the adapter' in (tmp_path / 'out' / 'README.md').read_text()
+
+
 def test_nothing_of_the_run_changes(runs, tmp_path):
   before = {path: path.stat().st_mtime_ns for path in runs['olora'].rglob('*')}
   cli.main(['export', str(runs['olora']), str(tmp_path / 'out')])
