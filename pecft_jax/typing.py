@@ -55,6 +55,11 @@ def _same_params(delta: Delta, params: Params) -> Params:
   return params
 
 
+def _same_delta(delta: Delta, key: Key) -> Delta:
+  del key
+  return delta
+
+
 class PeftTransform(NamedTuple):
   """A parameter-efficient fine-tuning method as pure functions.
 
@@ -68,12 +73,15 @@ class PeftTransform(NamedTuple):
     merge: `(delta, params) -> params`, the weight-space form, equal to
       `weights` and `intercept` together; None where there is none (prompts,
       adapters with a non-linearity).
+    noise: `(delta, key) -> delta`, for one forward pass in training: what
+      `intercept` needs for dropout. Consumes the key.
   """
 
   init: Callable[[Key, Any, Params], Delta]
   intercept: Callable[..., Array] = _pass_through
   weights: Callable[[Delta, Params], Params] = _same_params
   merge: Callable[[Delta, Params], Params] | None = None
+  noise: Callable[[Delta, Key], Delta] = _same_delta
 
 
 class Features(NamedTuple):
@@ -115,7 +123,8 @@ class Backbone(NamedTuple):
     name: for reports and error messages.
     init: `(key) -> params`, freshly initialised. Consumes the key.
     apply: `(params, inputs, delta=None, *, peft=None, key=None, rows=None) -> Features`.
-      `inputs` are normalised floats, or token ids. With `rows`, the last block
+      `inputs` are normalised floats, or token ids. The key is for the
+      transform's dropout; None means deterministic. With `rows`, the last block
       computes just that many tokens, and `Features.tokens` holds those: the
       leading ones of a ViT (1: the class token); of a decoder, which takes
       `rows=1` only, the last real token of each text.

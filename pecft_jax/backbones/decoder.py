@@ -24,6 +24,7 @@ from pecft_jax.backbones.layers import (
   Tap,
   attend,
   gated,
+  noisy,
   run_blocks,
   stack_blocks,
   tap_of,
@@ -185,11 +186,10 @@ def decoder(
 
   def functions(depth, scan):
     def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
-      del key  # Nothing here is random.
       _check_inputs(name, inputs, length, rows)
       if peft is not None:
         params = peft.weights(delta, params)
-      delta = {} if delta is None else delta
+      delta = noisy(peft, delta, key)
       tap = tap_of(peft, delta)
       real = inputs != pad
       behind = jnp.argmax(real[:, ::-1], -1)  # [B], pads after the last real token.

@@ -11,11 +11,18 @@ from jax.sharding import PartitionSpec as P
 
 from pecft_jax.peft.combine import layer_of
 from pecft_jax.product import product
-from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site
+from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site
 
 Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
 
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+
+
+def noisy(peft: PeftTransform | None, delta: Delta | None, key: Key | None) -> Delta:
+  """The delta of one forward pass: empty for none, and with dropout where there is a key."""
+  if delta is None:
+    return {}
+  return delta if peft is None or key is None else peft.noise(delta, key)
 
 
 def tap_of(peft: PeftTransform | None, delta: Delta) -> Tap:

@@ -19,6 +19,7 @@ from pecft_jax.backbones.layers import (
   attend,
   gelu,
   linear,
+  noisy,
   run_blocks,
   stack_blocks,
   tap_of,
@@ -179,12 +180,11 @@ def vit(
     return run
 
   def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
-    del key  # Nothing here is random.
     if inputs.shape[1:] != shape:
       raise ValueError(f'{name} expects images {list(shape)}, got {list(inputs.shape[1:])}')
     if peft is not None:
       params = peft.weights(delta, params)
-    delta = {} if delta is None else delta
+    delta = noisy(peft, delta, key)
     tap = tap_of(peft, delta)
 
     def encoder(x, mask):

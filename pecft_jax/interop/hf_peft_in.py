@@ -116,8 +116,10 @@ def _lora(
         delta[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
   # With alpha / r the same scale, whatever it was there.
   most = collections.Counter(leaf.a.shape[1] for leaf in delta.values()).most_common(1)[0][0]
-  factory = dora if config.get('use_dora') else lora
-  return factory(_exactly(delta), most, common * most), delta
+  pattern, alpha = _exactly(delta), common * most
+  if config.get('use_dora'):
+    return dora(pattern, most, alpha), delta
+  return lora(pattern, most, alpha, dropout=config.get('lora_dropout') or 0.0), delta
 
 
 def _ia3(

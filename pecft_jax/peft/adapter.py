@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
 from pecft_jax.typing import Array, PeftTransform
@@ -34,6 +35,7 @@ def bottleneck(
   parallel: bool = False,
   scale: float = 1.0,
   activation: Callable[[Array], Array] = jax.nn.gelu,
+  dropout: float = 0.0,
 ) -> PeftTransform:
   """Adds a small MLP to matching branches of a residual block.
 
@@ -46,6 +48,10 @@ def bottleneck(
     parallel: beside the branch instead of behind it.
     scale: factor of the adapter's output.
     activation: f, elementwise.
+    dropout: share of the entries behind f that are zero in training.
+
+  Raises:
+    ValueError: for a width below 1, or a dropout outside [0, 1).
   """
   if width < 1:
     raise ValueError(f'the bottleneck needs a width of at least 1, got {width}')
@@ -57,39 +63,44 @@ def bottleneck(
     down = jax.random.uniform(key, (d, width), minval=-bound, maxval=bound)
     return BottleneckDelta(down, jnp.zeros(width), jnp.zeros((width, d)), jnp.zeros(d))
 
-  def run(delta, next_fn, x):
+  def run(delta, next_fn, x, drop=no_drop):
     y = next_fn(x)
     # The last block may compute fewer rows than it reads.
     read = x[:, : y.shape[1]] if parallel else y
     hidden = activation(product(read, delta.down) + delta.down_bias.astype(y.dtype))
-    added = product(hidden, delta.up) + delta.up_bias.astype(y.dtype)
+    added = product(drop(hidden), delta.up) + delta.up_bias.astype(y.dtype)
     return y + jnp.asarray(scale, y.dtype) * added
 
-  return per_site('sublayer', pattern, init_one, run)
+  return per_site('sublayer', pattern, init_one, run, dropout=dropout)
 
 
-def houlsby(width: int = 48) -> PeftTransform:
+def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after attention and after the MLP of every block.
 
   The paper trains the layer norms too: chain with `ln_tuning()`.
   """
-  return bottleneck(r'(attn|mlp)$', width)
+  return bottleneck(r'(attn|mlp)$', width, dropout=dropout)
 
 
-def pfeiffer(width: int = 48) -> PeftTransform:
+def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after the MLP of every block."""
-  return bottleneck(r'mlp$', width, activation=jax.nn.relu)
+  return bottleneck(r'mlp$', width, activation=jax.nn.relu, dropout=dropout)
 
 
-def parallel_adapter(width: int = 64, scale: float = 4.0) -> PeftTransform:
+def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.0) -> PeftTransform:
   """Scaled adapters parallel to the MLP of every block."""
-  return bottleneck(r'mlp$', width, parallel=True, scale=scale, activation=jax.nn.relu)
+  return _beside(width, scale, dropout)
 
 
-def adaptformer(width: int = 64, scale: float = 0.1) -> PeftTransform:
+def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) -> PeftTransform:
   """Parallel adapters of small scale beside the MLP of every block.
 
-  They read the MLP's normalised input. Dropout within the bottleneck (0.1 in the
-  published code) is left out.
+  They read the MLP's normalised input. The published code has a dropout of 0.1.
   """
-  return bottleneck(r'mlp$', width, parallel=True, scale=scale, activation=jax.nn.relu)
+  return _beside(width, scale, dropout)
+
+
+def _beside(width: int, scale: float, dropout: float) -> PeftTransform:
+  return bottleneck(
+    r'mlp$', width, parallel=True, scale=scale, activation=jax.nn.relu, dropout=dropout
+  )

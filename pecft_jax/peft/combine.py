@@ -52,10 +52,13 @@ def chain(**parts: PeftTransform) -> PeftTransform:
       params = part.merge(delta[name], params)
     return params
 
+  def noise(delta: Delta, key: Key) -> Delta:
+    return {name: part.noise(delta[name], site_key(key, name)) for name, part in parts.items()}
+
   if all(_selective(part) for part in parts.values()):
     return PeftTransform(init, intercept, weights, weights)
   mergeable = all(part.merge is not None for part in parts.values())
-  return PeftTransform(init, intercept, weights, merge if mergeable else None)
+  return PeftTransform(init, intercept, weights, merge if mergeable else None, noise)
 
 
 def _selective(part: PeftTransform) -> bool:
@@ -122,9 +125,12 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
       params = transform.merge(take(delta, slot), params)
     return params
 
+  def noise(delta: Delta, key: Key) -> Delta:
+    return jax.vmap(transform.noise)(delta, jax.random.split(key, size))
+
   if _selective(transform):
     return PeftTransform(init, intercept, weights, weights)
-  return PeftTransform(init, intercept, weights, merge if transform.merge else None)
+  return PeftTransform(init, intercept, weights, merge if transform.merge else None, noise)
 
 
 def take(delta: Delta, index: Array | int) -> Delta:

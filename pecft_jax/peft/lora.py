@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
 from pecft_jax.product import product
@@ -28,6 +29,7 @@ def lora(
   alpha: float | None = None,
   *,
   rank_stabilised: bool = False,
+  dropout: float = 0.0,
 ) -> PeftTransform:
   """Adds a low-rank product to matching linear sites.
 
@@ -39,29 +41,39 @@ def lora(
     rank: r, at least 1.
     alpha: the update is scaled by alpha / r; 2 r by default.
     rank_stabilised: scale by alpha / sqrt(r).
+    dropout: share of the entries of x that A does not see in training.
+
+  Raises:
+    ValueError: for a rank below 1, or a dropout outside [0, 1).
   """
   scale = lora_scale(rank, alpha, rank_stabilised=rank_stabilised)
 
-  def run(delta, next_fn, x, w, b):
-    return next_fn(x, w, b) + low_rank(delta, x) * jnp.asarray(scale, x.dtype)
+  def run(delta, next_fn, x, w, b, drop=no_drop):
+    return next_fn(x, w, b) + low_rank(delta, drop(x)) * jnp.asarray(scale, x.dtype)
 
   def merge(delta, weights):
     update = scale * jnp.matmul(delta.a, delta.b, precision='highest')
     return Weights(weights.main + update, weights.bias)
 
-  return per_site(
-    'linear', pattern, lambda key, spec, weights: init_lora(key, weights, rank), run, merge
-  )
+  def init_one(key, spec, weights):
+    del spec
+    return init_lora(key, weights, rank)
+
+  return per_site('linear', pattern, init_one, run, merge, dropout)
 
 
 def rslora(
-  pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = None
+  pattern: str = r'attn/(q|v)$',
+  rank: int = 8,
+  alpha: float | None = None,
+  *,
+  dropout: float = 0.0,
 ) -> PeftTransform:
   """Adds a low-rank product scaled by alpha / sqrt(r), for high ranks.
 
   Arguments as in `lora`.
   """
-  return lora(pattern, rank, alpha, rank_stabilised=True)
+  return lora(pattern, rank, alpha, rank_stabilised=True, dropout=dropout)
 
 
 def lora_scale(rank: int, alpha: float | None, *, rank_stabilised: bool) -> float:

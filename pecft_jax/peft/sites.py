@@ -9,6 +9,7 @@ import jax
 
 from pecft_jax.paths import shortened
 from pecft_jax.peft import weights
+from pecft_jax.peft.noise import Noisy, check_rate, dropper
 from pecft_jax.typing import SITE_KINDS, Array, Delta, Key, Params, PeftTransform, Site, SiteSpec
 
 WEIGHTED = ('linear', 'norm')
@@ -40,6 +41,7 @@ def per_site(
   init_one: Callable[[Key, SiteSpec, Any], Any],
   run: Callable[..., Array],
   merge_one: Callable[[Any, weights.Weights], weights.Weights] | None = None,
+  dropout: float | None = None,
 ) -> PeftTransform:
   """A transform that acts on each matching site by itself.
 
@@ -48,12 +50,19 @@ def per_site(
     pattern: regex searched in the site path.
     init_one: `(key, spec, weights) -> leaf`; the `Weights` are None at sites
       that have none. Consumes the key.
-    run: `(leaf, next_fn, *args) -> out`.
+    run: `(leaf, next_fn, *args) -> out`; with `dropout`, `(leaf, next_fn, *args,
+      drop=...) -> out`.
     merge_one: `(leaf, weights) -> weights`, the weight-space form, if any.
+    dropout: share of the entries of an array that `drop` sets to zero in
+      training.
 
   Returns:
     A transform whose delta is `{site path: leaf}`.
+
+  Raises:
+    ValueError: for a share outside [0, 1).
   """
+  rate = 0.0 if dropout is None else check_rate(dropout)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
     return {
@@ -68,7 +77,10 @@ def per_site(
   def intercept(delta: Delta, site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
     if site.kind != kind or site.path not in delta:
       return next_fn(*args)
-    return run(delta[site.path], next_fn, *args)
+    leaf = delta[site.path]
+    if isinstance(leaf, Noisy):
+      return run(leaf.leaf, next_fn, *args, drop=dropper(leaf.key, rate))
+    return run(leaf, next_fn, *args)
 
   def merge(delta: Delta, params: Params) -> Params:
     assert merge_one is not None
@@ -80,4 +92,8 @@ def per_site(
       params = weights.write(params, path, new)
     return params
 
-  return PeftTransform(init, intercept, merge=merge if merge_one else None)
+  def noise(delta: Delta, key: Key) -> Delta:
+    return {path: Noisy(leaf, site_key(key, path)) for path, leaf in delta.items()}
+
+  found = PeftTransform(init, intercept, merge=merge if merge_one else None)
+  return found._replace(noise=noise) if rate else found

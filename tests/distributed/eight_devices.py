@@ -78,7 +78,7 @@ def experiment_of(case: str) -> Experiment:
     image_size=4, channels=1, patch=2, width=16, depth=1, heads=2, mlp_ratio=2, mean=(0.5,),
     std=(0.5,),
   )  # fmt: skip
-  peft = lora(r'attn/(q|v|out)$|mlp', rank=2)
+  peft = lora(r'attn/(q|v|out)$|mlp', rank=2, dropout=0.2)
   return tiny_experiment('finetune', TASKS, training=training)._replace(
     backbone=backbone,
     frozen=backbone.init(jax.random.key(1)),
