@@ -10,18 +10,36 @@ from pecft_jax.commands.run import RunFlags
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
 GUIDE = ROOT / 'experiments' / 'guides' / 'long_runs.md'
+OWN = ROOT / 'experiments' / 'guides' / 'your_own.md'
+
+
+def run_examples(page, **names):
+  """The names that the Python examples of a page leave behind, run as they stand."""
+  for block in re.findall(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL):
+    exec(compile(block, str(page), 'exec'), names)
+  return names
 
 
 @pytest.mark.slow
 def test_the_python_examples_run_as_they_stand(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  blocks = re.findall(r'```python\n(.*?)```', README.read_text(encoding='utf-8'), re.DOTALL)
-  assert len(blocks) == 3
-  names = {'workdir': tmp_path / 'run'}
-  for block in blocks:
-    exec(compile(block, str(README), 'exec'), names)
+  names = run_examples(README, workdir=tmp_path / 'run')
   assert names['results']['status'] == 'done'
   assert any(abs(leaf).max() > 0 for leaf in names['jax'].tree.leaves(names['grads']))
+
+
+@pytest.mark.slow
+def test_what_is_made_in_the_guide_works(tmp_path):
+  names = run_examples(OWN, workdir=tmp_path)
+  assert names['status'] == 'done'
+  assert names['accuracy']['slda'] > 0.985 > names['accuracy']['simplecil'] > 0.95
+  # With B away from zero, merging still is rounding alone.
+  jax, model, peft = (names[name] for name in ('jax', 'model', 'transform'))
+  delta = jax.tree.map(lambda a: a + 0.1, names['delta'])
+  images, apply = names['images'], model.backbone.apply
+  away = apply(model.params, images, delta, peft=peft).pooled - apply(model.params, images).pooled
+  assert abs(away).max() > 0.1
+  assert names['merge_error'](apply, peft, delta, model.params, images) < 1e-4
 
 
 def test_set_up_is_two_commands():

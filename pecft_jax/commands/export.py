@@ -39,7 +39,7 @@ def export(
     values, _ = parse_flags(function, command['arguments'], f'pecft run {file}', RunFlags)
     experiment = function(**values)
   from pecft_jax.interop import save_hf_peft
-  from pecft_jax.train.adapted import adapted_after
+  from pecft_jax.train import adapted_after
   from pecft_jax.train.experiment import identified
 
   experiment = identified(experiment)

@@ -1,5 +1,6 @@
 """Running experiments: steps, the loop, checkpoints, results."""
 
+from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.branch import Branch
 from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.job import Stopped
@@ -12,6 +13,7 @@ from pecft_jax.train.sharding import Layout, describe_rules, make_mesh, one_devi
 from pecft_jax.train.step import Steps, compile_steps
 
 __all__ = (
+  'After',
   'Branch',
   'Experiment',
   'Layout',
@@ -22,6 +24,7 @@ __all__ = (
   'Stopped',
   'Training',
   'adam',
+  'adapted_after',
   'compile_steps',
   'constant',
   'cosine',
