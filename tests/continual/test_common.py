@@ -19,6 +19,7 @@ from pecft_jax.continual import (
   ranpac,
   simplecil,
 )
+from pecft_jax.continual.base import normalised
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import adaptformer, lora, rslora
 from pecft_jax.train.checkpoint import Checkpoints
@@ -178,6 +179,24 @@ def test_unseen_classes_never_win(ran):
     assert np.isin(logits.argmax(-1), seen).all()
     assert np.isneginf(np.delete(np.asarray(logits), seen, 1)).all()
     assert np.isfinite(np.asarray(logits)[:, list(seen)]).all()
+
+
+def test_what_is_adapted_predicts_as_the_method_does(ran):
+  if ran.method.adapted is None:
+    pytest.skip('predicts with more than one delta and a linear head')
+  backbone = backbone_of(ran.method)
+  for t in range(len(CLASSES)):
+    state, where = ran.last('end', t).state, env(ran.frozen, t)
+    found = ran.method.adapted(state.params, state.memory, where)
+    x = batch(ran.method.inputs.shape, (0, 3, 6), 5, rows=6).x
+    images = normalised(ran.method.inputs, jax.numpy.asarray(x))
+    pooled = backbone.apply(ran.frozen, images, found.delta, peft=found.peft).pooled
+    if found.head is None:  # What classifies is no part of it; its features are the method's.
+      close(ran.method.forward(state.params, state.memory, where, x, None).features, pooled)
+      continue
+    want = ran.method.predict(state.params, state.memory, where, x)
+    seen = list(sum(CLASSES[: t + 1], ()))
+    close((pooled @ found.head.kernel + found.head.bias)[:, seen], want[:, seen])
 
 
 def test_padded_rows_have_no_influence(ran):
