@@ -164,7 +164,8 @@ def compile_steps(
 
   def end(state: TrainState, frozen: Params) -> TrainState:
     params, memory = method.end_task(state.params, state.memory, Env(frozen, state.task))
-    return state._replace(params=params, memory=memory)
+    # The next task starts with a fresh one; zeros take no room in the checkpoints that are kept.
+    return state._replace(params=params, memory=memory, opt_state=recipe.tx.init(params))
 
   def predict(
     state: TrainState, frozen: Params, batch: Batch, classes: Array, counts: Counts

@@ -138,6 +138,12 @@ def test_an_update_changes_params_and_observed_memory_alone(ran):
     assert not all(jax.tree.leaves(same))
 
 
+def test_tasks_begin_and_end_with_a_fresh_optimizer(ran):
+  for stage in ran.stages:
+    if stage.name in ('begin', 'end'):
+      equal(stage.state.opt_state, RECIPE.tx.init(stage.state.params))
+
+
 def test_gathering_leaves_params_alone(ran):
   for stage in ran.stages:
     if stage.name == 'consolidate':
