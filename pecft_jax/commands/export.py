@@ -78,7 +78,7 @@ def card_of(experiment: Any, tasks: int, head: bool) -> str:
     '',
     f'For {naming.model} with the weights of {backbone.name}',
     f'(sha256 {facts["backbone_sha256"]}).',
-    f'Inputs: {backbone.inputs.what} {list(backbone.inputs.shape)}, {facts["value_range"]}.',
+    f'Inputs of shape {list(backbone.inputs.shape)}: {facts["value_range"]}.',
     '',
   ]
   if head:
