@@ -6,6 +6,7 @@ import pytest
 
 from pecft_jax.commands.plan import PlanFlags
 from pecft_jax.commands.run import RunFlags
+from pecft_jax.peft import bitfit, lora
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -40,6 +41,18 @@ def test_what_is_made_in_the_guide_works(tmp_path):
   away = apply(model.params, images, delta, peft=peft).pooled - apply(model.params, images).pooled
   assert abs(away).max() > 0.1
   assert names['merge_error'](apply, peft, delta, model.params, images) < 1e-4
+
+  # The model of the guide takes transforms that replace weights, and dropout.
+  own = names['own']
+  params = own.init(jax.random.key(0))
+  for transform, key in ((bitfit(), None), (lora('fc', 2, dropout=0.5), jax.random.key(2))):
+    delta = transform.init(jax.random.key(1), own.sites, params)
+    delta = jax.tree.map(lambda a: a + 0.1, delta)
+    apply = lambda delta, key=None, peft=transform: own.apply(
+      params, images, delta, peft=peft, key=key
+    )
+    plain = own.apply(params, images) if key is None else apply(delta)
+    assert abs(apply(delta, key).pooled - plain.pooled).max() > 0.01
 
 
 def test_set_up_is_two_commands():

@@ -24,7 +24,7 @@ from pecft_jax.backbones.layers import (
   Tap,
   attend,
   gated,
-  noisy,
+  put_on,
   run_blocks,
   stack_blocks,
   tap_of,
@@ -187,9 +187,7 @@ def decoder(
   def functions(depth, scan):
     def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
       _check_inputs(name, inputs, length, rows)
-      if peft is not None:
-        params = peft.weights(delta, params)
-      delta = noisy(peft, delta, key)
+      delta, params = put_on(peft, delta, params, key)
       tap = tap_of(peft, delta)
       real = inputs != pad
       behind = jnp.argmax(real[:, ::-1], -1)  # [B], pads after the last real token.

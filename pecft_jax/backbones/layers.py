@@ -18,11 +18,20 @@ Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
 
 
-def noisy(peft: PeftTransform | None, delta: Delta | None, key: Key | None) -> Delta:
-  """The delta of one forward pass: empty for none, and with dropout where there is a key."""
-  if delta is None:
-    return {}
-  return delta if peft is None or key is None else peft.noise(delta, key)
+def put_on(
+  peft: PeftTransform | None, delta: Delta | None, params: Params, key: Key | None = None
+) -> tuple[Delta, Params]:
+  """What a backbone does with a transform before its layers: the delta and weights of one pass.
+
+  Args:
+    peft: the transform, or None.
+    delta: its own, or None.
+    params: the frozen weights, some of which selective transforms replace.
+    key: of dropout; None leaves it out.
+  """
+  if peft is None or delta is None:
+    return {}, params
+  return delta if key is None else peft.noise(delta, key), peft.weights(delta, params)
 
 
 def tap_of(peft: PeftTransform | None, delta: Delta) -> Tap:

@@ -19,7 +19,7 @@ from pecft_jax.backbones.layers import (
   attend,
   gelu,
   linear,
-  noisy,
+  put_on,
   run_blocks,
   stack_blocks,
   tap_of,
@@ -182,9 +182,7 @@ def vit(
   def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
     if inputs.shape[1:] != shape:
       raise ValueError(f'{name} expects images {list(shape)}, got {list(inputs.shape[1:])}')
-    if peft is not None:
-      params = peft.weights(delta, params)
-    delta = noisy(peft, delta, key)
+    delta, params = put_on(peft, delta, params, key)
     tap = tap_of(peft, delta)
 
     def encoder(x, mask):

@@ -1,7 +1,6 @@
 """`pecft export`: the adapter of a run, for other libraries."""
 
 import contextlib
-import json
 import pathlib
 from typing import Any
 
@@ -27,11 +26,16 @@ def export(
 ) -> int:
   if form not in FORMATS:
     raise unknown('format', form, FORMATS)
+  from pecft_jax.train.workdir import read_config
+
   out, directory = out.resolve(), directory.resolve()
-  command = _command(directory)
+  command = read_config(directory).get('command') or {}
   file = command.get('file') if file is None else str(pathlib.Path(file).resolve())
   if file is None or 'arguments' not in command:
-    raise ValueError(f'{directory} does not tell which command made it: pecft run writes that')
+    raise ValueError(
+      f'{directory} does not tell which command made it, as pecft run writes it; in code, '
+      'adapted_after of pecft_jax.train and save_hf_peft of pecft_jax.interop do the same'
+    )
   # Flags may hold paths, which were seen from there.
   there = pathlib.Path(command['directory'])
   with contextlib.chdir(there) if there.is_dir() else contextlib.nullcontext():
@@ -50,14 +54,6 @@ def export(
   tasks = 'task 1' if found.tasks == 1 else f'tasks 1 to {found.tasks}'
   console.print(f'{experiment.method.name} after {tasks} → {out}', highlight=False, soft_wrap=True)
   return 0
-
-
-def _command(directory: pathlib.Path) -> dict[str, Any]:
-  try:
-    config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
-    return config.get('command') or {}
-  except (OSError, ValueError, AttributeError) as error:
-    raise ValueError(f'{directory} is no work directory: {error}') from error
 
 
 def card_of(experiment: Any, tasks: int, head: bool) -> str:

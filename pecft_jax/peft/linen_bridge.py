@@ -50,7 +50,8 @@ def linen_apply(module: nn.Module, peft: PeftTransform) -> Callable[..., Any]:
   """`apply(params, delta, *inputs, **kwargs)`: the module with a transform at its sites.
 
   Jit it as a whole; `kwargs` go to `module.apply`, so a `method`, `rngs` and
-  `variables` (further collections beside `params`) can be given.
+  `variables` (further collections beside `params`) can be given. For dropout
+  give it `peft.noise(delta, key)`.
   """
 
   def apply(params: Params, delta: Delta, *inputs: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,5 @@
 """What a run has made of its backbone after a task, read from its checkpoints."""
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.train.branch import check_identity, find_after
+from pecft_jax.train.checkpoint import read_checkpoint
 from pecft_jax.train.experiment import Experiment, describe, identified
 from pecft_jax.train.record import plain
 from pecft_jax.train.sharding import one_device, tree_shardings
 from pecft_jax.train.step import compile_steps
-from pecft_jax.train.stored import read_arrays
-from pecft_jax.typing import Adapted, Env, TrainState
+from pecft_jax.train.workdir import read_config
+from pecft_jax.typing import Adapted, Env
 
 
 class After(NamedTuple):
@@ -62,9 +62,8 @@ def adapted_after(
   like = jax.eval_shape(
     steps.init, _key(len(contents.position['seeds']), stacked), experiment.frozen
   )
-  put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  target = jax.tree.map(put, like, tree_shardings(one_device(), like))
-  state: TrainState = read_arrays(directory / 'checkpoints' / str(tick), target, contents)
+  path = directory / 'checkpoints' / str(tick)
+  state, _ = read_checkpoint(path, like, tree_shardings(one_device(), like))
   if place is not None:
     state = jax.tree.map(lambda leaf: leaf[place], state)
   env = Env(experiment.frozen, state.task)
@@ -77,16 +76,11 @@ def _place(directory: pathlib.Path, seed: int | None) -> int | None:
   Raises:
     ValueError: for a seed that was not learnt, or none where there are several.
   """
-  path = directory / 'config.json'
-  try:
-    config: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-    seeds = config.get('seeds_together')
-    own = config.get('seed')
-  except (OSError, ValueError, AttributeError) as error:
-    raise ValueError(f'{directory} is no work directory: {error}') from error
+  config = read_config(directory)
+  seeds, own = config.get('seeds_together'), config.get('seed')
   if seeds is None:
     if seed not in (None, own):
-      raise ValueError(f'{directory} has seed {own}, not {seed}')
+      raise ValueError(f'{directory} has seed {own} alone, got {seed}: leave the seed out')
     return None
   if seed not in seeds:
     raise ValueError(f'{directory} has seeds {seeds}: name one of them, got {seed}')

@@ -70,11 +70,13 @@ def find_after(directory: pathlib.Path, tasks: int | None) -> tuple[int, Content
   found = {int(path.name): read_contents(path) for path in _checkpoints(directory / 'checkpoints')}
   positions = {tick: Position.from_json(each.position) for tick, each in found.items()}
   ends = {at.task + 1: tick for tick, at in positions.items() if at.at_boundary()}
-  tasks = max(ends, default=0) if tasks is None else tasks
+  if not ends:
+    raise ValueError(f'{directory} has no checkpoint after a task yet: let it run that far')
+  tasks = max(ends) if tasks is None else tasks
   if tasks not in ends:
     raise ValueError(
       f'{directory} has no checkpoint after task {tasks}; there are some after '
-      f'{sorted(ends) or "none"}; a run with --keep-tasks keeps all'
+      f'{sorted(ends)}; a run with --keep-tasks keeps all'
     )
   return ends[tasks], found[ends[tasks]]
 

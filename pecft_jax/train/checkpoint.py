@@ -181,16 +181,7 @@ class Checkpoints:
       ValueError: if it holds another structure, shape or dtype.
       Damaged: if it cannot be read, or its content is not what was written.
     """
-    contents = read_contents(self._at(tick))
-    _check_leaves(tick, dict(map(card, named_leaves(like))), dict(contents.leaves))
-    target = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      like,
-      shardings,
-    )
-    state = read_arrays(self._at(tick), target, contents)
-    # Of equal arrays, but not of equal shardings in the eyes of jit, which would compile anew.
-    return jax.device_put(state, shardings), Position.from_json(contents.position)
+    return read_checkpoint(self._at(tick), like, shardings)
 
   def _not_saved(self, tick: int, error: Exception) -> str:
     there = self.ticks()
@@ -203,7 +194,21 @@ class Checkpoints:
     )
 
 
-def _check_leaves(tick: int, expected: dict[str, Any], stored: dict[str, Any]) -> None:
+def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[TrainState, Position]:
+  """`Checkpoints.load` of the directory of one checkpoint; changes nothing beside it."""
+  contents = read_contents(path)
+  _check_leaves(path.name, dict(map(card, named_leaves(like))), dict(contents.leaves))
+  target = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    like,
+    shardings,
+  )
+  state = read_arrays(path, target, contents)
+  # Of equal arrays, but not of equal shardings in the eyes of jit, which would compile anew.
+  return jax.device_put(state, shardings), Position.from_json(contents.position)
+
+
+def _check_leaves(tick: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
   """Holds a stored tree against the expected one; orbax would cast dtypes silently."""
   differing = [
     f'{name}: expected {expected.get(name, "nothing")}, stored {stored.get(name, "nothing")}'

@@ -70,6 +70,17 @@ def claim(
     )
 
 
+def read_config(directory: pathlib.Path) -> dict[str, Any]:
+  """What a run wrote to config.json. Raises ValueError if there is none, or it is damaged."""
+  try:
+    config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{directory} is no work directory of a run: {error}') from error
+  if not isinstance(config, dict):
+    raise ValueError(f'{directory}/config.json is damaged: expected an object, got {config!r:.60}')
+  return config
+
+
 def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
   if isinstance(there, dict) and isinstance(here, dict):
     for key in there.keys() | here.keys():

@@ -105,6 +105,7 @@ def written(model, tmp_path):
   ('change', 'message'),
   [
     ({'peft_type': 'LOHA'}, "expected an adapter of type LORA or IA3, got 'LOHA'"),
+    ({'r': None}, 'expected a number for r, got None'),
     ({'bias': 'all'}, "bias='all' is not supported, only 'none'"),
     ({'layer_replication': [[0, 2]]}, 'layer_replication'),
     ({'use_dora': True}, 'use_dora is True, but its tensors say otherwise'),

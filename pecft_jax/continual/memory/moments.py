@@ -58,8 +58,8 @@ def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
   mean_y, _, targets = centred(moments.mean_y, y)
   return Moments(
     count,
-    jnp.where(count > 0, mean, moments.mean),
-    jnp.where(count > 0, mean_y, moments.mean_y),
+    mean,
+    mean_y,
     moments.gram + _dot(from_before.T, from_after),
     moments.cross + _dot(from_before.T, targets),
   )

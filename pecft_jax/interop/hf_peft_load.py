@@ -13,7 +13,7 @@ import numpy as np
 
 from pecft_jax.backbones.convert import read_tensors
 from pecft_jax.continual.base import Head, abstract_delta
-from pecft_jax.interop.hf_peft import CONFIG, PREFIX, TENSORS
+from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.peft.combine import chain
@@ -89,7 +89,7 @@ def load_hf_peft(
 def _lora(
   config: Mapping[str, Any], parts: _Parts, sites: Mapping[str, Any]
 ) -> tuple[PeftTransform, Delta]:
-  rank, alpha = config['r'], config['lora_alpha']
+  rank, alpha = (_entry(config, key) for key in ('r', 'lora_alpha'))
   stabilised = bool(config.get('use_rslora'))
   common = lora_scale(rank, alpha, rank_stabilised=stabilised)
   delta: Delta = {}
@@ -191,6 +191,12 @@ def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any
   return default
 
 
+def _entry(config: Mapping[str, Any], key: str) -> Any:
+  if not isinstance(config.get(key), int | float):
+    raise ValueError(f'{CONFIG}: expected a number for {key}, got {config.get(key)!r}')
+  return config[key]
+
+
 def _exactly(delta: Delta) -> str:
   return f'^({"|".join(map(re.escape, delta))})$'
 
@@ -213,6 +219,9 @@ def _check(directory: pathlib.Path, backbone: Backbone, peft: PeftTransform, del
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
+    config = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
     raise ValueError(f'{path} is no configuration of an adapter: {error}') from error
+  if not isinstance(config, dict):
+    raise ValueError(f'{path} is no configuration of an adapter: expected an object')
+  return config
