@@ -48,7 +48,7 @@ def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
 
   def centred(mean: Array, rows: Array) -> tuple[Array, Array, Array]:
     """The mean after the rows, and the rows less the mean before, and after."""
-    own = _dot(share, rows)
+    own = dot(share, rows)
     # The means of nothing are not zero, but nowhere.
     before = jnp.where(moments.count > 0, mean, own)
     after = before + step * (own - before)
@@ -60,10 +60,11 @@ def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
     count,
     mean,
     mean_y,
-    moments.gram + _dot(from_before.T, from_after),
-    moments.cross + _dot(from_before.T, targets),
+    moments.gram + dot(from_before.T, from_after),
+    moments.cross + dot(from_before.T, targets),
   )
 
 
-def _dot(a: Array, b: Array) -> Array:
+def dot(a: Array, b: Array) -> Array:
+  """The product of matrices or vectors at the highest precision, which is not a TPU's default."""
   return jnp.matmul(a, b, precision='highest')

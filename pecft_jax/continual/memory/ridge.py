@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.memory.moments import Moments
+from pecft_jax.continual.memory.moments import Moments, dot
 from pecft_jax.typing import Array
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
@@ -64,7 +64,7 @@ def held_out_error(fit: Rows, held: Rows) -> Callable[[Array], Array]:
   """
   count = fit.valid.sum(dtype=jnp.float32)
   share = fit.valid / jnp.maximum(count, 1)
-  mean, mean_y = _dot(share, fit.h), _dot(share, fit.y)
+  mean, mean_y = dot(share, fit.h), dot(share, fit.y)
   a, b = ((rows.h - mean) * rows.valid[:, None] for rows in (fit, held))
   y = (fit.y - mean_y) * fit.valid[:, None]
   size, width = a.shape
@@ -85,12 +85,12 @@ _Along = Callable[[Array], tuple[Array, Array]]
 
 def _primal(a: Array, b: Array, y: Array, mean: Array) -> _Along:
   """By a system of the size M of the features."""
-  square = _dot(a.T, a)
-  cross = jnp.concatenate([_dot(a.T, y), mean[:, None]], 1)
+  square = dot(a.T, a)
+  cross = jnp.concatenate([dot(a.T, y), mean[:, None]], 1)
 
   def along(ridge: Array) -> tuple[Array, Array]:
     z = solve_ridge(square, cross, ridge)
-    return _dot(b, z), _dot(mean, z)
+    return dot(b, z), dot(mean, z)
 
   return along
 
@@ -98,21 +98,17 @@ def _primal(a: Array, b: Array, y: Array, mean: Array) -> _Along:
 def _dual(a: Array, b: Array, y: Array, mean: Array) -> _Along:
   """By a system of the size N of the examples: Z = A^T (K + ridge I)^-1 Y, K = A A^T,
   and z = (m - A^T (K + ridge I)^-1 A m) / ridge."""
-  square, probe = _dot(a, a.T), _dot(b, a.T)
-  fit_mean, held_mean, mean_mean = _dot(a, mean), _dot(b, mean), _dot(mean, mean)
+  square, probe = dot(a, a.T), dot(b, a.T)
+  fit_mean, held_mean, mean_mean = dot(a, mean), dot(b, mean), dot(mean, mean)
   cross = jnp.concatenate([y, fit_mean[:, None]], 1)
 
   def along(ridge: Array) -> tuple[Array, Array]:
     dual = solve_ridge(square, cross, ridge)
-    rows, common = _dot(probe, dual), _dot(fit_mean, dual)
+    rows, common = dot(probe, dual), dot(fit_mean, dual)
     rows = rows.at[:, -1].set((held_mean - rows[:, -1]) / ridge)
     return rows, common.at[-1].set((mean_mean - common[-1]) / ridge)
 
   return along
-
-
-def _dot(a: Array, b: Array) -> Array:
-  return jnp.matmul(a, b, precision='highest')
 
 
 def least_ridge(moments: Moments) -> Array:
@@ -141,8 +137,8 @@ def solve_moments(moments: Moments, ridge: Array) -> Array:
   n, mean, mean_y, gram, cross = moments
   both = solve_ridge(gram, jnp.concatenate([cross, mean[:, None]], 1), ridge)
   own, common = both[:, :-1], both[:, -1]
-  rest = mean_y - _dot(mean, own)
-  return own + jnp.outer(n * common / (1 + n * _dot(mean, common)), rest)
+  rest = mean_y - dot(mean, own)
+  return own + jnp.outer(n * common / (1 + n * dot(mean, common)), rest)
 
 
 def solve_surely(moments: Moments, ridge: Array) -> tuple[Array, Array]:
