@@ -22,16 +22,16 @@ from split_digits import experiment
 
 from pecft_jax.catalog import METHODS, WRAPPERS
 from pecft_jax.data import train_batches
+from pecft_jax.paths import tree_bytes
 from pecft_jax.train import compile_steps, one_device
-from pecft_jax.train.checkpoint import Checkpoints
 from pecft_jax.train.experiment import describe
 from pecft_jax.train.heap import keep_heap
-from pecft_jax.train.inspection import bytes_of
 from pecft_jax.train.loop import on_devices
-from pecft_jax.train.position import Position
-from pecft_jax.train.record import plain
 from pecft_jax.train.schedule import task_arrays
-from pecft_jax.train.state import tree_bytes
+from pecft_jax.workdir.checkpoint import Checkpoints
+from pecft_jax.workdir.inspection import bytes_of
+from pecft_jax.workdir.position import Position
+from pecft_jax.workdir.record import plain
 
 MINUTE = 60.0
 

@@ -65,7 +65,7 @@ def measure(card: str, name: str, batch: int, **options: Any) -> Row:
 
   from pecft_jax.backbones import architecture
   from pecft_jax.continual import finetune
-  from pecft_jax.peft.lora import lora
+  from pecft_jax.peft.lowrank.lora import lora
   from pecft_jax.train import adam, compile_steps
   from pecft_jax.train.abstract import arguments
   from pecft_jax.typing import Capacity

@@ -17,7 +17,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from pecft_jax.data.resize import centre_square
+from pecft_jax.data.resizing import centre_square
 
 BOX, LONG = 64, 48  # Side of a distance field, and longer side of the character in it.
 FINE, COARSE = 32, 8  # Side of the binary bitmap, and of the image of block counts.
@@ -246,6 +246,6 @@ def _smooth_noise(rng: np.random.Generator, n: int, knots: int = 5) -> np.ndarra
 
 
 def enlarge(drawings: np.ndarray, size: int = 16) -> np.ndarray:
-  """Values 0..16 [B, 8, 8] -> uint8 [B, size, size, 1], as `pecft_jax.data.digits` does it."""
+  """Values 0..16 [B, 8, 8] -> uint8 [B, size, size, 1], as `pecft_jax.data.bundled` does it."""
   grey = np.round(drawings[..., None] * (255 / 16)).astype(np.uint8)
   return np.stack([centre_square(image, size) for image in grey])

@@ -20,7 +20,7 @@ from pecft_jax.backbones import architecture
 from pecft_jax.catalog import METHODS, PEFTS, WRAPPERS, method_by_name
 from pecft_jax.plan import CHIPS, Plan, abstract_layout, fusion, growth, plan, stored_as
 from pecft_jax.plan.estimate import abstract_batch, abstract_state, step_programs
-from pecft_jax.plan.flops import flops
+from pecft_jax.plan.operations import flops
 from pecft_jax.plan.page import amount, expected
 from pecft_jax.report.glossary import count
 from pecft_jax.train import Rule, adam, fsdp, tensor_parallel

@@ -38,7 +38,7 @@ ARCHITECTURE = {
 HOLD_OUT = 10  # One letter in so many is held out.
 SHARPNESS = 16.0  # Of the cosine classifier.
 SMOOTHING = 0.1  # Of the labels.
-CARDS = pathlib.Path(pecft_jax.__file__).parent / 'backbones' / 'cards'
+CARDS = pathlib.Path(pecft_jax.__file__).parent / 'backbones' / 'families' / 'vit' / 'cards'
 
 
 class Letters(NamedTuple):
@@ -234,7 +234,7 @@ def main(
     'accuracy': {
       **measure_letters(backbone, letters, params),
       'digits': {
-        'split': 'pecft_jax.data.digits(16): train to fit, test to measure',
+        'split': 'pecft_jax.data.bundled(16): train to fit, test to measure',
         'pretrained': measure_digits(lambda x: features(backbone, params['backbone'], x)),
         'random_weights': measure_digits(lambda x: features(backbone, fresh, x)),
         'pixels': measure_digits(lambda x: x.reshape(len(x), -1) / 255),

@@ -57,3 +57,13 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
   near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
   hint = f'; did you mean {near[0]!r}?' if near else ''
   return ValueError(f'unknown {what} {name!r}{hint} choices: {choices}')
+
+
+def tree_bytes(tree: Any) -> int:
+  """Bytes of all leaves; also of abstract ones."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def tree_size(tree: Any) -> int:
+  """Number of scalars in all leaves."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))

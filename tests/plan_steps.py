@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.backbones import architecture
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.catalog import method_by_name
 from pecft_jax.plan.estimate import abstract_batch, abstract_state
 from pecft_jax.train import adam

@@ -12,15 +12,15 @@ import numpy as np
 from rich.console import Console
 
 from pecft_jax import data
-from pecft_jax.backbones.layers import linear, tap_of
-from pecft_jax.backbones.vit import find_sites
-from pecft_jax.continual.ease import ease
-from pecft_jax.continual.finetune import finetune, joint
-from pecft_jax.continual.l2p import l2p
-from pecft_jax.continual.olora import olora
-from pecft_jax.continual.ranpac import ranpac
+from pecft_jax.backbones.core.layers import linear, tap_of
+from pecft_jax.backbones.families.vit.model import find_sites
+from pecft_jax.continual.adapters.ease import ease
+from pecft_jax.continual.bounds.finetune import finetune, joint
+from pecft_jax.continual.lowrank.olora import olora
+from pecft_jax.continual.prompts.l2p import l2p
+from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.continual.wrappers.derpp import derpp
-from pecft_jax.peft.lora import lora
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import Experiment, Training, sgd
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Features, InputSpec, Params, Site
 

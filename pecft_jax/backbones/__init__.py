@@ -10,11 +10,11 @@ from pecft_jax.backbones.card import (
   random_weights,
   read_card,
 )
-from pecft_jax.backbones.convert import Checkpoint, load_timm, save_timm
-from pecft_jax.backbones.convert_llama import load_llama, save_llama
-from pecft_jax.backbones.decoder import decoder
-from pecft_jax.backbones.layers import products_and_sums, stack_blocks, unstack_blocks
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.core.layers import products_and_sums, stack_blocks, unstack_blocks
+from pecft_jax.backbones.families.decoder.model import decoder
+from pecft_jax.backbones.families.decoder.names import load_llama, save_llama
+from pecft_jax.backbones.families.vit.model import vit
+from pecft_jax.backbones.families.vit.names import Checkpoint, load_timm, save_timm
 
 __all__ = (
   'Card',

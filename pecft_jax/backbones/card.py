@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pecft_jax.backbones.convert import Checkpoint, load_timm
-from pecft_jax.backbones.convert_llama import load_llama
-from pecft_jax.backbones.decoder import decoder
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.decoder.model import decoder
+from pecft_jax.backbones.families.decoder.names import load_llama
+from pecft_jax.backbones.families.vit.model import vit
+from pecft_jax.backbones.families.vit.names import Checkpoint, load_timm
 from pecft_jax.paths import unknown
 from pecft_jax.typing import Backbone, Params
 
-_FOLDER = pathlib.Path(__file__).parent / 'cards'
+_FAMILY_FOLDERS = pathlib.Path(__file__).parent / 'families'
 
 
 class Family(NamedTuple):
@@ -86,7 +86,10 @@ def read_card(path: str | pathlib.Path) -> Card:
 
 def cards() -> dict[str, Card]:
   """The cards that come with the library, by name."""
-  found = [read_card(path) for path in sorted(_FOLDER.glob('*.json'))]
+  found = [
+    read_card(path)
+    for path in sorted(_FAMILY_FOLDERS.glob('*/cards/*.json'), key=lambda path: path.name)
+  ]
   return {card.name: card for card in found}
 
 

@@ -26,7 +26,7 @@ def export(
 ) -> int:
   if form not in FORMATS:
     raise unknown('format', form, FORMATS)
-  from pecft_jax.train.workdir import read_config
+  from pecft_jax.workdir.claim import read_config
 
   out, directory = out.resolve(), directory.resolve()
   command = read_config(directory).get('command') or {}

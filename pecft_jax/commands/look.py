@@ -45,7 +45,7 @@ def inspect_directory(
   import jax
 
   from pecft_jax.report.inspected import print_inspected, problems_of
-  from pecft_jax.train.inspection import inspect_run
+  from pecft_jax.workdir.inspection import inspect_run
 
   # An accelerator may be in use by the very run that is looked at.
   jax.config.update('jax_platforms', 'cpu')

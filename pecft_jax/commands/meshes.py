@@ -27,7 +27,7 @@ def layout_of(mesh: str, fsdp: bool, written: Sequence[str] = (), own: Sequence[
   Raises:
     ValueError: for a mesh that does not fit the devices, or other flags without one.
   """
-  from pecft_jax.train import sharding
+  from pecft_jax.devices import sharding
 
   if not mesh:
     for flag, given in {'fsdp': fsdp, 'rules': written}.items():
@@ -42,7 +42,7 @@ def rules_of(
   axes: dict[str, int], fsdp: bool, written: Sequence[str] = (), own: Sequence[Any] = ()
 ) -> tuple[Any, ...]:
   """The table of rules for a mesh with these axes; other arguments as those of `layout_of`."""
-  from pecft_jax.train import rules
+  from pecft_jax.devices import rules
 
   tables = [rules.split_memory('data', 'model' if 'model' in axes else None)]
   tables += [rules.tensor_parallel('model', 'data' if fsdp else None)] if 'model' in axes else []

@@ -60,11 +60,11 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
   side_by_side = f'-seeds={flags.seeds}' if flags.seeds > 1 else ''
   workdir = flags.workdir or default_workdir(name + side_by_side, function, values)
   # After the flags, so that --help is quick.
+  from pecft_jax.devices.processes import ending_together, is_first, join
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
   from pecft_jax.report.read import read_run
   from pecft_jax.report.tables import print_run
   from pecft_jax.train import Stopped
-  from pecft_jax.train.processes import ending_together, is_first, join
 
   command = {
     'file': str(pathlib.Path(path).resolve()),
@@ -104,8 +104,8 @@ def _run_experiment(
   console: Console,
 ) -> list[pathlib.Path]:
   """Runs what the flags ask for; returns the directories of the seeds."""
+  from pecft_jax.devices.processes import is_first
   from pecft_jax.train import run, run_seeds, tensorboard
-  from pecft_jax.train.processes import is_first
 
   how: dict[str, Any] = {
     'config': settings,
@@ -133,7 +133,7 @@ def _run_experiment(
 
 
 def _branch(flags: RunFlags) -> Any:
-  from pecft_jax.train.branch import Branch
+  from pecft_jax.workdir.branch import Branch
 
   if flags.branch is None and flags.after_task is None:
     return None

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
-from pecft_jax.continual.ease import ease
-from pecft_jax.continual.finetune import finetune, joint
-from pecft_jax.continual.l2p import l2p
-from pecft_jax.continual.olora import olora
-from pecft_jax.continual.ranpac import ranpac
-from pecft_jax.continual.simplecil import simplecil
-from pecft_jax.continual.wrappers import derpp, er, ewc, lwf
+from pecft_jax.continual.adapters.ease import ease
+from pecft_jax.continual.bounds.finetune import finetune, joint
+from pecft_jax.continual.lowrank.olora import olora
+from pecft_jax.continual.prompts.l2p import l2p
+from pecft_jax.continual.statistics.ranpac import ranpac
+from pecft_jax.continual.statistics.simplecil import simplecil
+from pecft_jax.continual.wrappers.derpp import derpp
+from pecft_jax.continual.wrappers.er import er
+from pecft_jax.continual.wrappers.ewc import ewc
+from pecft_jax.continual.wrappers.lwf import lwf
 from pecft_jax.typing import ContinualMethod
 
 # Called with a backbone, a transform (but for `l2p` and `simplecil`) and a capacity.

@@ -9,7 +9,6 @@ for t, task in enumerate(scenario.tasks):
     ...
 """
 
-from pecft_jax.data.arrays import arrays
 from pecft_jax.data.augment import (
   Augmentation,
   compose,
@@ -17,13 +16,14 @@ from pecft_jax.data.augment import (
   random_crop,
   random_resized_crop,
 )
+from pecft_jax.data.bundled import digits
 from pecft_jax.data.counter import fold_seed
-from pecft_jax.data.digits import digits
+from pecft_jax.data.in_arrays import arrays
 from pecft_jax.data.incremental import class_incremental, domain_incremental, task_incremental
-from pecft_jax.data.npz import npz
+from pecft_jax.data.npz_files import npz
 from pecft_jax.data.order import class_order
 from pecft_jax.data.pipeline import eval_batches, steps_for, train_batches
-from pecft_jax.data.resize import resize
+from pecft_jax.data.resizing import resize
 from pecft_jax.data.scenario import Scenario, Split, TaskData, joined, task_masks
 from pecft_jax.data.source import (
   Source,

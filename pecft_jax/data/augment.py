@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pecft_jax.data.resize import scale_part
+from pecft_jax.data.resizing import scale_part
 
 
 class Augmentation(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pecft_jax.data.resize import centre_square
+from pecft_jax.data.resizing import centre_square
 from pecft_jax.data.source import Source
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.backbones.convert import read_tensors
-from pecft_jax.continual.base import Head, abstract_delta
+from pecft_jax.backbones.families.vit.names import read_tensors
+from pecft_jax.continual.core import Head, abstract_delta
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.paths import named_leaves, shortened
-from pecft_jax.peft.combine import chain
-from pecft_jax.peft.dora import DoraDelta, dora
-from pecft_jax.peft.ia3 import Ia3Delta, scaled_inputs, scaled_outputs
-from pecft_jax.peft.lora import LoraDelta, lora, lora_scale
+from pecft_jax.peft.compose import chain
+from pecft_jax.peft.lowrank.dora import DoraDelta, dora
+from pecft_jax.peft.lowrank.lora import LoraDelta, lora, lora_scale
+from pecft_jax.peft.scaling.ia3 import Ia3Delta, scaled_inputs, scaled_outputs
 from pecft_jax.typing import Adapted, Backbone, Delta, PeftTransform
 
 # What would change the forward pass in ways that are not read here.

@@ -16,8 +16,8 @@ from safetensors.numpy import save
 
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
-from pecft_jax.peft.dora import DoraDelta
-from pecft_jax.peft.ia3 import Ia3Delta
+from pecft_jax.peft.lowrank.dora import DoraDelta
+from pecft_jax.peft.scaling.ia3 import Ia3Delta
 from pecft_jax.peft.weights import read
 from pecft_jax.typing import Adapted, Backbone, Params
 

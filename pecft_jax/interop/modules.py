@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pecft_jax.backbones.convert import timm_name
-from pecft_jax.backbones.convert_llama import llama_name
+from pecft_jax.backbones.families.decoder.names import llama_name
+from pecft_jax.backbones.families.vit.names import timm_name
 from pecft_jax.typing import Backbone
 
 _THIRDS = {'q': 0, 'k': 1, 'v': 2}

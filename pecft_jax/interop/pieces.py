@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from pecft_jax.peft.dora import DoraDelta
-from pecft_jax.peft.ia3 import Ia3Delta
-from pecft_jax.peft.lora import LoraDelta
+from pecft_jax.peft.lowrank.dora import DoraDelta
+from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.scaling.ia3 import Ia3Delta
 from pecft_jax.peft.weights import read
 from pecft_jax.typing import Delta, Params, PeftTransform
 

@@ -3,20 +3,33 @@
 Flax linen modules that are not of this library: `pecft_jax.peft.linen_bridge`.
 """
 
-from pecft_jax.peft.adapter import adaptformer, bottleneck, houlsby, parallel_adapter, pfeiffer
-from pecft_jax.peft.combine import at_layers, bank, chain, mix, nothing, take
-from pecft_jax.peft.dora import dora
-from pecft_jax.peft.ia3 import ia3, scaled_inputs, scaled_outputs
-from pecft_jax.peft.lora import lora, rslora
+from pecft_jax.peft.adapters.bottleneck import (
+  adaptformer,
+  bottleneck,
+  houlsby,
+  parallel_adapter,
+  pfeiffer,
+)
+from pecft_jax.peft.compose import at_layers, bank, chain, mix, nothing, take
+from pecft_jax.peft.halves import combine, mask_of, masked, partition
+from pecft_jax.peft.lowrank.dora import dora
+from pecft_jax.peft.lowrank.lora import lora, rslora
+from pecft_jax.peft.lowrank.vera import vera
 from pecft_jax.peft.merge import Merged, merge_error, merged, unmerge
-from pecft_jax.peft.partition import combine, mask_of, masked, partition
-from pecft_jax.peft.prefix import prefix
-from pecft_jax.peft.prompt import prompt, prompt_tuning, vpt_deep, vpt_shallow
 from pecft_jax.peft.registry import PEFTS, summaries
-from pecft_jax.peft.select import bitfit, full, linear_probe, ln_tuning, partial, select_weights
+from pecft_jax.peft.scaling.ia3 import ia3, scaled_inputs, scaled_outputs
+from pecft_jax.peft.scaling.ssf import ssf
+from pecft_jax.peft.selective.select import (
+  bitfit,
+  full,
+  linear_probe,
+  ln_tuning,
+  partial,
+  select_weights,
+)
 from pecft_jax.peft.sites import per_site
-from pecft_jax.peft.ssf import ssf
-from pecft_jax.peft.vera import vera
+from pecft_jax.peft.tokens.prefix import prefix
+from pecft_jax.peft.tokens.prompt import prompt, prompt_tuning, vpt_deep, vpt_shallow
 from pecft_jax.peft.weights import Weights, weight_sites
 
 __all__ = [

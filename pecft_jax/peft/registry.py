@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from pecft_jax.peft.adapter import adaptformer, houlsby, parallel_adapter, pfeiffer
-from pecft_jax.peft.dora import dora
-from pecft_jax.peft.ia3 import ia3
-from pecft_jax.peft.lora import lora, rslora
-from pecft_jax.peft.prefix import prefix
-from pecft_jax.peft.prompt import prompt_tuning, vpt_deep, vpt_shallow
-from pecft_jax.peft.select import bitfit, full, linear_probe, ln_tuning
-from pecft_jax.peft.ssf import ssf
-from pecft_jax.peft.vera import vera
+from pecft_jax.peft.adapters.bottleneck import adaptformer, houlsby, parallel_adapter, pfeiffer
+from pecft_jax.peft.lowrank.dora import dora
+from pecft_jax.peft.lowrank.lora import lora, rslora
+from pecft_jax.peft.lowrank.vera import vera
+from pecft_jax.peft.scaling.ia3 import ia3
+from pecft_jax.peft.scaling.ssf import ssf
+from pecft_jax.peft.selective.select import bitfit, full, linear_probe, ln_tuning
+from pecft_jax.peft.tokens.prefix import prefix
+from pecft_jax.peft.tokens.prompt import prompt_tuning, vpt_deep, vpt_shallow
 from pecft_jax.typing import PeftTransform
 
 # Each can be called without arguments, and adapts any transformer backbone of the library.

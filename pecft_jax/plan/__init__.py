@@ -3,11 +3,11 @@
 Not to be confused with `pecft_jax.train.schedule`, what a method trains on in each task.
 """
 
+from pecft_jax.plan.carried import carried_bytes, checkpoint_bytes, growth
 from pecft_jax.plan.chips import CHIPS, Chip, find_chip
 from pecft_jax.plan.estimate import Plan, plan, plan_experiment
-from pecft_jax.plan.flops import Flops, flops
-from pecft_jax.plan.growth import carried_bytes, checkpoint_bytes, growth
 from pecft_jax.plan.memory import Memory, abstract_layout, stored_as
+from pecft_jax.plan.operations import Flops, flops
 from pecft_jax.plan.program import Program, program_of
 from pecft_jax.plan.roofline import Times, times
 

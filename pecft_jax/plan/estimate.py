@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.devices.sharding import Layout, check_batches, check_rules, one_device
+from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.plan import fusion
-from pecft_jax.plan.flops import Flops, flops
-from pecft_jax.plan.growth import checkpoint_bytes
+from pecft_jax.plan.carried import checkpoint_bytes
 from pecft_jax.plan.links import Sent, sent
 from pecft_jax.plan.memory import Memory, gathered, held, stored_as
+from pecft_jax.plan.operations import Flops, flops
 from pecft_jax.plan.program import Op, Program, program_of, pruned
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.optimizer import Recipe
-from pecft_jax.train.sharding import Layout, check_batches, check_rules, one_device
-from pecft_jax.train.state import init_state, tree_bytes, tree_size
+from pecft_jax.train.state import init_state
 from pecft_jax.train.step import train_step
 from pecft_jax.typing import Backbone, Batch, Cached, ContinualMethod, Env, Params, TrainState
 

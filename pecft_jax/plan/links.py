@@ -8,8 +8,8 @@ for reasons of its own is not in here.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pecft_jax.devices.sharding import Layout
 from pecft_jax.plan.memory import splits
-from pecft_jax.train.sharding import Layout
 from pecft_jax.typing import Params, SiteSpec, TrainState
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
+from pecft_jax.devices.sharding import Layout, Rule, tree_shardings
 from pecft_jax.paths import named_leaves
-from pecft_jax.train.sharding import Layout, Rule, tree_shardings
 from pecft_jax.typing import Params, TrainState
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pecft_jax.plan.chips import Chip
-from pecft_jax.plan.flops import Flops
+from pecft_jax.plan.operations import Flops
 
 
 class Times(NamedTuple):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pecft_jax.metrics import summary as metrics
 from pecft_jax.report import glossary
 from pecft_jax.report.read import Run
-from pecft_jax.train import metrics
 
 
 class Standing(NamedTuple):

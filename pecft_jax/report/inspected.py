@@ -10,7 +10,7 @@ from rich.text import Text
 
 
 def print_inspected(facts: Mapping[str, Any], console: Console, *, leaves: bool = False) -> None:
-  """Prints what `pecft_jax.train.inspection.inspect_run` found.
+  """Prints what `pecft_jax.workdir.inspection.inspect_run` found.
 
   Args:
     facts: found.

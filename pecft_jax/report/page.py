@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from pecft_jax.metrics import summary as metrics
 from pecft_jax.report import facts, glossary, plots
 from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
-from pecft_jax.train import metrics
 
 _ROW = 4  # Tiles in a row; what does not fill a row stands just in the table.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pecft_jax.train import metrics
+from pecft_jax.metrics import summary as metrics
 
 REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
 # A reference that differs in one of these is not a bound of the run.

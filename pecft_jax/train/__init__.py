@@ -1,16 +1,16 @@
 """Running experiments: steps, the loop, checkpoints, results."""
 
+from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
+from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
 from pecft_jax.train.adapted import After, adapted_after
-from pecft_jax.train.branch import Branch
 from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.job import Stopped
 from pecft_jax.train.loop import NonFiniteLoss
 from pecft_jax.train.optimizer import Recipe, adam, constant, cosine, recipe, sgd, warmup
-from pecft_jax.train.record import tensorboard
-from pecft_jax.train.rules import Rule, fsdp, split_memory, tensor_parallel
-from pecft_jax.train.run import run, run_seeds
-from pecft_jax.train.sharding import Layout, describe_rules, make_mesh, one_device
+from pecft_jax.train.running import run, run_seeds
 from pecft_jax.train.step import Steps, compile_steps
+from pecft_jax.workdir.branch import Branch
+from pecft_jax.workdir.record import tensorboard
 
 __all__ = (
   'After',

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.train.branch import check_identity, find_after
-from pecft_jax.train.checkpoint import read_checkpoint
+from pecft_jax.devices.sharding import one_device, tree_shardings
 from pecft_jax.train.experiment import Experiment, describe, identified
-from pecft_jax.train.record import plain
-from pecft_jax.train.sharding import one_device, tree_shardings
 from pecft_jax.train.step import compile_steps
-from pecft_jax.train.workdir import read_config
 from pecft_jax.typing import Adapted, Env
+from pecft_jax.workdir.branch import check_identity, find_after
+from pecft_jax.workdir.checkpoint import read_checkpoint
+from pecft_jax.workdir.claim import read_config
+from pecft_jax.workdir.record import plain
 
 
 class After(NamedTuple):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pecft_jax.data import Augmentation, Scenario
+from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.devices.rules import Rule
 from pecft_jax.paths import shortened
 from pecft_jax.train.optimizer import Recipe
-from pecft_jax.train.rules import Rule
-from pecft_jax.train.state import tree_sha256
 from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params
 
 

@@ -10,18 +10,18 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.devices.processes import agreement, is_first
+from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
-from pecft_jax.train.position import Findings, Position
-from pecft_jax.train.processes import agreement, is_first
 from pecft_jax.train.progress import Reporter
-from pecft_jax.train.record import Record, Unwritten, Writer, plain, write_json
 from pecft_jax.train.results import peak_memory, results
-from pecft_jax.train.sharding import Layout, batch_part, describe_rules, place, replicated
-from pecft_jax.train.state import tree_sha256
 from pecft_jax.train.step import Steps, compilations, compile_steps
 from pecft_jax.typing import ContinualMethod, Params, TrainState
+from pecft_jax.workdir.checkpoint import Checkpoints
+from pecft_jax.workdir.position import Findings, Position
+from pecft_jax.workdir.record import Record, Unwritten, Writer, plain, write_json
 
 
 class Stopped(Exception):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.data import Split, eval_batches, fold_seed, steps_for, task_masks, train_batches
+from pecft_jax.devices.sharding import place
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.position import PHASES, Position
-from pecft_jax.train.record import Record, Unwritten
 from pecft_jax.train.schedule import task_arrays, training_split, training_steps
-from pecft_jax.train.sharding import place
 from pecft_jax.train.step import Counts, Steps
 from pecft_jax.typing import Batch, ContinualMethod, Params, TrainState
+from pecft_jax.workdir.position import PHASES, Position
+from pecft_jax.workdir.record import Record, Unwritten
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -8,9 +8,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from pecft_jax.data import steps_for
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.position import PHASES, Position
 from pecft_jax.train.schedule import training_split, training_steps
 from pecft_jax.typing import ContinualMethod, keep
+from pecft_jax.workdir.position import PHASES, Position
 
 # Rough cost of a batch against one forward pass of as many examples.
 _TRAIN_COST = 3.0

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.metrics.summary import summarise
+from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.train.experiment import Experiment, describe
-from pecft_jax.train.metrics import summarise
-from pecft_jax.train.position import Position
-from pecft_jax.train.state import tree_bytes, tree_size
 from pecft_jax.typing import ContinualMethod, TrainState
+from pecft_jax.workdir.position import Position
 
 
 def results(

@@ -1,15 +1,9 @@
-"""The state of a run: made, measured, and told apart."""
-
-import hashlib
-from typing import Any
+"""The state of a run at its start, and the keys of its events."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pecft_jax.paths import named_leaves
 from pecft_jax.train.optimizer import Recipe
-from pecft_jax.train.processes import whole
 from pecft_jax.typing import Array, Capacity, ContinualMethod, Key, Params, Task, TrainState
 
 
@@ -35,28 +29,3 @@ def key_for(state: TrainState, task: Task, number: Array | int) -> Key:
   """The key of one numbered event of a task, a function of nothing else."""
   key = jax.random.wrap_key_data(state.key)
   return jax.random.fold_in(jax.random.fold_in(key, task.index), number)
-
-
-def tree_bytes(tree: Any) -> int:
-  """Bytes of all leaves; also of abstract ones."""
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def tree_size(tree: Any) -> int:
-  """Number of scalars in all leaves."""
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def tree_sha256(tree: Any) -> str:
-  """Hex digest over path, dtype, shape and bytes of every leaf, in path order.
-
-  Of a leaf that is split over processes each gets a copy, one leaf at a time.
-  """
-  digest = hashlib.sha256()
-  for name, leaf in sorted(named_leaves(tree), key=lambda item: item[0]):
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    array = whole(jax.random.key_data(leaf) if is_key else leaf)
-    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
-    contents: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # Without a copy.
-    digest.update(contents)
-  return digest.hexdigest()

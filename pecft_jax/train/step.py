@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pecft_jax.train.optimizer import Recipe
-from pecft_jax.train.sharding import (
+from pecft_jax.devices.sharding import (
   Layout,
   batched,
   check_rules,
@@ -23,6 +22,7 @@ from pecft_jax.train.sharding import (
   traced_on,
   tree_shardings,
 )
+from pecft_jax.train.optimizer import Recipe
 from pecft_jax.train.state import init_state, key_for
 from pecft_jax.typing import (
   Array,

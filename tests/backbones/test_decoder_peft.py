@@ -12,7 +12,7 @@ import pytest
 from pecft_jax.backbones import decoder, stack_blocks
 from pecft_jax.paths import map_named, named_leaves
 from pecft_jax.peft import PEFTS, merge_error, merged, prompt
-from pecft_jax.peft.prompt import PromptDelta
+from pecft_jax.peft.tokens.prompt import PromptDelta
 from pecft_jax.typing import PeftTransform
 
 REFUSED = {'bitfit'}  # There are no biases.

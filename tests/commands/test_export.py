@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import tiny_backbone, tiny_frozen, tiny_scenario
 
 from pecft_jax import cli
-from pecft_jax.continual.base import normalised
+from pecft_jax.continual.core import normalised
 from pecft_jax.data.scenario import task_masks
 from pecft_jax.interop import load_hf_peft
 

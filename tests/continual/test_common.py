@@ -19,14 +19,14 @@ from pecft_jax.continual import (
   ranpac,
   simplecil,
 )
-from pecft_jax.continual.base import normalised
+from pecft_jax.continual.core import normalised
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import adaptformer, lora, rslora
-from pecft_jax.train.checkpoint import Checkpoints
-from pecft_jax.train.position import Position
 from pecft_jax.train.state import init_state
 from pecft_jax.train.step import compilations, train_step
 from pecft_jax.typing import Backbone, ContinualMethod, Env, keep
+from pecft_jax.workdir.checkpoint import Checkpoints
+from pecft_jax.workdir.position import Position
 
 from .tiny import (
   CAPACITY,

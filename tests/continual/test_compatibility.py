@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import derpp, ease, ewc, finetune, joint, l2p, olora, ranpac
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import PEFTS

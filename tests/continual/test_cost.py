@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import finetune, l2p
 from pecft_jax.peft import at_layers, full, linear_probe, lora
 from pecft_jax.train.optimizer import adam

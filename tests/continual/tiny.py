@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.backbones.layers import linear, tap_of
-from pecft_jax.backbones.vit import find_sites, vit
+from pecft_jax.backbones.core.layers import linear, tap_of
+from pecft_jax.backbones.families.vit.model import find_sites, vit
+from pecft_jax.devices.sharding import one_device
 from pecft_jax.paths import map_named, named_leaves
 from pecft_jax.train.optimizer import adam
-from pecft_jax.train.sharding import one_device
 from pecft_jax.train.step import Counts, StepLog, Steps, compile_steps
 from pecft_jax.typing import (
   Backbone,

@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import AxisType
 from tiny_runs import TRAINING, quiet, tiny_experiment
 
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import derpp, er, ewc, finetune, lwf, simplecil
 from pecft_jax.data import joined
+from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
-from pecft_jax.peft.lora import lora
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import (
   Experiment,
   Layout,
@@ -35,9 +36,8 @@ from pecft_jax.train import (
   split_memory,
   tensor_parallel,
 )
-from pecft_jax.train.checkpoint import Checkpoints
-from pecft_jax.train.sharding import tree_shardings
 from pecft_jax.typing import Capacity, Env
+from pecft_jax.workdir.checkpoint import Checkpoints
 
 TASKS = 3
 CAPACITY = Capacity(TASKS, 2 * TASKS)
@@ -170,7 +170,7 @@ def moving(case: str, root: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stopping_after(ticks: int):
-  module = sys.modules['pecft_jax.train.run']
+  module = sys.modules['pecft_jax.train.running']
   before, left = module.stop_signals, iter(range(1, 1000))
 
   @contextlib.contextmanager

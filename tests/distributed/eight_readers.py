@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.backbones import decoder
+from pecft_jax.devices.sharding import batched, tree_shardings
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import lora
 from pecft_jax.train import Layout, fsdp, make_mesh, tensor_parallel
-from pecft_jax.train.sharding import batched, tree_shardings
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 
 from distributed.hlo import calls_home, exchanges
-from pecft_jax.backbones.decoder import decoder
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.decoder.model import decoder
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import derpp, ease, ewc, finetune, l2p, olora, ranpac
 from pecft_jax.paths import named_leaves
-from pecft_jax.peft.lora import lora
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import (
   Layout,
   compile_steps,

@@ -13,7 +13,7 @@ from tiny_runs import outcome, tiny_experiment
 from distributed.jobs import finish, run_job, start
 from pecft_jax.paths import named_leaves
 from pecft_jax.train import compile_steps, one_device
-from pecft_jax.train.checkpoint import Checkpoints
+from pecft_jax.workdir.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,12 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from pecft_jax.backbones import architecture
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import derpp, ease, ewc, finetune, lwf, olora, ranpac, simplecil
+from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
-from pecft_jax.peft.lora import lora
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import Layout, adam, fsdp, split_memory, tensor_parallel
-from pecft_jax.train.sharding import tree_shardings
 from pecft_jax.train.state import init_state
 from pecft_jax.typing import Capacity
 

@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import outcome
 
 from faults.conftest import ALWAYS
-from pecft_jax.train.inspection import inspect_run
+from pecft_jax.workdir.inspection import inspect_run
 
 METHOD = 'ease'
 # Reads of damaged files leave coroutines of orbax behind.

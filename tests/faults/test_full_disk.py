@@ -6,7 +6,7 @@ import pytest
 from tiny_runs import outcome
 
 from faults.conftest import ALWAYS, RARELY
-from pecft_jax.train.inspection import inspect_run
+from pecft_jax.workdir.inspection import inspect_run
 
 # What is being written when the disk is full; the flags; where the message says it was.
 WRITES = {

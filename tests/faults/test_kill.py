@@ -16,7 +16,7 @@ import pytest
 from tiny_runs import outcome
 
 from faults.conftest import ALWAYS
-from pecft_jax.train.inspection import inspect_run
+from pecft_jax.workdir.inspection import inspect_run
 
 # Where each method is killed: in each place once, then in any. `write` is in the middle of
 # writing a checkpoint; `start` before there is anything to be saved.

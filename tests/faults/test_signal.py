@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import outcome
 
 from faults.conftest import RARELY
-from pecft_jax.train.inspection import inspect_run
+from pecft_jax.workdir.inspection import inspect_run
 
 # Long enough for a signal to arrive within a phase, without checkpoints but at the ends of tasks.
 EPOCHS = ('--epochs', '100')

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pecft_jax.backbones import random_weights
-from pecft_jax.continual.base import Head
+from pecft_jax.continual.core import Head
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.peft import (
   adaptformer,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pecft_jax.backbones import decoder, load_llama, load_timm, vit
-from pecft_jax.continual.base import Head
+from pecft_jax.continual.core import Head
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.peft import at_layers, chain, dora, ia3, lora, rslora
 from pecft_jax.typing import Adapted

@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from pecft_jax.backbones import cards, decoder, load_llama, save_llama
-from pecft_jax.backbones.rope import Rope
+from pecft_jax.backbones.families.decoder.rope import Rope
 from pecft_jax.peft import lora, prompt
-from pecft_jax.peft.lora import LoraDelta
-from pecft_jax.peft.prompt import PromptDelta
+from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.tokens.prompt import PromptDelta
 from pecft_jax.typing import PeftTransform
 
 torch = pytest.importorskip('torch')

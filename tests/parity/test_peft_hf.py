@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pecft_jax.backbones.layers import linear
+from pecft_jax.backbones.core.layers import linear
 from pecft_jax.peft import dora, ia3, lora, rslora, vera
-from pecft_jax.peft.dora import DoraDelta
-from pecft_jax.peft.ia3 import Ia3Delta
-from pecft_jax.peft.lora import LoraDelta
-from pecft_jax.peft.vera import VeraDelta, shared_factors
+from pecft_jax.peft.lowrank.dora import DoraDelta
+from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.lowrank.vera import VeraDelta, shared_factors
+from pecft_jax.peft.scaling.ia3 import Ia3Delta
 from pecft_jax.typing import Site
 
 torch = pytest.importorskip('torch')

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from pecft_jax.backbones import architecture, cards
-from pecft_jax.train.state import tree_size
+from pecft_jax.paths import tree_size
 
 timm = pytest.importorskip('timm')
 torch = pytest.importorskip('torch')

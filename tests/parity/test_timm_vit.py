@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from pecft_jax.backbones import load_timm, vit
-from pecft_jax.backbones.layers import tap_of
-from pecft_jax.backbones.vit import Block, Embed
+from pecft_jax.backbones.core.layers import tap_of
+from pecft_jax.backbones.families.vit.model import Block, Embed
 
 torch = pytest.importorskip('torch')
 timm = pytest.importorskip('timm')

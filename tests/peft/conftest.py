@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from tiny_vit import DEPTH, NORMAL, SIZES, Tiny, shaken, split_qkv
 
-from pecft_jax.backbones.layers import stack_blocks
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.core.layers import stack_blocks
+from pecft_jax.backbones.families.vit.model import vit
 
 
 @pytest.fixture(scope='module', autouse=True)

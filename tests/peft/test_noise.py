@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pecft_jax.backbones.layers import linear
+from pecft_jax.backbones.core.layers import linear
 from pecft_jax.peft import (
   adaptformer,
   at_layers,
@@ -20,7 +20,7 @@ from pecft_jax.peft import (
   take,
   weight_sites,
 )
-from pecft_jax.peft.lora import LoraDelta
+from pecft_jax.peft.lowrank.lora import LoraDelta
 from pecft_jax.peft.noise import Noisy, dropper
 from pecft_jax.typing import Site
 

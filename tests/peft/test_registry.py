@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.peft import PEFTS, at_layers, prefix
 
 

@@ -14,11 +14,11 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.backbones.vit import vit
+from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.catalog import method_by_name
+from pecft_jax.devices.sharding import Rule
 from pecft_jax.plan import abstract_layout, plan
 from pecft_jax.train import Layout, adam, compile_steps, fsdp, make_mesh, tensor_parallel
-from pecft_jax.train.sharding import Rule
 from pecft_jax.train.state import init_state
 from pecft_jax.typing import Batch, Capacity
 

@@ -6,7 +6,7 @@ import pytest
 from plan_steps import CAPACITY, RECIPE, backbone_of, frozen_of
 
 from pecft_jax.backbones import architecture
-from pecft_jax.backbones.decoder import decoder
+from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.catalog import METHODS, method_by_name
 from pecft_jax.plan import abstract_layout, plan
 from pecft_jax.train import fsdp, tensor_parallel

@@ -1,11 +1,11 @@
 from plan_steps import CAPACITY, RECIPE, backbone_of, frozen_of
 
 from pecft_jax.catalog import method_by_name
+from pecft_jax.paths import tree_bytes
 from pecft_jax.plan import abstract_layout
 from pecft_jax.plan.estimate import abstract_state
 from pecft_jax.plan.links import sent
 from pecft_jax.train import fsdp, tensor_parallel
-from pecft_jax.train.state import tree_bytes
 
 WIDTH, TOKENS, DEPTH, F32 = 96, 17, 2, 4
 

@@ -5,11 +5,12 @@ import pytest
 from plan_steps import CAPACITY, RECIPE, backbone_of, frozen_of
 
 from pecft_jax.catalog import method_by_name
+from pecft_jax.paths import tree_bytes
 from pecft_jax.plan import abstract_layout, plan, stored_as
 from pecft_jax.plan.estimate import abstract_state
 from pecft_jax.plan.memory import gathered, held
 from pecft_jax.train import fsdp, tensor_parallel
-from pecft_jax.train.state import init_state, tree_bytes
+from pecft_jax.train.state import init_state
 from pecft_jax.train.step import train_step
 from pecft_jax.typing import Batch
 

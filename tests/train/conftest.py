@@ -1,54 +1,5 @@
-"""Runs in this process that share compiled functions, and can be stopped at will."""
+"""Runs share compiled functions, and can be stopped at will."""
 
-import contextlib
-import sys
-from collections.abc import Callable
+from run_fixtures import interrupt, shared_steps
 
-import pytest
-
-import pecft_jax.train
-
-RUN = sys.modules['pecft_jax.train.run']  # The package shows the function of this name instead.
-JOB = sys.modules['pecft_jax.train.job']
-_compile_steps = pecft_jax.train.compile_steps
-_compiled = {}
-
-
-@pytest.fixture(autouse=True)
-def shared_steps(monkeypatch):
-  """Compiles the functions of each method once for all tests."""
-
-  def shared(method, recipe, layout, frozen, stacked=False):
-    if stacked:  # Of as many seeds as come: other shapes in other tests.
-      return _compile_steps(method, recipe, layout, frozen, stacked=True)
-    key = (method, recipe, layout)
-    if key not in _compiled:
-      _compiled[key] = _compile_steps(*key, frozen)
-    return _compiled[key]
-
-  monkeypatch.setattr(JOB, 'compile_steps', shared)
-
-
-@pytest.fixture
-def interrupt(monkeypatch) -> Callable[..., None]:
-  """`interrupt(tick, error=None)`: the next runs stop, or fail, after so many ticks."""
-
-  def set_up(tick: int | None, error: Exception | None = None) -> None:
-    @contextlib.contextmanager
-    def signals():
-      left = tick
-
-      def asked() -> bool:
-        nonlocal left
-        if left is None:
-          return False
-        left -= 1
-        if left == 0 and error is not None:
-          raise error
-        return left == 0
-
-      yield asked
-
-    monkeypatch.setattr(RUN, 'stop_signals', signals)
-
-  return set_up
+__all__ = ('interrupt', 'shared_steps')

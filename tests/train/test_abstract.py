@@ -4,9 +4,8 @@ import jax
 import pytest
 from tiny_runs import TRAINING, tiny_backbone, tiny_frozen, tiny_method
 
-from pecft_jax.continual import ewc, finetune, lwf, simplecil
-from pecft_jax.continual.wrappers import er
-from pecft_jax.peft.lora import lora
+from pecft_jax.continual import er, ewc, finetune, lwf, simplecil
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import compile_steps, one_device
 from pecft_jax.train.abstract import arguments
 from pecft_jax.typing import Capacity

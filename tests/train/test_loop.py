@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from pecft_jax.devices.sharding import batched, one_device
 from pecft_jax.train.loop import NonFiniteLoss, on_devices, settle
-from pecft_jax.train.position import Findings, Position
-from pecft_jax.train.sharding import batched, one_device
 from pecft_jax.train.step import Counts, StepLog
+from pecft_jax.workdir.position import Findings, Position
 
 
 def _logs(*losses, finite=True):

@@ -4,8 +4,8 @@ import pytest
 from tiny_runs import TRAINING, quiet, tiny_experiment, tiny_method
 
 from pecft_jax.train import progress, run
-from pecft_jax.train.position import Position
 from pecft_jax.train.progress import Reporter, phase_batches, phase_costs
+from pecft_jax.workdir.position import Position
 
 
 def test_batches_of_each_phase():

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tiny_runs import TRAINING, outcome, quiet, tiny_experiment, tiny_method
 
+from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
 from pecft_jax.train import Stopped, one_device, run, run_seeds, sgd
-from pecft_jax.train.checkpoint import Checkpoints
-from pecft_jax.train.inspection import inspect_run
-from pecft_jax.train.sharding import tree_shardings
 from pecft_jax.train.state import init_state
+from pecft_jax.workdir.checkpoint import Checkpoints
+from pecft_jax.workdir.inspection import inspect_run
 
 SEEDS = (3, 4, 8)
 # One batched product in the place of several may add in another order.

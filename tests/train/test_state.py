@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_runs import tiny_frozen, tiny_method
 
+from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.train.optimizer import adam, sgd
-from pecft_jax.train.state import init_state, key_for, no_task, tree_bytes, tree_sha256, tree_size
+from pecft_jax.train.state import init_state, key_for, no_task
 from pecft_jax.typing import Capacity
 
 TREE = {'b': jnp.arange(3.0), 'a': (jnp.ones((2, 2), jnp.int32), jax.random.key(3))}

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from tiny_runs import TRAINING, tiny_experiment, tiny_frozen, tiny_method
 
-from pecft_jax.backbones.vit import vit
-from pecft_jax.continual.ease import ease
-from pecft_jax.continual.finetune import finetune
-from pecft_jax.continual.ranpac import ranpac
+from pecft_jax.backbones.families.vit.model import vit
+from pecft_jax.continual.adapters.ease import ease
+from pecft_jax.continual.bounds.finetune import finetune
+from pecft_jax.continual.statistics.ranpac import ranpac
+from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.devices.sharding import one_device
 from pecft_jax.paths import named_leaves
-from pecft_jax.peft.lora import lora
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train.loop import on_devices
 from pecft_jax.train.optimizer import adam, constant, sgd
 from pecft_jax.train.schedule import task_arrays
-from pecft_jax.train.sharding import one_device
-from pecft_jax.train.state import init_state, tree_sha256
+from pecft_jax.train.state import init_state
 from pecft_jax.train.step import Counts, compilations, compile_steps, train_step
 from pecft_jax.typing import Batch, Capacity, Env
 

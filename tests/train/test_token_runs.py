@@ -10,8 +10,7 @@ from tiny_runs import quiet
 
 from pecft_jax import data
 from pecft_jax.backbones import decoder
-from pecft_jax.continual import finetune, olora, ranpac, registry
-from pecft_jax.continual.wrappers import derpp, er
+from pecft_jax.continual import derpp, er, finetune, olora, ranpac, registry
 from pecft_jax.data import random_crop
 from pecft_jax.peft import lora
 from pecft_jax.train import Experiment, Training, adam, compile_steps, one_device, run

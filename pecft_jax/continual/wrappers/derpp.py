@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.base import cross_entropy, mean_of_valid, raw
+from pecft_jax.continual.core import cross_entropy, mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import wrap
 from pecft_jax.typing import ContinualMethod

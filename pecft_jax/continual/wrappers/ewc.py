@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.base import cross_entropy
+from pecft_jax.continual.core import cross_entropy
 from pecft_jax.continual.wrappers.wrap import wrap
 from pecft_jax.typing import Array, ContinualMethod, Params
 

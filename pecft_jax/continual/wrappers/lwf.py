@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.base import mean_of_valid
+from pecft_jax.continual.core import mean_of_valid
 from pecft_jax.continual.wrappers.wrap import wrap
 from pecft_jax.typing import Array, ContinualMethod
 

@@ -1,7 +1,7 @@
 import pytest
 
 from pecft_jax.continual import METHODS, WRAPPERS, finetune, joint, ranpac, simplecil
-from pecft_jax.continual.wrappers import wrap
+from pecft_jax.continual.wrappers.wrap import wrap
 from pecft_jax.peft import lora
 from pecft_jax.typing import keep
 

@@ -1,0 +1,51 @@
+"""What a backbone tells of its sites."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.compose import layer_of
+from pecft_jax.typing import PeftTransform, Site, SiteSpec
+
+
+def find_sites(
+  apply: Any, init: Any, shape: Sequence[int], dtype: Any = jnp.float32
+) -> tuple[SiteSpec, ...]:
+  """The sites that one abstract call of a backbone passes through, in order.
+
+  Args:
+    apply: as in `Backbone`; must call each site under its own name.
+    init: `(key) -> params`.
+    shape: of one input.
+    dtype: of it, as `apply` takes it.
+  """
+  found: dict[Site, SiteSpec] = {}
+  abstract = lambda a: None if a is None else jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+  def record(delta, site, next_fn, *args):
+    del delta
+    out = next_fn(*args)
+    found.setdefault(site, SiteSpec(site, tuple(abstract(a) for a in args), abstract(out)))
+    return out
+
+  def trace(key, inputs):
+    return apply(init(key), inputs, peft=PeftTransform(lambda *_: {}, record)).pooled
+
+  jax.eval_shape(
+    trace, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((1, *shape), dtype)
+  )
+  return tuple(found.values())
+
+
+def layered(sites: Sequence[SiteSpec], depth: int) -> tuple[SiteSpec, ...]:
+  """The sites of `depth` blocks, all like the one block of the given sites."""
+
+  def renamed(spec: SiteSpec, i: int) -> SiteSpec:
+    return spec._replace(site=spec.site._replace(path=spec.site.path.replace('0', str(i), 1)))
+
+  block = [spec for spec in sites if layer_of(spec.site.path) == 0]
+  first, last = sites.index(block[0]), sites.index(block[-1])
+  blocks = [renamed(spec, i) for i in range(depth) for spec in block]
+  return (*sites[:first], *blocks, *sites[last + 1 :])

@@ -1,0 +1,1 @@
+"""Families of backbones, a folder each: model, names of published weights, cards."""

@@ -1,0 +1,252 @@
+"""Llama's decoder (Touvron et al., 2023, arXiv:2302.13971, arXiv:2307.09288; Grattafiori et al.,
+2024, arXiv:2407.21783), with named sites.
+
+Pre-norm blocks with root-mean-square norms, rotary positions (Su et al., 2021,
+arXiv:2104.09864), grouped-query attention (arXiv:2305.13245), SwiGLU
+(Shazeer, 2020, arXiv:2002.05202), no biases: the same function as the
+`LlamaModel` of Hugging Face's transformers, whose weights it reads.
+
+Texts are as long as one another: shorter ones are filled up with a pad id, at
+either end. Pads are never looked up in the embedding, no token sees them, and
+they take up no positions, so what a text gives does not depend on them.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.backbones.core.layers import (
+  KERNEL_INIT,
+  Linear,
+  RmsNorm,
+  Tap,
+  attend,
+  gated,
+  put_on,
+  run_blocks,
+  stack_blocks,
+  tap_of,
+)
+from pecft_jax.backbones.core.sites import find_sites, layered
+from pecft_jax.backbones.families.decoder.rope import Rope, rotated
+from pecft_jax.typing import Array, Backbone, Features, InputSpec, Params, Site
+
+
+class Sizes(NamedTuple):
+  """What one block is made of, and the embedding before it."""
+
+  vocabulary: int
+  width: int
+  heads: int
+  kv_heads: int
+  hidden: int
+  epsilon: float
+  rope: Rope
+
+
+class Attention(nn.Module):
+  """Grouped-query self-attention; a token stands behind those that it sees."""
+
+  sizes: Sizes
+  tap: Tap
+  at: str
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array) -> Array:
+    sizes = self.sizes
+    size = sizes.width // sizes.heads
+    frequencies = sizes.rope.frequencies(size)
+    # Pads count for nothing, prompts before the text count like any token.
+    positions = mask.sum(-1) - 1
+
+    def project(name: str, heads: int) -> Array:
+      y = Linear(heads * size, self.tap, f'{self.at}/{name}', biased=False, name=name)(x)
+      return y.reshape(*y.shape[:2], heads, size)
+
+    q = rotated(project('q', sizes.heads), positions, frequencies)
+    k = rotated(project('k', sizes.kv_heads), positions, frequencies)
+    v = project('v', sizes.kv_heads)
+    y = self.tap(Site('attend', self.at), attend, q, k, v, mask)
+    out = Linear(sizes.width, self.tap, f'{self.at}/out', biased=False, name='out')
+    return out(y.reshape(*y.shape[:2], -1))
+
+
+class Mlp(nn.Module):
+  """(silu(x G) * (x U)) D."""
+
+  hidden: int
+  tap: Tap
+  at: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    def linear(name: str, width: int) -> Linear:
+      return Linear(width, self.tap, f'{self.at}/{name}', biased=False, name=name)
+
+    y = gated(linear('gate', self.hidden)(x), linear('up', self.hidden)(x))
+    return linear('down', x.shape[-1])(y)
+
+
+class Block(nn.Module):
+  """A pre-norm transformer block: [B, T, D] -> [B, 1 or T, D].
+
+  With `behind` [B] the MLP is computed only of the token that has so many behind it.
+  """
+
+  sizes: Sizes
+  tap: Tap
+  at: str
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array, behind: Array | None) -> Array:
+    sizes = self.sizes
+    attention = Attention(sizes, self.tap, f'{self.at}/attn', name='attn')
+    mlp = Mlp(sizes.hidden, self.tap, f'{self.at}/mlp', name='mlp')
+    # Tokens that a transform has put in are causal, too.
+    mask = mask & causal(x.shape[1])
+    branch = lambda x: attention(x, mask)
+    y = RmsNorm(sizes.epsilon, self.tap, f'{self.at}/ln1', name='ln1')(x)
+    x = x + self.tap(Site('sublayer', f'{self.at}/attn'), branch, y)
+    if behind is not None:
+      x = from_the_end(x, behind)
+    y = RmsNorm(sizes.epsilon, self.tap, f'{self.at}/ln2', name='ln2')(x)
+    return x + self.tap(Site('sublayer', f'{self.at}/mlp'), mlp, y)
+
+
+def decoder(
+  *,
+  name: str = 'decoder',
+  vocabulary: int,
+  width: int,
+  depth: int,
+  heads: int,
+  kv_heads: int,
+  hidden: int,
+  length: int,
+  pad: int = -1,
+  eps: float = 1e-5,
+  rope_theta: float = 10_000.0,
+  rope_factor: float = 1.0,
+  rope_low: float = 1.0,
+  rope_high: float = 4.0,
+  rope_original: int = 8192,
+  scan: bool = False,
+  remat: Any = None,
+  dtype: Any = jnp.float32,
+) -> Backbone:
+  """A decoder of Llama's family.
+
+  Its inputs are int32 token ids [B, T], T up to `length`; ids that are neither
+  in the vocabulary nor the pad id give NaN. `pooled` is the state of the last
+  real token of each text after the final norm; a text of pads alone gives some
+  finite number. `rows` is None or 1: then the MLP of the last block is computed
+  of those tokens only, and `tokens` [B, 1, D] holds them.
+
+  The language-model head is no part of it: what has been read of a checkpoint
+  has it apart.
+
+  Args:
+    name: for reports.
+    vocabulary: number of token ids.
+    width: D.
+    depth: L.
+    heads: H, of queries; divides the width, into heads of an even size.
+    kv_heads: of keys and values; divides H.
+    hidden: width of the MLP.
+    length: the most tokens of one text, the pads included.
+    pad: the id that fills up texts; the default is no token of any vocabulary.
+    eps: of the norms.
+    rope_theta: base of the rotary frequencies.
+    rope_factor: and the three after it: see `Rope`.
+    rope_low: turns.
+    rope_high: turns, more than `rope_low`.
+    rope_original: tokens.
+    scan: store blocks stacked and run them with `lax.scan`: compile time is
+      constant in depth.
+    remat: a `jax.checkpoint_policies` policy for the blocks, or None.
+    dtype: of the computation; parameters are made as float32, and may be of
+      any other floating-point type.
+
+  Raises:
+    ValueError: for sizes that do not fit together.
+  """
+  if width % heads or (width // heads) % 2:
+    raise ValueError(f'width must be heads x an even number, got width {width} and {heads} heads')
+  if heads % kv_heads:
+    raise ValueError(f'heads must be a multiple of kv_heads, got {heads} and {kv_heads}')
+  if length < 1:
+    raise ValueError(f'length must be at least 1, got {length}')
+  if not rope_low < rope_high:
+    raise ValueError(f'rope_low must be below rope_high, got {rope_low} and {rope_high}')
+  rope = Rope(rope_theta, rope_factor, rope_low, rope_high, rope_original)
+  sizes = Sizes(vocabulary, width, heads, kv_heads, hidden, eps, rope)
+  spec = InputSpec((length,), pad=pad)
+
+  def functions(depth, scan):
+    def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
+      _check_inputs(name, inputs, length, rows)
+      delta, params = put_on(peft, delta, params, key)
+      tap = tap_of(peft, delta)
+      real = inputs != pad
+      behind = jnp.argmax(real[:, ::-1], -1)  # [B], pads after the last real token.
+
+      def run_block(params, delta, at, x, mask, rows):
+        tap = tap_of(peft, delta)
+        block = Block(sizes, tap, at)
+        call = lambda x, mask: block.apply({'params': params}, x, mask, behind if rows else None)
+        return tap(Site('tokens', at), call, x, mask)
+
+      def encoder(x, mask):
+        x = run_blocks(run_block, params, delta, x, mask, depth=depth, rows=rows, remat=remat)
+        return RmsNorm(eps, tap, 'norm').apply({'params': params['norm']}, x)
+
+      x = embedded(params['embed']['table'], inputs, real).astype(dtype)
+      x = tap(Site('tokens', 'encoder'), encoder, x, real[:, None, :] & causal(inputs.shape[1]))
+      last = x if rows else from_the_end(x, behind)
+      return Features(last[:, 0].astype(jnp.float32), x, {})
+
+    def init(key):
+      k_embed, *keys = jax.random.split(key, depth + 1)
+      table = KERNEL_INIT(k_embed, (vocabulary, width))
+      x, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1, 1), bool)
+      params: Params = {'embed': {'table': table}, 'norm': {'scale': jnp.ones(width)}}
+      for i, k_block in enumerate(keys):
+        block = Block(sizes, tap_of(None, {}), f'block_{i}')
+        params[f'block_{i}'] = block.init(k_block, x, mask, None)['params']
+      return stack_blocks(params, depth) if scan else params
+
+    return apply, init
+
+  # All blocks are alike: one of them tells the sites of all.
+  sites = layered(find_sites(*functions(1, scan=False), spec.shape, spec.dtype), depth)
+  apply, init = functions(depth, scan)
+  return Backbone(name, init, apply, sites, spec, width, depth)
+
+
+def causal(length: int) -> Array:
+  """[T, T] bool: every token sees itself and those before it."""
+  return jnp.tril(jnp.ones((length, length), bool))
+
+
+def embedded(table: Array, ids: Array, real: Array) -> Array:
+  """Rows of the table [V, D] for ids [B, T]: zeros for pads, NaN for ids that it has not."""
+  rows = table.at[ids].get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
+  return jnp.where(real[..., None], rows, 0)
+
+
+def from_the_end(x: Array, behind: Array) -> Array:
+  """The token of each row with `behind` [B] others behind it: [B, T, D] -> [B, 1, D]."""
+  return jnp.take_along_axis(x, (x.shape[1] - 1 - behind)[:, None, None], 1)
+
+
+def _check_inputs(name: str, inputs: Array, length: int, rows: int | None) -> None:
+  if inputs.ndim != 2 or not 1 <= inputs.shape[1] <= length:
+    raise ValueError(
+      f'{name} expects token ids [B, up to {length}], got an array of shape {list(inputs.shape)}'
+    )
+  if not jnp.issubdtype(inputs.dtype, jnp.integer):
+    raise TypeError(f'{name} expects integer token ids, got {inputs.dtype}')
+  if rows not in {None, 1}:
+    raise ValueError(f'{name} gives all tokens or the last real one (rows=1), got rows={rows}')

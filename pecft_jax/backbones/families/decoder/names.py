@@ -1,0 +1,130 @@
+"""Llama checkpoints in Hugging Face's naming in and out, as safetensors."""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from pecft_jax.backbones.core.layers import stack_blocks, unstack_blocks
+from pecft_jax.backbones.families.vit.names import Checkpoint, filled, read_tensors, sha256_of
+from pecft_jax.paths import named_leaves
+from pecft_jax.typing import Backbone, Params
+
+# Ours -> theirs. Linear kernels are transposed; the embedding is not.
+_NAMES = (
+  (r'^block_(\d+)/', r'layers.\1/'),
+  (r'/attn/out/', '/self_attn/o_proj/'),
+  (r'/attn/(q|k|v)/', r'/self_attn/\1_proj/'),
+  (r'/mlp/(gate|up|down)/', r'/mlp/\1_proj/'),
+  (r'/ln1/', '/input_layernorm/'),
+  (r'/ln2/', '/post_attention_layernorm/'),
+  (r'^embed/', 'embed_tokens/'),
+  (r'(kernel|scale|table)$', 'weight'),
+)
+_BODY = 'model.'
+_HEAD = 'lm_head.weight'
+_BUFFER = 'rotary_emb.inv_freq'  # In files of old versions; it follows from the architecture.
+_DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def llama_name(path: str) -> str:
+  """Hugging Face's name of one of our leaves.
+
+  `block_3/attn/q/kernel` -> `model.layers.3.self_attn.q_proj.weight`.
+  """
+  for pattern, name in _NAMES:
+    path = re.sub(pattern, name, path)
+  return _BODY + path.replace('/', '.')
+
+
+def save_llama(
+  path: str | pathlib.Path, backbone: Backbone, params: Params, head: Params | None = None
+) -> str:
+  """Writes a decoder's parameters under Hugging Face's names, and returns the file's sha256.
+
+  Args:
+    path: of the safetensors file.
+    backbone: whose parameters these are.
+    params: loop or stacked.
+    head: {'kernel' [D, V]} of the language-model head; None where it is tied to
+      the embedding, or there is none.
+  """
+  if 'blocks' in params:
+    params = unstack_blocks(params, backbone.depth)
+  tensors = {llama_name(name): _flipped(name, np.asarray(a)) for name, a in named_leaves(params)}
+  if head is not None:
+    tensors[_HEAD] = np.asarray(head['kernel']).T
+  tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+  # Readers of the format ask by this entry which library wrote it.
+  save_file(tensors, str(path), metadata={'format': 'pt'})
+  return sha256_of(path)
+
+
+def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
+  """Reads a Llama checkpoint in Hugging Face's naming into a decoder's layout.
+
+  Weights stay in the type they are stored in: float32, bfloat16 or float16.
+
+  Args:
+    path: a safetensors file, or the index (`model.safetensors.index.json`) of
+      several beside it.
+    backbone: a `decoder`.
+
+  Returns:
+    The checkpoint; its head is {'kernel' [D, V]}, or None where the file has
+    none: then the head is the embedding's transpose, or was never there. The
+    sha256 of several files is that of their own, one a line, in their order.
+
+  Raises:
+    ValueError: if a file is missing or not whole, the tensors are not those of
+      the backbone, or one has another shape or dtype.
+  """
+  path = pathlib.Path(path)
+  files = _files(path)
+  tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+  tensors = {
+    name if name.startswith(_BODY) or name == _HEAD else _BODY + name: tensor
+    for name, tensor in tensors.items()  # The body saved by itself has no prefix.
+    if not name.endswith(_BUFFER)
+  }
+  head = tensors.pop(_HEAD, None)
+  want = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
+  stacked = 'blocks' in want
+  if stacked:
+    want = jax.eval_shape(lambda p: unstack_blocks(p, backbone.depth), want)
+  params = filled(path, backbone.name, named_leaves(want), tensors, llama_name, _flipped, _DTYPES)
+  if stacked:
+    params = stack_blocks(params, backbone.depth)
+  return Checkpoint(
+    jax.tree.map(jnp.asarray, params),
+    None if head is None else {'kernel': jnp.asarray(head.T)},
+    _digest(files),
+  )
+
+
+def _flipped(path: str, array: np.ndarray) -> np.ndarray:
+  return array.T if path.endswith('kernel') else array
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+  if path.suffix != '.json':
+    return [path]
+  try:
+    index: Mapping[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    return [path.parent / name for name in sorted(set(index['weight_map'].values()))]
+  except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} is no index of safetensors files: {error!r}') from error
+
+
+def _digest(files: list[pathlib.Path]) -> str:
+  digests = [sha256_of(file) for file in files]
+  if len(digests) == 1:
+    return digests[0]
+  return hashlib.sha256('\n'.join(digests).encode()).hexdigest()

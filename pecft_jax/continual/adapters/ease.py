@@ -1,0 +1,170 @@
+"""EASE: expandable subspace ensemble (Zhou et al., 2024, arXiv:2403.12030).
+
+Each task trains its own delta on the frozen backbone; its features are a
+subspace. Classes are prototypes in all subspaces; those of old classes in a
+new subspace, which no data are left to compute, are synthesised.
+
+A class that comes with several tasks (other domains of it) has prototypes from
+data in all subspaces up to the last of them, and all those tasks are its own.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import (
+  abstract_delta,
+  from_forward,
+  head_logits,
+  model,
+  only,
+  raw,
+  unit,
+  zero_head,
+)
+from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.peft.compose import take
+from pecft_jax.typing import (
+  Array,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Output,
+  PeftTransform,
+)
+
+
+def ease(
+  backbone: Backbone, peft: PeftTransform, capacity: Capacity, *, alpha: float = 0.1
+) -> ContinualMethod:
+  """Trains a delta per task, and classifies by cosine to prototypes over all of them.
+
+  A prediction costs as many forward passes as tasks were seen.
+
+  Args:
+    backbone: frozen.
+    peft: what each task trains; the authors use AdaptFormer's adapter, r = 64.
+    capacity: tasks and classes of the sequence.
+    alpha: weight of the subspaces that are not the class's own, shared among
+      them; the class's own weigh 1 together.
+
+  Raises:
+    ValueError: if the transform has nothing to train, or finds no site.
+  """
+  if not jax.tree.leaves(abstract_delta(backbone, peft)):
+    raise ValueError(
+      'EASE needs a transform that trains something of the backbone: with a linear probe all '
+      'its subspaces would be one; choose an adapter, LoRA, prompts, ...'
+    )
+  net = model(backbone, peft)
+  tasks, classes, width = capacity.tasks, capacity.classes, backbone.width
+
+  def init(key, frozen):
+    delta = net.init(key, frozen)
+    memory = {
+      'bank': jax.tree.map(lambda a: jnp.zeros((tasks, *a.shape), a.dtype), delta),
+      'sums': jnp.zeros((tasks, classes, width)),
+      'counts': jnp.zeros((tasks, classes)),
+      'prototypes': jnp.zeros((tasks, classes, width)),
+      'own': jnp.zeros((tasks, classes), bool),  # Which classes came with which task.
+    }
+    return {'delta': delta, 'head': zero_head(width, classes)}, memory
+
+  def begin_task(params, memory, env, key):
+    fresh = {'delta': net.init(key, env.frozen), 'head': zero_head(width, classes)}
+    return fresh, {**memory, 'own': memory['own'].at[env.task.index].set(env.task.classes)}
+
+  def forward(params, memory, env, x, key):
+    del memory
+    features = net.features(env.frozen, params['delta'], x, key)
+    logits = head_logits(params['head'], features)
+    return Output(logits, jnp.zeros(logits.shape[0]), features)
+
+  def subspace(params, memory, env, i, x):
+    """Features in subspace i; the current delta is the last subspace."""
+    past = take(memory['bank'], i)
+    delta = jax.tree.map(
+      lambda old, now: jnp.where(i == env.task.index, now, old), past, params['delta']
+    )
+    return net.features(env.frozen, delta, x)
+
+  def consolidate(params, memory, env, batch):
+    def add(i, carry):
+      features = subspace(params, memory, env, i, batch.x)
+      new = class_sums(features, batch.y, batch.valid, classes)
+      return jax.tree.map(lambda old, new: old.at[i].add(new), carry, new)
+
+    start = memory['sums'], memory['counts']
+    # A traced bound: compiled once, and costs what is filled.
+    sums, counts = jax.lax.fori_loop(0, env.task.index + 1, add, start)
+    return {**memory, 'sums': sums, 'counts': counts}
+
+  def end_task(params, memory, env):
+    put = lambda bank, new: bank.at[env.task.index].set(new)
+    bank = jax.tree.map(put, memory['bank'], params['delta'])
+    means = memory['sums'] / jnp.maximum(memory['counts'], 1)[..., None]
+    # The first task of each class.
+    home = jnp.argmax(memory['own'], 0)
+    prototypes = completed(means, memory['counts'] > 0, home)
+    return params, {**memory, 'bank': bank, 'prototypes': prototypes}
+
+  def predict(params, memory, env, x):
+    others = alpha / jnp.maximum(env.task.index, 1)
+    each = 1 / jnp.maximum(memory['own'].sum(0), 1)
+
+    def add(i, logits):
+      cosine = unit(subspace(params, memory, env, i, x)) @ unit(memory['prototypes'][i]).T
+      return logits + cosine * jnp.where(memory['own'][i], each, others)
+
+    start = jnp.zeros((raw(x).shape[0], classes))
+    logits = jax.lax.fori_loop(0, env.task.index + 1, add, start)
+    return only(env.task.seen, logits)
+
+  return from_forward(
+    'ease',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=True,
+    begin_task=begin_task,
+    consolidate=consolidate,
+    end_task=end_task,
+    predict=predict,
+    passes=float,
+    renewed=('delta', 'head'),
+  )
+
+
+def completed(means: Array, known: Array, home: Array) -> Array:
+  """Fills in the prototypes of classes in subspaces that none of their data went through.
+
+  An old class is a mixture of the newer classes that are known in subspace j,
+  weighted by the softmax of their cosines to it in its first subspace, where
+  all of them are known; the same mixture of their prototypes in subspace j
+  stands for it there. As in the authors' code, mixtures are made anew after
+  each task, from ever more classes.
+
+  Args:
+    means: [T, C, D], class means, where there are data.
+    known: [T, C] bool, where that is.
+    home: [C] int32, the first subspace of each class.
+
+  Returns:
+    [T, C, D]; zeros for classes and subspaces not reached yet.
+  """
+  tasks, classes, _ = means.shape
+
+  def compare(i, cosine):
+    here = unit(means[i])
+    return jnp.where(home[:, None] == i, jnp.matmul(here, here.T, precision='highest'), cosine)
+
+  cosine = jax.lax.fori_loop(0, tasks, compare, jnp.zeros((classes, classes)))
+
+  def fill(subspace):
+    mean, there = subspace  # [C, D], [C]
+    weights = jax.nn.softmax(jnp.where(there, cosine, -1e9), axis=-1)
+    mixed = jnp.matmul(weights, mean, precision='highest')
+    lacking = ~there & known.any(0) & there.any()
+    return jnp.where(lacking[:, None], mixed, mean)
+
+  return jax.lax.map(fill, (means, known))

@@ -1,0 +1,1 @@
+"""Bounds that methods are compared with."""

@@ -1,0 +1,94 @@
+"""The bounds that every method is held against: sequential fine-tuning and joint training."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import (
+  abstract_delta,
+  from_forward,
+  frozen_features,
+  head_logits,
+  model,
+  zero_head,
+)
+from pecft_jax.typing import (
+  Adapted,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Output,
+  PeftTransform,
+)
+
+
+def finetune(
+  backbone: Backbone, peft: PeftTransform, capacity: Capacity, *, masked: bool = False
+) -> ContinualMethod:
+  """Trains one delta and one head on task after task, and does nothing about forgetting.
+
+  With the plain cross-entropy over all classes seen this is the field's lower
+  bound; `masked` restricts the softmax to the task's own classes, a stronger
+  baseline ("FT++"). A transform that trains nothing of the backbone (a linear
+  probe) leaves its features as they are, and they may be cached.
+
+  Args:
+    backbone: frozen.
+    peft: what is trained of it.
+    capacity: tasks and classes of the sequence.
+    masked: leave old classes out of the training softmax.
+
+  Raises:
+    ValueError: if the transform finds no site in the backbone.
+  """
+  net = model(backbone, peft)
+  anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
+
+  def query(frozen, x):
+    return frozen_features(backbone, frozen, x)
+
+  def init(key, frozen):
+    return {'delta': net.init(key, frozen), 'head': zero_head(backbone.width, capacity.classes)}, {}
+
+  def forward(params, memory, env, x, key):
+    del memory
+    if anything:
+      features = net.features(env.frozen, params['delta'], x, key)
+    else:
+      features = query(env.frozen, x)
+    logits = head_logits(params['head'], features)
+    return Output(logits, jnp.zeros(logits.shape[0]), features)
+
+  def adapted(params, memory, env):
+    del memory, env
+    return Adapted(peft, params['delta'], params['head'])
+
+  return from_forward(
+    'finetune',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=masked,
+    query=None if anything else query,
+    adapted=adapted,
+  )
+
+
+def joint(backbone: Backbone, peft: PeftTransform, capacity: Capacity) -> ContinualMethod:
+  """Trains anew, at each task, on the data of all tasks so far: the upper bound.
+
+  It is no continual method, as it keeps all data; after task k its accuracy
+  on task k is the a*_k of the intransigence measure (Chaudhry et al., 2018,
+  arXiv:1801.10112).
+
+  Args and errors are those of `finetune`.
+  """
+  inner = finetune(backbone, peft, capacity)
+
+  def begin_task(params, memory, env, key):
+    del params, memory
+    return inner.init(key, env.frozen)
+
+  return inner._replace(
+    name='joint', begin_task=begin_task, cumulative=True, renewed=('delta', 'head')
+  )

@@ -1,0 +1,153 @@
+"""O-LoRA: orthogonal low-rank adaptation (Wang et al., 2023, arXiv:2310.14152)."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import (
+  abstract_delta,
+  from_forward,
+  head_logits,
+  model,
+  zero_head,
+)
+from pecft_jax.peft.compose import chain, take
+from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.typing import (
+  Adapted,
+  Array,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Output,
+  PeftTransform,
+)
+
+
+def olora(
+  backbone: Backbone,
+  peft: PeftTransform,
+  capacity: Capacity,
+  *,
+  orthogonality: float = 0.5,
+  decay: float = 0.0,
+  squared: bool = False,
+  masked: bool = True,
+) -> ContinualMethod:
+  """Learns each task in a new LoRA, kept orthogonal to those of all tasks before.
+
+  W + sum_i A_i B_i over past and current task; past factors are frozen. The
+  penalty is `orthogonality` x sum_{i<t} sum |A_i^T A_t| over the
+  down-projections, as in the authors' code (sums of absolute values; the paper
+  squares them), plus `decay` x the sum of the norms of the new factors.
+
+  Past products are summed into the weights inside the step, whose cost is so
+  constant over tasks.
+
+  Args:
+    backbone: frozen.
+    peft: a `lora(...)`; with `at_layers` if wanted.
+    capacity: tasks and classes of the sequence.
+    orthogonality: lambda_1.
+    decay: lambda_2.
+    squared: penalise squares.
+    masked: leave old classes out of the training softmax.
+
+  Raises:
+    ValueError: if the transform is no LoRA, or finds no site.
+  """
+  shapes = abstract_delta(backbone, peft)
+  leaves = shapes.values() if isinstance(shapes, dict) else [shapes]
+  kinds = sorted({type(leaf).__name__ for leaf in leaves})
+  if kinds != [LoraDelta.__name__]:
+    raise ValueError(
+      'O-LoRA needs a transform whose delta is LoRA factors at every site, such as lora(...); '
+      f'got a delta of {kinds or "nothing"}'
+    )
+  current = model(backbone, peft)
+  both = model(backbone, chain(past=_summed(peft), now=peft))
+
+  def init(key, frozen):
+    delta = current.init(key, frozen)
+    bank = jax.tree.map(lambda a: jnp.zeros((capacity.tasks, *a.shape)), delta)
+    return {'delta': delta, 'head': zero_head(backbone.width, capacity.classes)}, {'bank': bank}
+
+  def begin_task(params, memory, env, key):
+    return {**params, 'delta': current.init(key, env.frozen)}, memory
+
+  def forward(params, memory, env, x, key):
+    delta = {'past': jax.lax.stop_gradient(memory['bank']), 'now': params['delta']}
+    features = both.features(env.frozen, delta, x, key)
+    logits = head_logits(params['head'], features)
+    penalty = orthogonality * _overlap(memory['bank'], params['delta'], squared)
+    if decay:
+      # The small number keeps the gradient finite at B = 0.
+      norm = lambda a: jnp.sqrt(jnp.square(a).sum() + 1e-12)
+      penalty += decay * sum(norm(a) for a in jax.tree.leaves(params['delta']))
+    return Output(logits, jnp.broadcast_to(penalty, logits.shape[:1]), features)
+
+  def end_task(params, memory, env):
+    put = lambda bank, new: bank.at[env.task.index].set(new)
+    bank = jax.tree.map(put, memory['bank'], params['delta'])
+    # The task now acts through its slot; acting twice would double it.
+    return {**params, 'delta': jax.tree.map(jnp.zeros_like, params['delta'])}, {'bank': bank}
+
+  def adapted(params, memory, env):
+    filled = take(memory['bank'], jnp.arange(int(env.task.index) + 1))
+    delta = jax.tree.map(joined, filled, is_leaf=_is_lora)
+    return Adapted(peft, delta, params['head'])
+
+  return from_forward(
+    'olora',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=masked,
+    begin_task=begin_task,
+    end_task=end_task,
+    adapted=adapted,
+    renewed=('delta',),
+  )
+
+
+def _is_lora(node: object) -> bool:
+  return isinstance(node, LoraDelta)
+
+
+def joined(slots: LoraDelta) -> LoraDelta:
+  """The factors of all slots on the rank axis: one LoRA that is the sum of them."""
+  a = jnp.moveaxis(slots.a, 0, -2)  # [d_in, T, r]
+  b = slots.b  # [T, r, d_out]
+  return LoraDelta(a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1]))
+
+
+def _summed(peft: PeftTransform) -> PeftTransform:
+  """The same LoRA over a bank of all slots."""
+
+  def intercept(bank, site, next_fn, *args):
+    if site.kind != 'linear' or site.path not in bank:
+      return next_fn(*args)
+    return _in_weights(peft, {site.path: joined(bank[site.path])}, site, next_fn, *args)
+
+  return PeftTransform(peft.init, intercept)
+
+
+def _in_weights(peft, delta, site, next_fn, x, w, b) -> Array:
+  """Moves a LoRA from the activations into the weight of one call.
+
+  The update is the transform's own action on the unit vectors, so its scale
+  need not be known here.
+  """
+  eye = jnp.eye(w.shape[0], dtype=w.dtype)
+  update = peft.intercept(delta, site, lambda x, w, b: jnp.zeros(()), eye, w, b)
+  return next_fn(x, w + update, b)
+
+
+def _overlap(bank: LoraDelta, delta: LoraDelta, squared: bool) -> Array:
+  """Sum over sites and past slots of |A_i^T A_t|: []"""
+
+  def one(slots: LoraDelta, new: LoraDelta) -> Array:
+    products = jnp.einsum('tdr,ds->trs', slots.a, new.a)
+    return (jnp.square(products) if squared else jnp.abs(products)).sum()
+
+  return sum(jax.tree.leaves(jax.tree.map(one, bank, delta, is_leaf=_is_lora)), jnp.zeros(()))

@@ -1,0 +1,153 @@
+"""L2P: learning to prompt from a pool (Wang et al., 2022, arXiv:2112.08654).
+
+A frozen query selects prompts by their keys; the feature is the mean of the
+output at the prompt positions.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import (
+  abstract_delta,
+  from_forward,
+  frozen_features,
+  head_logits,
+  normalised,
+  raw,
+  unit,
+  zero_head,
+)
+from pecft_jax.peft.compose import chain, nothing
+from pecft_jax.peft.sites import select
+from pecft_jax.typing import (
+  Array,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Output,
+  PeftTransform,
+)
+
+
+class Pool(NamedTuple):
+  """M prompts of P tokens, each with the key that it is found by."""
+
+  prompts: Array  # [M, P, D]
+  keys: Array  # [M, D]
+
+
+def l2p(
+  backbone: Backbone,
+  capacity: Capacity,
+  *,
+  pool: int = 10,
+  length: int = 10,
+  top_k: int = 4,
+  pull: float = 1.0,
+  batchwise: bool = False,
+  peft: PeftTransform | None = None,
+) -> ContinualMethod:
+  """Trains a pool of prompts, their keys and a head; defaults of google-research/l2p.
+
+  Args:
+    backbone: frozen; needs the `tokens` site `encoder`.
+    capacity: tasks and classes of the sequence.
+    pool: M, prompts in the pool.
+    length: P, tokens of a prompt.
+    top_k: prompts selected for each example.
+    pull: weight of the term that draws selected keys to their queries, the
+      sum over the selected keys of 1 - cos(query, key).
+    batchwise: select the prompts that most examples of the batch ask for, for
+      all of them, also at test. Predictions then depend on what else is in
+      the batch, its padding included; where test batches hold one task, it
+      leaks the task identity.
+    peft: another transform to train beside the prompts.
+
+  Raises:
+    ValueError: for a backbone without that site or without a class token (a
+      decoder), or `top_k` above `pool`.
+  """
+  if not 1 <= top_k <= pool:
+    raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')
+  (encoder,) = select(backbone.sites, 'tokens', r'^encoder$')
+  if not encoder.site.lead:
+    raise ValueError(
+      f'l2p reads its prompts in the place of a class token, which {backbone.name} has not: '
+      'before a causal text they would see nothing of it'
+    )
+  beside = nothing() if peft is None else peft
+  abstract_delta(backbone, beside)
+  transform = chain(peft=beside, prompts=_read_at_prompts())
+  inserted = top_k * length
+  # Another transform may put tokens of its own before these.
+  rows = 1 + inserted if peft is None else None
+
+  def init(key, frozen):
+    k_prompts, k_keys, k_delta = jax.random.split(key, 3)
+    prompts = jax.random.uniform(k_prompts, (pool, length, backbone.width), maxval=0.01)
+    keys = jax.random.uniform(k_keys, (pool, backbone.width), maxval=0.01)
+    delta = beside.init(k_delta, backbone.sites, frozen)
+    head = zero_head(backbone.width, capacity.classes)
+    return {'pool': Pool(prompts, keys), 'delta': delta, 'head': head}, {}
+
+  def forward(params, memory, env, x, key):
+    del memory
+    query = unit(frozen_features(backbone, env.frozen, x))
+    similarity = query @ unit(params['pool'].keys).T  # [B, M]
+    if batchwise:
+      chosen = _vote(similarity, top_k)
+      near = similarity[:, chosen]
+      prompts = params['pool'].prompts[chosen].reshape(1, inserted, -1)
+      prompts = jnp.broadcast_to(prompts, (query.shape[0], *prompts.shape[1:]))
+    else:
+      near, chosen = jax.lax.top_k(similarity, top_k)
+      prompts = params['pool'].prompts[chosen].reshape(-1, inserted, backbone.width)
+    delta = {'peft': params['delta'], 'prompts': prompts}
+    features = backbone.apply(
+      env.frozen,
+      normalised(backbone.inputs, raw(x)),
+      delta,
+      peft=transform,
+      key=key,
+      rows=rows,
+    ).pooled
+    return Output(head_logits(params['head'], features), pull * (1 - near).sum(-1), features)
+
+  return from_forward(
+    'l2p',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=True,
+    query=lambda frozen, x: frozen_features(backbone, frozen, x),
+    passes=lambda tasks: 2.0,
+  )
+
+
+def _vote(similarity: Array, top_k: int) -> Array:
+  """The prompts [top_k] that most examples of a batch have among their own."""
+  _, chosen = jax.lax.top_k(similarity, top_k)
+  votes = jnp.zeros(similarity.shape[1]).at[chosen.reshape(-1)].add(1.0)
+  return jax.lax.top_k(votes, top_k)[1]
+
+
+def _read_at_prompts() -> PeftTransform:
+  """Inserts prompts [B, P, D] before the encoder, and puts the mean of what
+  comes out at them in the place of the class token, where the head reads."""
+
+  def intercept(prompts, site, next_fn, *args):
+    if site.kind != 'tokens' or site.path != 'encoder':
+      return next_fn(*args)
+    x, mask = args
+    assert mask is None  # Bidirectional encoders only.
+    lead, count = site.lead, prompts.shape[1]
+    x = jnp.concatenate([x[:, :lead], prompts.astype(x.dtype), x[:, lead:]], 1)
+    y = next_fn(x, mask)
+    assert y.shape[1] >= lead + count  # All prompts must be among the rows computed.
+    mean = y[:, lead : lead + count].mean(1, keepdims=True)
+    return jnp.concatenate([mean, y[:, 1:lead], y[:, lead + count :]], 1)
+
+  return PeftTransform(lambda key, sites, params: None, intercept)

@@ -1,0 +1,1 @@
+"""Methods that classify by statistics of features."""

@@ -1,0 +1,154 @@
+"""RanPAC: random projections and a ridge classifier (McDonnell et al., 2023, arXiv:2307.02251)."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import (
+  abstract_delta,
+  from_forward,
+  head_logits,
+  model,
+  only,
+  zero_head,
+)
+from pecft_jax.continual.memory import sample as sampling
+from pecft_jax.continual.memory.moments import no_moments, with_rows
+from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solve_surely
+from pecft_jax.continual.memory.sample import Sample
+from pecft_jax.continual.memory.statistics import one_hot
+from pecft_jax.typing import (
+  Adapted,
+  Array,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Output,
+  PeftTransform,
+)
+
+
+def ranpac(
+  backbone: Backbone,
+  peft: PeftTransform,
+  capacity: Capacity,
+  *,
+  projection: int = 10_000,
+  sample: int = 5_000,
+  seed: int = 0,
+) -> ContinualMethod:
+  """Trains the delta on the first task only; then solves ridge regressions exactly.
+
+  h = relu(f(x) R) with R a fixed Gaussian matrix [D, M]; G = sum h h^T and
+  Q = sum h y^T are carried from task to task, as `Moments`, so the classifier
+  (G + ridge I)^-1 Q does not depend on the order of the data.
+
+  The ridge is the one of 10^-8 .. 10^8 with the least squared error on a fifth
+  of the task's examples after a regression on the others, as in the authors'
+  code; of a task with more than `sample` examples, on a uniform sample of them.
+  Their features f(x) are held until the end of the task; M-wide ones never are.
+
+  Sums and solves are in float32 at the highest matmul precision. Ridges that
+  are lost in the rounding of the sums (`least_ridge`) are left out.
+
+  Args:
+    backbone: frozen.
+    peft: what the first task trains; `linear_probe()` for the backbone as it is.
+    capacity: tasks and classes of the sequence.
+    projection: M.
+    sample: examples of a task that the ridge is chosen on, at most; at least 5.
+    seed: of R, which is drawn anew wherever it is needed and carried nowhere.
+
+  Raises:
+    ValueError: if the transform finds no site in the backbone, or `sample` is
+      below 5.
+  """
+  if sample < 5:
+    raise ValueError(f'sample must be at least 5, a fifth of it is held out; got {sample}')
+  net = model(backbone, peft)
+  anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
+  classes = capacity.classes
+
+  def init(key, frozen):
+    params = {'delta': net.init(key, frozen), 'head': zero_head(backbone.width, classes)}
+    memory = {
+      'moments': no_moments(projection, classes),
+      'weights': jnp.zeros((projection, classes)),
+      'ridge': jnp.zeros(()),
+      **no_examples(),
+    }
+    return params, memory
+
+  def no_examples():
+    item = jax.ShapeDtypeStruct((backbone.width,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    held = sample // 5
+    return {'fit': sampling.empty(sample - held, item), 'held': sampling.empty(held, item)}
+
+  def forward(params, memory, env, x, key):
+    del memory
+    features = net.features(env.frozen, params['delta'], x, key)
+    logits = head_logits(params['head'], features)
+    return Output(logits, jnp.zeros(logits.shape[0]), features)
+
+  def projected(features):
+    key = jax.random.key(seed, impl='threefry2x32')
+    draw = jax.random.normal(key, (backbone.width, projection))
+    return jax.nn.relu(jnp.matmul(features, draw, precision='highest'))
+
+  def consolidate(params, memory, env, batch):
+    features = net.features(env.frozen, params['delta'], batch.x).astype(jnp.float32)
+    h, targets = projected(features), one_hot(batch.y, batch.valid, classes)
+    held = held_out(batch.index)
+    parts = {'fit': batch.valid & ~held, 'held': batch.valid & held}
+    return {
+      **memory,
+      'moments': with_rows(memory['moments'], h, targets, batch.valid),
+      **{
+        name: sampling.offer(memory[name], (features, batch.y), rows, batch.index)
+        for name, rows in parts.items()
+      },
+    }
+
+  def rows_of(examples: Sample) -> Rows:
+    features, labels = examples.items
+    valid = examples.filled
+    return Rows(projected(features), one_hot(labels, valid, classes), valid)
+
+  def end_task(params, memory, env):
+    del env
+    moments = memory['moments']
+    fit, held = rows_of(memory['fit']), rows_of(memory['held'])
+    ridge = best_ridge(fit, held, least=least_ridge(moments))
+    weights, ridge = solve_surely(moments, ridge)
+    return params, {**memory, 'weights': weights, 'ridge': ridge, **no_examples()}
+
+  def predict(params, memory, env, x):
+    features = net.features(env.frozen, params['delta'], x)
+    scores = jnp.matmul(projected(features), memory['weights'], precision='highest')
+    return only(env.task.seen, scores)
+
+  def adapted(params, memory, env):
+    del memory, env
+    return Adapted(peft, params['delta'], None)  # Its classifier reads projected features.
+
+  return from_forward(
+    'ranpac',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=True,
+    consolidate=consolidate,
+    end_task=end_task,
+    predict=predict,
+    adapted=adapted,
+    trains=lambda task: anything and task == 0,
+  )
+
+
+def held_out(index: Array) -> Array:
+  """A fifth of all rows [B] bool, of any eight in a row at least one.
+
+  Fibonacci hashing spreads them evenly, whatever the period in which classes
+  follow one another in the data.
+  """
+  return index.astype(jnp.uint32) * jnp.uint32(2654435769) < jnp.uint32(2**32 // 5)

@@ -1,0 +1,50 @@
+"""SimpleCIL: nearest class mean on frozen features (Zhou et al., 2023, arXiv:2303.07338)."""
+
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import from_forward, frozen_features, only, unit
+from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
+
+
+def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
+  """Classifies by cosine to the mean feature of each class; trains nothing.
+
+  Args:
+    backbone: frozen.
+    capacity: tasks and classes of the sequence.
+  """
+
+  def init(key, frozen):
+    del key, frozen
+    sums = jnp.zeros((capacity.classes, backbone.width))
+    return {}, {'sums': sums, 'counts': jnp.zeros(capacity.classes)}
+
+  def forward(params, memory, env, x, key):
+    del params, key
+    features = frozen_features(backbone, env.frozen, x)
+    # The direction of a sum is the direction of the mean.
+    logits = unit(features) @ unit(memory['sums']).T
+    return Output(logits, jnp.zeros(logits.shape[0]), features)
+
+  def consolidate(params, memory, env, batch):
+    del params
+    sums, counts = class_sums(
+      frozen_features(backbone, env.frozen, batch.x), batch.y, batch.valid, capacity.classes
+    )
+    return {'sums': memory['sums'] + sums, 'counts': memory['counts'] + counts}
+
+  def predict(params, memory, env, x):
+    return only(env.task.seen, forward(params, memory, env, x, None).logits)
+
+  return from_forward(
+    'simplecil',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=False,
+    predict=predict,
+    consolidate=consolidate,
+    trains=lambda task: False,
+  )

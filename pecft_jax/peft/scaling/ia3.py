@@ -1,0 +1,68 @@
+"""(IA)^3: learned rescaling of keys, values and MLP activations
+(Liu et al., 2022, arXiv:2205.05638).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from pecft_jax.peft.compose import chain
+from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.weights import Weights
+from pecft_jax.typing import Array, PeftTransform
+
+
+class Ia3Delta(NamedTuple):
+  """Factors of the outputs of a linear layer, or of its inputs."""
+
+  scale: Array  # [d_out] or [d_in], ones at init.
+
+
+def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> PeftTransform:
+  """Rescales keys, values and the activations inside the MLP.
+
+  The paper scales the MLP after its non-linearity, (l * f(x W1)) W2: at the
+  input of the second layer, which is not the output of the first.
+
+  Args:
+    outputs: regex searched in the paths of linear sites whose outputs to scale.
+    inputs: the same for those whose inputs to scale.
+
+  Returns:
+    A chain: its delta is `{'outputs': {site: …}, 'inputs': {site: …}}`.
+  """
+  return chain(outputs=scaled_outputs(outputs), inputs=scaled_inputs(inputs))
+
+
+def scaled_outputs(pattern: str) -> PeftTransform:
+  """Multiplies the outputs, bias included, of matching linear sites."""
+
+  def init_one(key, spec, weights):
+    del key, spec  # Deterministic.
+    return Ia3Delta(jnp.ones(weights.main.shape[1]))
+
+  def run(delta, next_fn, x, w, b):
+    y = next_fn(x, w, b)
+    return y * delta.scale.astype(y.dtype)
+
+  def merge(delta, weights):
+    bias = None if weights.bias is None else weights.bias * delta.scale
+    return Weights(weights.main * delta.scale, bias)
+
+  return per_site('linear', pattern, init_one, run, merge)
+
+
+def scaled_inputs(pattern: str) -> PeftTransform:
+  """Multiplies the inputs of matching linear sites."""
+
+  def init_one(key, spec, weights):
+    del key, spec  # Deterministic.
+    return Ia3Delta(jnp.ones(weights.main.shape[0]))
+
+  def run(delta, next_fn, x, w, b):
+    return next_fn(x * delta.scale.astype(x.dtype), w, b)
+
+  def merge(delta, weights):
+    return Weights(weights.main * delta.scale[:, None], weights.bias)
+
+  return per_site('linear', pattern, init_one, run, merge)

@@ -1,0 +1,51 @@
+"""SSF: a learned scale and shift behind every operation (Lian et al., 2022, arXiv:2210.08823)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.peft.compose import chain
+from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.weights import Weights
+from pecft_jax.typing import Array, PeftTransform
+
+
+class SsfDelta(NamedTuple):
+  """y * scale + shift."""
+
+  scale: Array  # [d_out], normal around 1 at init.
+  shift: Array  # [d_out], normal around 0 at init.
+
+
+def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
+  """Scales and shifts the outputs of matching linear and norm sites.
+
+  Merging needs a bias at every site, to take up the shift.
+
+  Args:
+    pattern: regex searched in the site path; everything by default. There must
+      be a match of either kind.
+    spread: standard deviation at init, 0.02 in the published code; so the
+      start is the frozen model only about. With 0 it is so exactly.
+
+  Returns:
+    A chain: its delta is `{'linear': {site: …}, 'norm': {site: …}}`.
+  """
+
+  def init_one(key, spec, weights):
+    del spec
+    noise = spread * jax.random.normal(key, (2, weights.main.shape[-1]))
+    return SsfDelta(1 + noise[0], noise[1])
+
+  def run(delta, next_fn, *args):
+    y = next_fn(*args)
+    return y * delta.scale.astype(y.dtype) + delta.shift.astype(y.dtype)
+
+  def merge(delta, weights):
+    bias = jnp.zeros_like(delta.shift) if weights.bias is None else weights.bias
+    return Weights(weights.main * delta.scale, bias * delta.scale + delta.shift)
+
+  return chain(
+    **{kind: per_site(kind, pattern, init_one, run, merge) for kind in ('linear', 'norm')}
+  )

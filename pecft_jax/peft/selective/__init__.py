@@ -1,0 +1,1 @@
+"""Training some of the model's own weights."""

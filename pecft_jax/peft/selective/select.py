@@ -1,0 +1,101 @@
+"""Selective methods: some of the model's own weights are trained, the rest stay frozen.
+
+BitFit: Ben Zaken et al., 2022, arXiv:2106.10199. Tuning of layer norms alone:
+Zhao et al., 2023, arXiv:2312.11420. Partial fine-tuning: Yosinski et al., 2014,
+arXiv:1411.1792.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+
+from pecft_jax.paths import shortened
+from pecft_jax.peft.compose import nothing
+from pecft_jax.peft.leaves import layer_of, put_leaves, read_leaves
+from pecft_jax.peft.sites import select as select_sites
+from pecft_jax.typing import Delta, Key, Params, PeftTransform, SiteSpec
+
+Choose = Callable[[Sequence[SiteSpec], list[str]], list[str]]  # (sites, leaf names) -> names
+
+
+def select_weights(pattern: str) -> PeftTransform:
+  """Trains the leaves whose path matches.
+
+  Leaves are named as if every layer and every projection had its own
+  (`block_3/attn/q/bias`), however the parameters are stored. Works with any
+  pytree of arrays; leaves that are not floating-point are never trained.
+
+  Args:
+    pattern: regex searched in the leaf path.
+
+  Returns:
+    A transform whose delta is `{leaf path: float32 copy}`.
+  """
+
+  def choose(sites, names):
+    del sites
+    found = [name for name in names if re.search(pattern, name)]
+    if not found:
+      raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
+    return found
+
+  return _chosen(choose)
+
+
+def bitfit() -> PeftTransform:
+  """Trains all biases."""
+  return select_weights(r'(^|/)(bias|b)$')
+
+
+def ln_tuning() -> PeftTransform:
+  """Trains the scales and biases of all layer norms."""
+
+  def choose(sites, names):
+    paths = {spec.site.path for spec in select_sites(sites, 'norm', '')}
+    return [name for name in names if name.rpartition('/')[0] in paths]
+
+  return _chosen(choose)
+
+
+def partial(k: int) -> PeftTransform:
+  """Trains the last blocks entirely.
+
+  Args:
+    k: how many, at least 1.
+  """
+  if k < 1:
+    raise ValueError(f'k must be at least 1, got {k}')
+
+  def choose(sites, names):
+    del sites
+    there = sorted({i for name in names if (i := layer_of(name)) is not None})
+    if k > len(there):
+      raise ValueError(f'cannot train the last {k} blocks: the model has blocks {there}')
+    return [name for name in names if layer_of(name) in there[-k:]]
+
+  return _chosen(choose)
+
+
+def full() -> PeftTransform:
+  """Trains every weight of the backbone."""
+  return select_weights('')
+
+
+def linear_probe() -> PeftTransform:
+  """Trains nothing of the backbone, the head alone."""
+  return nothing()
+
+
+def _chosen(choose: Choose) -> PeftTransform:
+  def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
+    del key  # Starts from the weights that are there.
+    leaves = read_leaves(params, sites)
+    # Copies: a leaf in both the trained and the frozen tree could not be donated.
+    return {
+      name: jnp.array(leaves[name](), jnp.float32, copy=True)
+      for name in choose(sites, list(leaves))
+    }
+
+  # One function twice: chain() knows by it that nothing happens at the sites.
+  return PeftTransform(init, weights=put_leaves, merge=put_leaves)

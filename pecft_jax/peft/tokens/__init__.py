@@ -1,0 +1,1 @@
+"""Prompts and prefixes: learned tokens, keys and values."""

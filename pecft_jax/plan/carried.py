@@ -1,0 +1,39 @@
+"""How what is carried from task to task grows with the number of tasks."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+
+from pecft_jax.paths import tree_bytes
+from pecft_jax.typing import ContinualMethod, Params
+
+# What orbax writes for a leaf besides its data: shape, dtype, sharding and the like, in bytes.
+LEAF_METADATA = 1024
+
+
+def carried_bytes(method: ContinualMethod, frozen: Params) -> int:
+  """Bytes of parameters and memory at the method's capacity, exactly."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return tree_bytes(jax.eval_shape(method.init, key, frozen))
+
+
+def growth(
+  build: Callable[[int], ContinualMethod], frozen: Params, tasks: Iterable[int] = (1, 10, 100)
+) -> dict[int, int]:
+  """Bytes that are carried, by the number of tasks that there is room for.
+
+  Args:
+    build: makes the method for a number of tasks, with as many classes as these have.
+    frozen: shapes of the backbone's weights.
+    tasks: numbers of tasks.
+  """
+  return {count: carried_bytes(build(count), frozen) for count in tasks}
+
+
+def checkpoint_bytes(state: object) -> int:
+  """The most that a checkpoint of this state takes on disk.
+
+  Orbax compresses arrays, by a few per cent where they hold trained numbers, to next to nothing
+  where they are still zero.
+  """
+  return tree_bytes(state) + LEAF_METADATA * len(jax.tree.leaves(state))

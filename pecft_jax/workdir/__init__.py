@@ -1,0 +1,1 @@
+"""Work directories: logs, checkpoints, positions, branches."""

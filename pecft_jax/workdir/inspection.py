@@ -1,0 +1,240 @@
+"""What a work directory holds, as JSON; it may be of a running, a damaged or an unfinished run.
+
+Nothing is written, removed or locked.
+"""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from pecft_jax.workdir.checkpoint import UNFINISHED
+from pecft_jax.workdir.stored import Card, Contents, Damaged, read_contents, verify
+
+# Any of these makes a directory a work directory.
+_SIGNS = ('config.json', 'results.json', 'metrics.jsonl', 'checkpoints', '.lock')
+
+
+def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[str, Any]:
+  """The facts about a work directory; what cannot be read is among its `problems`.
+
+  Args:
+    directory: of a run, or of a reference within one.
+    arrays: also read the arrays of each checkpoint and hold them against their
+      digest; in the memory of the host, one checkpoint at a time.
+
+  Returns:
+    `directory`; `status` (`done`, `running`, `stopped`, or `unknown` without a
+    readable results.json), `process` (id of the one that runs it, or None),
+    `method`, `seed` (a list of seeds side by side; what follows is the first
+    one's, but for the log, which is of all), `finished` and `total` tasks, `average_accuracy`,
+    `identity`, `settings` and `training` as in config.json; `checkpoints`, the
+    oldest first; `state`, the groups of leaves of the newest readable one, and
+    `leaves`; `log`; `damaged` and `unfinished` directories; `files`, bytes by
+    name; `bytes` of all; `references`, facts about each; `problems`, as text.
+
+  Raises:
+    ValueError: if the directory is none of a run.
+  """
+  path = pathlib.Path(directory)
+  if not path.is_dir():
+    raise ValueError(f'there is no directory {path}')
+  if not any((path / name).exists() for name in _SIGNS):
+    found = sorted(os.listdir(path))[:8]
+    raise ValueError(f'{path} is no work directory: expected one of {_SIGNS} there, found {found}')
+  problems: list[str] = []
+  config = _read_json(path / 'config.json', problems)
+  # Of seeds side by side each has a log and results of its own.
+  outputs = [path / f'seed_{seed}' for seed in config.get('seeds_together') or ()] or [path]
+  begun = (outputs[0] / 'results.json').exists() or (path / 'checkpoints').exists()
+  results = _read_json(outputs[0] / 'results.json', problems) if begun else {}
+  process = holder(path / '.lock')
+  read = [_checkpoint(at, arrays) for at in _numbered(path / 'checkpoints')]
+  checkpoints = [facts for facts, _ in read if facts is not None]
+  problems += [facts['problem'] for facts in checkpoints if facts['problem']]
+  contents = [each for _, each in read if each is not None]
+  leaves = contents[-1].leaves if contents else []
+  metrics = results.get('metrics')
+  log = _log([output / 'metrics.jsonl' for output in outputs], problems)
+  references = {
+    at.name: inspect_run(at, arrays=arrays)
+    for at in _directories(path / 'references')
+    if any((at / name).exists() for name in _SIGNS)
+  }
+  return {
+    'directory': str(path),
+    'status': _status(results, process),
+    'process': process,
+    'method': results.get('method') or config.get('method'),
+    'seed': config.get('seed', config.get('seeds_together')),
+    'finished': _length(results.get('accuracy_matrix')),
+    'total': _length(results.get('tasks')),
+    'average_accuracy': metrics.get('average_accuracy') if isinstance(metrics, dict) else None,
+    'identity': config.get('identity') or (contents[-1].identity if contents else None) or {},
+    'settings': config.get('settings') or {},
+    'training': config.get('training') or {},
+    'checkpoints': checkpoints,
+    'state': _groups(leaves),
+    'leaves': [
+      {'name': name, 'shape': list(shape), 'dtype': dtype, 'bytes': _size(shape, dtype)}
+      for name, (shape, dtype) in leaves
+    ],
+    'log': log,
+    'damaged': _sizes(_directories(path / 'damaged')),
+    'unfinished': _sizes(
+      at for at in _directories(path / 'checkpoints') if re.fullmatch(UNFINISHED, at.name)
+    ),
+    'files': _sizes(sorted(path.iterdir())),
+    'bytes': bytes_of(path),
+    'references': references,
+    'problems': problems,
+  }
+
+
+def holder(lock: pathlib.Path) -> int | None:
+  """The process of this machine that holds a work directory, as far as its lock file tells.
+
+  The lock itself is not tried: that would keep a run from starting at that moment.
+  """
+  try:
+    found = re.fullmatch(r'pid (\d+)', lock.read_text(encoding='utf-8', errors='replace').strip())
+  except OSError:
+    return None
+  if found is None:
+    return None
+  number = int(found[1])
+  try:
+    os.kill(number, 0)
+  except ProcessLookupError:
+    return None
+  except PermissionError:
+    pass  # It is there, and another user's.
+  opened = pathlib.Path(f'/proc/{number}/fd')
+  try:
+    return number if any(_same(at, lock) for at in opened.iterdir()) else None
+  except OSError:  # No Linux, or not ours to look into: a process of that number has to do.
+    return number
+
+
+def bytes_of(path: pathlib.Path) -> int:
+  """Bytes of a file, or of all files below a directory, less those that vanish meanwhile."""
+  files = [path] if path.is_file() else []
+  for folder, _, names in os.walk(path):
+    files += [pathlib.Path(folder, name) for name in names]
+  return sum(map(_bytes_of_file, files))
+
+
+def _bytes_of_file(path: pathlib.Path) -> int:
+  try:
+    return path.lstat().st_size
+  except OSError:
+    return 0
+
+
+def _same(one: pathlib.Path, other: pathlib.Path) -> bool:
+  try:
+    return one.samefile(other)
+  except OSError:
+    return False
+
+
+def _status(results: dict[str, Any], process: int | None) -> str:
+  if process is not None:
+    return 'running'
+  return {'done': 'done', 'running': 'stopped'}.get(results.get('status', ''), 'unknown')
+
+
+def _read_json(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    problems.append(f'{path.name} is missing')
+    return {}
+  except (OSError, ValueError) as error:
+    problems.append(f'{path.name} is damaged: {error}')
+    return {}
+  if not isinstance(value, dict):
+    problems.append(f'{path.name} is damaged: expected an object, got {type(value).__name__}')
+    return {}
+  return value
+
+
+def _length(value: Any) -> int:
+  return len(value) if isinstance(value, list) else 0
+
+
+def _directories(path: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(at for at in path.iterdir() if at.is_dir()) if path.is_dir() else []
+
+
+def _numbered(path: pathlib.Path) -> list[pathlib.Path]:
+  found = [at for at in path.iterdir() if at.name.isdigit()] if path.is_dir() else []
+  return sorted(found, key=lambda at: int(at.name))
+
+
+def _checkpoint(path: pathlib.Path, arrays: bool) -> tuple[dict[str, Any] | None, Contents | None]:
+  """Facts about one checkpoint, and what it says of itself where that can be read.
+
+  Nothing of a checkpoint that vanishes meanwhile: a running process keeps the newest only.
+  """
+  facts: dict[str, Any] = {'tick': int(path.name), 'bytes': bytes_of(path), 'problem': None}
+  contents = None
+  try:
+    contents = read_contents(path)
+    if arrays:
+      verify(path)
+  except Damaged as error:
+    if not path.exists():
+      return None, None
+    facts['problem'] = str(error)
+  facts['verified'] = arrays and facts['problem'] is None
+  if contents is not None:
+    position = contents.position
+    facts |= {name: position.get(name) for name in ('task', 'phase', 'batch')}
+    facts['rows'] = sum(found['rows'] for found in position['seeds'])
+    facts['written'] = contents.written.isoformat() if contents.written else None
+    facts['state_sha256'] = contents.state_sha256
+  return facts, contents
+
+
+def _groups(leaves: Sequence[Card]) -> list[dict[str, Any]]:
+  """Leaves by the top entry of their path, the largest group first."""
+  groups: dict[str, dict[str, Any]] = {}
+  for name, (shape, dtype) in leaves:
+    group = groups.setdefault(name.split('/')[0], {'leaves': 0, 'bytes': 0})
+    group['leaves'] += 1
+    group['bytes'] += _size(shape, dtype)
+  total = sum(group['bytes'] for group in groups.values()) or 1
+  by_size = sorted(groups.items(), key=lambda item: -item[1]['bytes'])
+  return [{'name': name, **group, 'share': group['bytes'] / total} for name, group in by_size]
+
+
+def _size(shape: Sequence[int], dtype: str) -> int:
+  size = jnp.dtype(dtype).itemsize
+  for length in shape:
+    size *= length
+  return size
+
+
+def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
+  rows = {'train': 0, 'eval': 0}
+  for path in paths:
+    try:
+      lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:
+      continue
+    for number, line in enumerate(lines, 1):
+      try:
+        rows[json.loads(line)['kind']] += 1
+      except (ValueError, KeyError, TypeError):
+        if number < len(lines):  # The last one may just be in the making.
+          problems.append(f'{path.name}, line {number}, is damaged')
+  return {'rows': sum(rows.values()), **rows}
+
+
+def _sizes(paths: Any) -> dict[str, int]:
+  return {at.name: bytes_of(at) for at in paths}

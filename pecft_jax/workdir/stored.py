@@ -1,0 +1,129 @@
+"""One checkpoint on disk: what it says of itself, and whether it still is what was written."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.paths import named_leaves
+
+
+class Damaged(ValueError):
+  """A checkpoint that cannot be read back as it was written."""
+
+
+Card = tuple[str, tuple[tuple[int, ...], str]]  # A leaf's path, with its shape and dtype.
+
+
+class Contents(NamedTuple):
+  """What a checkpoint says of itself.
+
+  Attributes:
+    leaves: of the state, in path order of the tree.
+    position: of the run, as JSON.
+    identity: of the run, as JSON; None where it was saved without.
+    state_sha256: of the arrays.
+    written: when it was complete.
+    tree: the state with its shapes in the place of arrays, in plain containers.
+  """
+
+  leaves: list[Card]
+  position: dict[str, Any]
+  identity: dict[str, Any] | None
+  state_sha256: str
+  written: datetime | None
+  tree: Any
+
+
+def read_contents(path: pathlib.Path) -> Contents:
+  """What the checkpoint of a directory says of itself; its arrays are not read.
+
+  Raises:
+    Damaged: if it cannot be read, or is not what was written.
+  """
+  try:
+    found: Any = ocp.metadata(str(path))
+    leaves = [card(leaf) for leaf in named_leaves(found.metadata)]
+    meta = found.custom_metadata
+    written = meta['leaves_sha256'], meta['position_sha256']
+    whole = written == (leaves_sha256(leaves), json_sha256(meta['position']))
+    contents = Contents(
+      leaves,
+      meta['position'],
+      meta['identity'],
+      meta['state_sha256'],
+      found.commit_timestamp,
+      found.metadata,
+    )
+  except Exception as error:  # Whatever a broken file makes orbax raise.
+    raise _unreadable(path, error) from error
+  if not whole:
+    raise Damaged(f'checkpoint {path.name} is damaged: its metadata have another sha256')
+  return contents
+
+
+def verify(path: pathlib.Path) -> None:
+  """Reads a checkpoint into the memory of the host, and holds it against its digests.
+
+  Raises:
+    Damaged: if it cannot be read, or is not what was written.
+  """
+  contents = read_contents(path)
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+  target = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), contents.tree
+  )
+  read_arrays(path, target, contents)
+
+
+def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
+  """The state of a checkpoint.
+
+  Args:
+    path: of the checkpoint.
+    target: `jax.ShapeDtypeStruct`s with shardings, in the structure to be returned.
+    contents: of the checkpoint.
+
+  Raises:
+    Damaged: if the arrays cannot be read, or are not what was written.
+  """
+  try:
+    state = ocp.load(str(path), target)
+  except Exception as error:  # Whatever a broken file makes orbax raise.
+    raise _unreadable(path, error) from error
+  if tree_sha256(state) != contents.state_sha256:
+    raise Damaged(f'checkpoint {path.name} is damaged: its arrays have another sha256')
+  return state
+
+
+def card(named: tuple[str, Any]) -> Card:
+  """What a leaf is on disk: keys are stored as their data."""
+  name, leaf = named
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return name, (tuple(leaf.shape), str(leaf.dtype))
+
+
+def leaves_sha256(leaves: Iterable[Card]) -> str:
+  """Hex digest of paths, shapes and dtypes, in any order."""
+  return hashlib.sha256(repr(sorted(leaves)).encode()).hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+  """Hex digest of a JSON value."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> Damaged:
+  return Damaged(f'checkpoint {path.name} cannot be read: {first_line(error)}')
+
+
+def first_line(error: Exception) -> str:
+  """An error of another library in a line, cut where it gets long."""
+  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:300]}'

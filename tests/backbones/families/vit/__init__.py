@@ -1,0 +1,1 @@
+"""Tests of `pecft_jax.backbones.families.vit`."""

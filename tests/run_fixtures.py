@@ -1,0 +1,51 @@
+"""Runs in this process that share compiled functions, and can be stopped at will."""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from pecft_jax.train import compile_steps as _compile_steps
+from pecft_jax.train import job, running
+
+_compiled = {}
+
+
+@pytest.fixture(autouse=True)
+def shared_steps(monkeypatch):
+  """Compiles the functions of each method once for all tests."""
+
+  def shared(method, recipe, layout, frozen, stacked=False):
+    if stacked:  # Of as many seeds as come: other shapes in other tests.
+      return _compile_steps(method, recipe, layout, frozen, stacked=True)
+    key = (method, recipe, layout)
+    if key not in _compiled:
+      _compiled[key] = _compile_steps(*key, frozen)
+    return _compiled[key]
+
+  monkeypatch.setattr(job, 'compile_steps', shared)
+
+
+@pytest.fixture
+def interrupt(monkeypatch) -> Callable[..., None]:
+  """`interrupt(tick, error=None)`: the next runs stop, or fail, after so many ticks."""
+
+  def set_up(tick: int | None, error: Exception | None = None) -> None:
+    @contextlib.contextmanager
+    def signals():
+      left = tick
+
+      def asked() -> bool:
+        nonlocal left
+        if left is None:
+          return False
+        left -= 1
+        if left == 0 and error is not None:
+          raise error
+        return left == 0
+
+      yield asked
+
+    monkeypatch.setattr(running, 'stop_signals', signals)
+
+  return set_up

@@ -1,0 +1,288 @@
+"""Whole runs: what they leave behind, and that interruptions do not show."""
+
+import json
+import os
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import (
+  TRAINING,
+  outcome,
+  quiet,
+  tiny_backbone,
+  tiny_experiment,
+  tiny_method,
+)
+
+from pecft_jax.continual.statistics.ranpac import ranpac
+from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.train import NonFiniteLoss, Stopped, run, sgd
+from pecft_jax.typing import Capacity
+from pecft_jax.workdir.stored import Damaged
+
+RUN = sys.modules['pecft_jax.train.running']  # The package shows the function of this name instead.
+
+# Between them: every phase, batches over several test sets, buffers, banks, cached queries.
+INTERRUPTED = {
+  'derpp(olora)': TRAINING,
+  'ease': TRAINING,
+  'ranpac': TRAINING,
+  'l2p': TRAINING._replace(cache_queries=True, recipe=sgd(0.05, accumulate=2)),
+}
+
+
+# Reads of damaged files leave coroutines of orbax behind.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory):
+  """`whole(method)`: the outcome of a run that was never interrupted, and its ticks."""
+  done = {}
+
+  def get(method: str):
+    if method not in done:
+      workdir = tmp_path_factory.mktemp('whole')
+      run(_experiment(method), workdir, console=quiet())
+      done[method] = outcome(workdir), int(max(os.listdir(workdir / 'checkpoints'), key=int))
+    return done[method]
+
+  return get
+
+
+def _experiment(method: str):
+  return tiny_experiment(method, training=INTERRUPTED.get(method, TRAINING))
+
+
+def test_files_and_results(tmp_path):
+  found = run(tiny_experiment(), tmp_path, config={'flag': 1}, console=quiet())
+  names = {'config.json', 'metrics.jsonl', 'metrics.csv', 'results.json', 'checkpoints'}
+  assert names <= set(os.listdir(tmp_path))
+  assert found == json.loads((tmp_path / 'results.json').read_text())
+  assert found['status'] == 'done'
+  assert found['axis'] == ['time', 'task']
+  assert [[a is None for a in row] for row in found['accuracy_matrix']] == [
+    [False, True],
+    [False, False],
+  ]
+  assert found['seed'] == 0
+  assert len(found['state_sha256']) == 64
+  assert set(found['compilations'].values()) == {1}
+  assert {'train', 'begin', 'end', 'predict'} == set(found['compilations'])
+  assert {
+    'average_accuracy',
+    'average_incremental_accuracy',
+    'forgetting',
+    'bwt',
+    'learning_accuracy',
+  } <= set(found['metrics'])
+  assert {
+    'trainable_parameters',
+    'carried_state_bytes',
+    'forward_passes_per_prediction',
+    'seconds_per_task',
+  } <= set(found['efficiency'])
+  assert found['identity']['split_digest'] == tiny_experiment().scenario.digest
+  assert {'benchmark', 'class_order', 'backbone', 'backbone_sha256', 'value_range'} <= set(
+    found['identity']
+  )
+  assert json.loads((tmp_path / 'config.json').read_text())['settings'] == {'flag': 1}
+
+
+def test_rows_of_the_log(tmp_path):
+  rows = []
+  run(tiny_experiment(), tmp_path, writers=(rows.append,), console=quiet())
+  assert rows == [
+    json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  ]
+  train = [row for row in rows if row['kind'] == 'train']
+  # 12 examples a task, twice, in batches of 4: a row after step 4, in the second epoch, and at
+  # the end.
+  assert [(row['task'], row['step'], row['epoch']) for row in train] == [
+    (0, 4, 2),
+    (0, 6, 2),
+    (1, 4, 2),
+    (1, 6, 2),
+  ]
+  assert [len(row['evaluated']) for row in rows if row['kind'] == 'eval'] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['derpp(olora)', 'l2p'])
+def test_stop_at_every_tick(method, whole, interrupt, tmp_path):
+  expected, ticks = whole(method)
+  for tick in range(1, ticks + 1):
+    workdir = tmp_path / str(tick)
+    interrupt(tick)
+    with pytest.raises(Stopped):
+      run(_experiment(method), workdir, save_every=1e9, console=quiet())
+    interrupt(None)
+    run(_experiment(method), workdir, save_every=1e9, console=quiet())
+    assert outcome(workdir) == expected, f'stopped at tick {tick}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', INTERRUPTED)
+def test_one_tick_a_life(method, whole, interrupt, tmp_path):
+  expected, ticks = whole(method)
+  interrupt(1)
+  for _ in range(ticks):
+    with pytest.raises(Stopped):
+      run(_experiment(method), tmp_path, console=quiet())
+  run(_experiment(method), tmp_path, console=quiet())
+  assert outcome(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_crash_without_saving(whole, interrupt, tmp_path):
+  expected, ticks = whole('derpp(olora)')
+  for tick in range(1, ticks + 1, 2):
+    workdir = tmp_path / str(tick)
+    # Twice: before the first task was saved, and again somewhere after.
+    for error in (RuntimeError('crash'), RuntimeError('again')):
+      interrupt(tick, error)
+      with pytest.raises(RuntimeError, match=str(error)):
+        run(_experiment('derpp(olora)'), workdir, save_every=1e9, console=quiet())
+        raise error  # The second run may be done before that tick.
+    interrupt(None)
+    run(_experiment('derpp(olora)'), workdir, save_every=1e9, console=quiet())
+    assert outcome(workdir) == expected, f'crashed at tick {tick}'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_stop(number, whole, tmp_path):
+  def ask(row):
+    if row['kind'] == 'train' and row['task'] == 1:
+      os.kill(os.getpid(), number)
+
+  before = signal.getsignal(number)
+  with pytest.raises(Stopped, match='task 1, train 4'):
+    run(_experiment('ease'), tmp_path, writers=(ask,), console=quiet())
+  assert signal.getsignal(number) is before
+  assert json.loads((tmp_path / 'results.json').read_text())['status'] == 'running'
+  run(_experiment('ease'), tmp_path, console=quiet())
+  assert outcome(tmp_path) == whole('ease')[0]
+
+
+def test_a_finished_run_is_read_and_not_run(monkeypatch, tmp_path):
+  first = run(tiny_experiment(), tmp_path, console=quiet())
+  (tmp_path / 'results.json').write_text('{"status": "do')  # It is remade from the checkpoint.
+  monkeypatch.setattr(sys.modules['pecft_jax.train.job'], 'run_tasks', None)
+  assert run(tiny_experiment(), tmp_path, console=quiet()) == first
+  assert json.loads((tmp_path / 'results.json').read_text()) == first
+
+
+def test_damaged_checkpoints_are_passed_over(whole, interrupt, tmp_path):
+  expected, _ = whole('ease')
+  interrupt(11)
+  for _ in range(2):
+    with pytest.raises(Stopped):
+      run(_experiment('ease'), tmp_path, console=quiet())
+  newest = tmp_path / 'checkpoints' / '22'
+  for path in (newest / 'state').glob('d/*'):
+    path.write_bytes(path.read_bytes()[:-9])
+  interrupt(None)
+  console = quiet()
+  run(_experiment('ease'), tmp_path, console=console)
+  assert 'checkpoint 22' in console.file.getvalue()
+  assert 'going back' in console.file.getvalue()
+  assert outcome(tmp_path) == expected
+  assert (tmp_path / 'damaged' / '22').is_dir()
+
+
+def test_without_a_good_checkpoint_it_stops_and_leaves_all_as_it_is(whole, interrupt, tmp_path):
+  expected, _ = whole('ease')
+  interrupt(20)
+  with pytest.raises(Stopped):
+    run(_experiment('ease'), tmp_path, console=quiet())
+  for path in (tmp_path / 'checkpoints').glob('*/_CHECKPOINT_METADATA'):
+    path.write_text(path.read_text().replace('"batch": ', '"batch": 1'))
+  files = lambda: {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+  before = files()
+  interrupt(None)
+  with pytest.raises(Damaged, match=r'no checkpoint in .* is good'):
+    run(_experiment('ease'), tmp_path, console=quiet())
+  assert files() == before
+  (tmp_path / 'checkpoints').rename(tmp_path / 'evidence')
+  run(_experiment('ease'), tmp_path, console=quiet())
+  assert outcome(tmp_path) == expected
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+  method = tiny_method('finetune')
+
+  def loss(params, memory, env, batch, key):
+    value, out = method.loss(params, memory, env, batch, key)
+    return jnp.where((env.task.index == 1) & (batch.index == 3).any(), jnp.nan, value), out
+
+  experiment = tiny_experiment()._replace(method=method._replace(loss=loss))
+  with pytest.raises(NonFiniteLoss) as info:
+    run(experiment, tmp_path, save_every=0, console=quiet())
+  assert 'the loss is nan at task 1, step' in str(info.value)
+  newest = max(os.listdir(tmp_path / 'checkpoints'), key=int)
+  assert f'checkpoint {newest} in {tmp_path / "checkpoints"}' in str(info.value)
+  # The same command fails in the same way, from a state that is still good.
+  with pytest.raises(NonFiniteLoss) as again:
+    run(experiment, tmp_path, save_every=0, console=quiet())
+  assert str(again.value) == str(info.value)
+  assert json.loads((tmp_path / 'results.json').read_text())['status'] == 'running'
+
+
+@pytest.mark.filterwarnings('ignore:overflow encountered in cast')
+def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
+  experiment = tiny_experiment(training=TRAINING._replace(recipe=sgd(1e39)))
+  with pytest.raises(NonFiniteLoss, match='not finite after task 0, step 1') as info:
+    run(experiment, tmp_path, save_every=0, console=quiet())
+  newest = max(os.listdir(tmp_path / 'checkpoints'), key=int)
+  assert newest == '1'
+  assert f'last good checkpoint: checkpoint {newest}' in str(info.value)
+
+
+def test_references_run_beside(interrupt, tmp_path):
+  references = {name: tiny_method(name) for name in ('finetune', 'joint')}
+  experiment = tiny_experiment('l2p', references=references, training=INTERRUPTED['l2p'])
+  whole = run(experiment, tmp_path / 'whole', console=quiet())
+  assert set(whole['references']) == {'finetune', 'joint'}
+  joint = json.loads((tmp_path / 'whole/references/joint/results.json').read_text())
+  star = np.diag(np.array(joint['accuracy_matrix'], float))
+  own = np.diag(np.array(whole['accuracy_matrix'], float))
+  assert whole['metrics']['intransigence'] == pytest.approx((star - own).mean())
+  # Stopped in the first reference, whose ticks are counted on from the method's.
+  ticks = int(max(os.listdir(tmp_path / 'whole/checkpoints'), key=int))
+  interrupt(ticks + 5)
+  with pytest.raises(Stopped):
+    run(experiment, tmp_path / 'parts', console=quiet())
+  assert (tmp_path / 'parts/references/finetune').is_dir()
+  interrupt(None)
+  run(experiment, tmp_path / 'parts', console=quiet())
+  for part in ('.', 'references/finetune', 'references/joint'):
+    assert outcome(tmp_path / 'parts' / part) == outcome(tmp_path / 'whole' / part)
+
+
+def test_another_configuration_is_refused(tmp_path):
+  run(tiny_experiment(), tmp_path, config={'rate': 1}, console=quiet())
+  with pytest.raises(ValueError, match=r'settings\.rate: there 1, here 2'):
+    run(tiny_experiment(), tmp_path, config={'rate': 2}, console=quiet())
+  training = TRAINING._replace(batch_size=6)
+  with pytest.raises(ValueError, match=r'training\.batch_size: there 4, here 6'):
+    run(tiny_experiment(training=training), tmp_path, config={'rate': 1}, console=quiet())
+  frozen = jax.tree.map(lambda a: a + 1, tiny_experiment().frozen)
+  with pytest.raises(ValueError, match=r'identity\.backbone_sha256'):
+    run(tiny_experiment(frozen=frozen), tmp_path, config={'rate': 1}, console=quiet())
+
+
+def test_a_state_of_another_shape_is_refused(interrupt, tmp_path):
+  interrupt(8)
+  with pytest.raises(Stopped):
+    run(tiny_experiment('ranpac'), tmp_path, console=quiet())
+  wider = ranpac(tiny_backbone(), lora('attn/q$', rank=2), Capacity(2, 4), projection=18)
+  interrupt(None)
+  with pytest.raises(
+    ValueError, match=r'memory/moments/gram: expected \(\(18, 18\).*stored \(\(16, 16\)'
+  ):
+    run(tiny_experiment()._replace(method=wider), tmp_path, console=quiet())
+  run(tiny_experiment('ranpac'), tmp_path, console=quiet())  # Nothing was lost.
