@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from pecft_jax import __version__
 from pecft_jax.commands.export import export
 from pecft_jax.commands.files import print_own_flags
 from pecft_jax.commands.look import inspect_directory, list_names, report
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description='Parameter-efficient continual fine-tuning in JAX.',
     epilog='pecft run FILE --help lists the flags of an experiment.',
   )
+  parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
   run = commands.add_parser('run', help='run or resume an experiment file', add_help=False)
   run.add_argument('file', nargs='?', help='a Python file with experiment(...) -> Experiment')

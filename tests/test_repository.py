@@ -1,0 +1,49 @@
+"""What people expect to find in a repository, and that its parts agree."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import pecft_jax
+from pecft_jax import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+
+
+def test_the_licence_is_the_one_that_is_declared():
+  assert PROJECT['license'] == 'Apache-2.0'
+  assert 'Apache License\n' in (ROOT / 'LICENSE').read_text(encoding='utf-8')
+
+
+def test_the_version_is_the_same_everywhere(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['--version'])
+  assert stop.value.code == 0
+  assert capsys.readouterr().out.split() == ['pecft', pecft_jax.__version__]
+  assert f'\nversion: {pecft_jax.__version__}\n' in (ROOT / 'CITATION.cff').read_text()
+  changes = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+  assert re.findall(r'^## \[(\d+\.\d+\.\d+)\]', changes, re.MULTILINE)[0] == pecft_jax.__version__
+
+
+def test_the_package_runs_as_a_module():
+  done = subprocess.run(
+    [sys.executable, '-m', 'pecft_jax', '--version'], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split() == ['pecft', pecft_jax.__version__]
+
+
+def test_each_dependency_has_a_lower_bound():
+  extras = PROJECT['optional-dependencies']
+  for line in [*PROJECT['dependencies'], *(line for extra in extras.values() for line in extra)]:
+    assert re.fullmatch(r'[\w.\[\]-]+>=[\d.]+', line), line
+
+
+def test_hooks_before_a_commit_need_no_download():
+  text = (ROOT / '.pre-commit-config.yaml').read_text(encoding='utf-8')
+  assert re.findall(r'- repo: (\S+)', text) == ['local']
+  assert {'ruff check', 'ruff format', 'pyright'} <= set(re.findall(r'name: (.+)', text))
