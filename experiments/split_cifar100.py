@@ -10,7 +10,6 @@ from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import DEFAULT_PEFT, method_by_name
 from pecft_jax.train import Experiment, Training, adam
-from pecft_jax.typing import Capacity
 
 # Peak rates of Adam with a cosine over each task at batch 128, for a ViT of width 192. EASE's was
 # chosen among four on a fifth of the training images that was held out, the others on the first
@@ -85,21 +84,21 @@ def experiment(
       data.resize(train, side), data.resize(test, side), tasks=tasks, order=class_order,
       name=f'split_cifar100_{side}',
     )  # fmt: skip
-  capacity = Capacity(tasks, len(scenario.class_order))
   wrappers = tuple(name for name in wrap.split(',') if name)
 
   def build(name, wrap=()):
-    return method_by_name(name, model.backbone, capacity, peft=peft, wrap=wrap, options=OPTIONS)
+    return method_by_name(
+      name, model.backbone, scenario.capacity, peft=peft, wrap=wrap, options=OPTIONS
+    )
 
   learner = build(method, wrappers)
   rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
   views = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
   return Experiment(
-    scenario=scenario,
-    backbone=model.backbone,
-    frozen=model.params,
-    method=learner,
-    training=Training(
+    model,
+    scenario,
+    learner,
+    Training(
       adam(rate, clip=1.0),
       epochs=epochs,
       batch_size=batch_size,
@@ -108,6 +107,5 @@ def experiment(
     ),
     seed=seed,
     references={name: build(name) for name in ('finetune', 'joint') if bounds and name != method},
-    identity=model.identity,
     labels={'peft': peft or DEFAULT_PEFT.get(method), 'wrappers': list(wrappers)},
   )

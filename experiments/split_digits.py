@@ -11,7 +11,6 @@ from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import DEFAULT_PEFT, method_by_name
 from pecft_jax.train import Experiment, Training, adam
-from pecft_jax.typing import Capacity
 
 RATES = {'l2p': 1e-2}
 DEFAULT_RATE = 2e-3
@@ -57,24 +56,23 @@ def experiment(
   scenario = data.class_incremental(
     train, test, tasks=tasks, order=class_order, name='split_digits'
   )
-  capacity = Capacity(tasks, len(scenario.class_order))
   wrappers = tuple(name for name in wrap.split(',') if name)
 
   def build(name, wrap=()):
-    return method_by_name(name, model.backbone, capacity, peft=peft, wrap=wrap, options=OPTIONS)
+    return method_by_name(
+      name, model.backbone, scenario.capacity, peft=peft, wrap=wrap, options=OPTIONS
+    )
 
   learner = build(method, wrappers)
   rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
   return Experiment(
-    scenario=scenario,
-    backbone=model.backbone,
-    frozen=model.params,
-    method=learner,
-    training=Training(
+    model,
+    scenario,
+    learner,
+    Training(
       adam(rate, clip=1.0), epochs=epochs, batch_size=batch_size, augment=data.random_crop(1)
     ),
     seed=seed,
     references={name: build(name) for name in ('finetune', 'joint') if bounds and name != method},
-    identity=model.identity,
     labels={'peft': peft or DEFAULT_PEFT.get(method), 'wrappers': list(wrappers)},
   )

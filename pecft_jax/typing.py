@@ -3,7 +3,7 @@
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -141,6 +141,23 @@ class Backbone(NamedTuple):
   inputs: InputSpec
   width: int
   depth: int
+
+
+class Pretrained(NamedTuple):
+  """A backbone with its weights.
+
+  Attributes:
+    backbone: the model.
+    params: its weights.
+    head: the classifier that came with the weights; None where there is none.
+    identity: what the record of a run says of the weights, as JSON, such as
+      `backbone_sha256`; a run computes the digest where it is missing.
+  """
+
+  backbone: Backbone
+  params: Params
+  head: Params | None = None
+  identity: Mapping[str, Any] = {}
 
 
 class Task(NamedTuple):

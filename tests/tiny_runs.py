@@ -21,8 +21,17 @@ from pecft_jax.continual.prompts.l2p import l2p
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.continual.wrappers.derpp import derpp
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.train import Experiment, Training, sgd
-from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Features, InputSpec, Params, Site
+from pecft_jax.train import Experiment, RunOptions, Training, sgd
+from pecft_jax.typing import (
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Features,
+  InputSpec,
+  Params,
+  Pretrained,
+  Site,
+)
 
 SIZE, WIDTH = 4, 8
 # All that may differ between two runs of one experiment: what was measured, not computed.
@@ -109,15 +118,19 @@ def tiny_method(name: str, tasks: int = 2) -> ContinualMethod:
 
 def tiny_experiment(method: str = 'finetune', tasks: int = 2, **fields: Any) -> Experiment:
   """An experiment of some tasks."""
-  experiment = Experiment(
-    tiny_scenario(tasks), tiny_backbone(), tiny_frozen(), tiny_method(method, tasks), TRAINING
-  )
-  return experiment._replace(**fields)
+  model = Pretrained(tiny_backbone(), tiny_frozen())
+  experiment = Experiment(model, tiny_scenario(tasks), tiny_method(method, tasks), TRAINING)
+  return experiment.replace(**fields)
 
 
 def quiet() -> Console:
   """A console whose `file.getvalue()` is what was printed."""
   return Console(file=io.StringIO(), width=400)
+
+
+def silent(**fields: Any) -> RunOptions:
+  """Options of a run that prints nothing."""
+  return RunOptions(console=quiet(), **fields)
 
 
 def unmeasured(value: Any) -> Any:

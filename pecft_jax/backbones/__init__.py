@@ -2,7 +2,6 @@
 
 from pecft_jax.backbones.card import (
   Card,
-  Pretrained,
   architecture,
   cards,
   find_card,
@@ -15,6 +14,7 @@ from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.decoder.names import load_llama, save_llama
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.backbones.families.vit.names import Checkpoint, load_timm, save_timm
+from pecft_jax.typing import Pretrained
 
 __all__ = (
   'Card',

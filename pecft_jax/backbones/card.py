@@ -19,7 +19,7 @@ from pecft_jax.backbones.families.decoder.names import load_llama
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.backbones.families.vit.names import Checkpoint, load_timm
 from pecft_jax.paths import unknown
-from pecft_jax.typing import Backbone, Params
+from pecft_jax.typing import Backbone, Pretrained
 
 _FAMILY_FOLDERS = pathlib.Path(__file__).parent / 'families'
 
@@ -49,15 +49,6 @@ class Card(NamedTuple):
   std: tuple[float, ...]
   file: pathlib.Path | None
   sha256: str | None
-
-
-class Pretrained(NamedTuple):
-  """A backbone with weights, and what tells them apart."""
-
-  backbone: Backbone
-  params: Params
-  head: Params | None  # The classifier that came with the weights, if any.
-  identity: dict[str, Any]  # For the record of a run.
 
 
 def read_card(path: str | pathlib.Path) -> Card:

@@ -105,30 +105,31 @@ def _run_experiment(
 ) -> list[pathlib.Path]:
   """Runs what the flags ask for; returns the directories of the seeds."""
   from pecft_jax.devices.processes import is_first
-  from pecft_jax.train import run, run_seeds, tensorboard
+  from pecft_jax.train import RunOptions, run, run_seeds, tensorboard
 
-  how: dict[str, Any] = {
-    'config': settings,
-    'command': command,
-    'save_every': flags.save_every,
-    'keep_tasks': flags.keep_tasks,
-    'branch': _branch(flags),
-    'console': console,
-  }
   if flags.seeds < 1:
     raise ValueError(f'expected --seeds of at least 1, got {flags.seeds}')
   if flags.seeds > 1 and flags.tensorboard:
     raise ValueError('--tensorboard shows one seed; run it without --seeds')
+  branch = _branch(flags)
   experiment = function(**values)
-  how['layout'] = layout_of(flags.mesh, flags.fsdp, flags.rules, experiment.rules)
+  writing = flags.tensorboard and is_first()
+  options = RunOptions(
+    layout=layout_of(flags.mesh, flags.fsdp, flags.rules, experiment.rules),
+    save_every=flags.save_every,
+    keep_tasks=flags.keep_tasks,
+    branch=branch,
+    console=console,
+    writers=[tensorboard(workdir / 'tensorboard')] if writing else (),
+    config=settings,
+    command=command,
+  )
   if flags.seeds == 1:
-    writing = flags.tensorboard and is_first()
-    writers = [tensorboard(workdir / 'tensorboard')] if writing else []
-    run(experiment, workdir, writers=writers, **how)
+    run(experiment, workdir, options)
     return [workdir]
   seeds = range(experiment.seed, experiment.seed + flags.seeds)
   _check_seeds(function, values, experiment, seeds)
-  run_seeds(experiment, seeds, workdir, **how)
+  run_seeds(experiment, seeds, workdir, options)
   return [workdir / f'seed_{seed}' for seed in seeds]
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pecft_jax.typing import Capacity
+
 
 class Split(NamedTuple):
   """The examples of one task, for training or for testing."""
@@ -48,6 +50,11 @@ class Scenario(NamedTuple):
   class_names: tuple[str, ...]
   tasks: tuple[TaskData, ...]
   digest: str
+
+  @property
+  def capacity(self) -> Capacity:
+    """The sizes that a method needs to learn all tasks."""
+    return Capacity(len(self.tasks), len(self.class_order))
 
 
 def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:

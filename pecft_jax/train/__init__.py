@@ -7,6 +7,7 @@ from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.job import Stopped
 from pecft_jax.train.loop import NonFiniteLoss
 from pecft_jax.train.optimizer import Recipe, adam, constant, cosine, recipe, sgd, warmup
+from pecft_jax.train.options import RunOptions
 from pecft_jax.train.running import run, run_seeds
 from pecft_jax.train.step import Steps, compile_steps
 from pecft_jax.workdir.branch import Branch
@@ -20,6 +21,7 @@ __all__ = (
   'NonFiniteLoss',
   'Recipe',
   'Rule',
+  'RunOptions',
   'Steps',
   'Stopped',
   'Training',

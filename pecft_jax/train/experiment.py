@@ -1,5 +1,6 @@
 """What a run is made of."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.rules import Rule
 from pecft_jax.paths import shortened
 from pecft_jax.train.optimizer import Recipe
-from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params
+from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params, Pretrained
 
 
 class Training(NamedTuple):
@@ -35,42 +36,57 @@ class Training(NamedTuple):
   cache_queries: bool = False
 
 
-class Experiment(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
   """A method, what it learns, and how: all that `run` needs.
 
   Attributes:
+    model: the frozen backbone with its weights; `Pretrained(backbone, params)`
+      makes one by hand.
     scenario: the sequence of tasks.
-    backbone: frozen model.
-    frozen: its weights.
-    method: the method to be judged.
+    method: the method to be judged, built on the same backbone.
     training: how each task is trained.
     seed: of initialisation, order and views.
     references: methods run beside it for comparison, by name; `finetune` and
       `joint` are the bounds that the report knows.
-    identity: what tells the backbone and the data apart from others, for the
-      record: `backbone_sha256`, `value_range`, ...
+    identity: further entries of the run's identity, as JSON, over those of the
+      model and the scenario: runs are compared where all entries are equal.
     labels: free entries for tables: `peft`, `wrappers`.
     rules: sharding rules of its own, as in `Layout`; where a mesh is given on
       the command line, they go before the tables of its flags.
   """
 
+  model: Pretrained
   scenario: Scenario
-  backbone: Backbone
-  frozen: Params
   method: ContinualMethod
   training: Training
+  _: dataclasses.KW_ONLY
   seed: int = 0
-  references: Mapping[str, ContinualMethod] = {}
-  identity: Mapping[str, Any] = {}
-  labels: Mapping[str, Any] = {}
+  references: Mapping[str, ContinualMethod] = dataclasses.field(default_factory=dict)
+  identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rules: tuple[Rule | tuple[Any, ...], ...] = ()
+
+  @property
+  def backbone(self) -> Backbone:
+    """The frozen model."""
+    return self.model.backbone
+
+  @property
+  def frozen(self) -> Params:
+    """The weights of the backbone."""
+    return self.model.params
+
+  def replace(self, **fields: Any) -> 'Experiment':
+    """The experiment with other values of some fields."""
+    return dataclasses.replace(self, **fields)
 
 
 def check_experiment(experiment: Experiment) -> None:
-  """Holds the parts of an experiment against one another, before anything is computed.
+  """Checks the parts of an experiment against each other, before anything is computed.
 
   Raises:
-    ValueError: where they do not fit.
+    ValueError: if two parts do not fit.
   """
   scenario, method, training = experiment.scenario, experiment.method, experiment.training
   spec = experiment.backbone.inputs
@@ -106,11 +122,12 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def identified(experiment: Experiment) -> Experiment:
-  """The experiment with the digest of its backbone's weights, where it does not tell one."""
-  if 'backbone_sha256' in experiment.identity:
+  """The experiment with the digest of its backbone's weights in its identity."""
+  model = experiment.model
+  if 'backbone_sha256' in {**model.identity, **experiment.identity}:
     return experiment
-  identity = {**experiment.identity, 'backbone_sha256': tree_sha256(experiment.frozen)}
-  return experiment._replace(identity=identity)
+  identity = {**model.identity, 'backbone_sha256': tree_sha256(model.params)}
+  return experiment.replace(model=model._replace(identity=identity))
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -122,6 +139,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     'split_digest': scenario.digest,
     'backbone': experiment.backbone.name,
     'value_range': _value_range(experiment.backbone.inputs),
+    **experiment.model.identity,
     **experiment.identity,
   }
 

@@ -1,71 +1,84 @@
 """One method, learnt by one or several seeds from wherever its checkpoints stand to its end."""
 
 import contextlib
+import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import agreement, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
+from pecft_jax.train.options import RunOptions
 from pecft_jax.train.progress import Reporter
 from pecft_jax.train.results import peak_memory, results
 from pecft_jax.train.step import Steps, compilations, compile_steps
 from pecft_jax.typing import ContinualMethod, Params, TrainState
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.position import Findings, Position
-from pecft_jax.workdir.record import Record, Unwritten, Writer, plain, write_json
+from pecft_jax.workdir.record import Record, Unwritten, plain, write_json
+
+if TYPE_CHECKING:
+  from rich.console import Console
 
 
 class Stopped(Exception):
   """The run was asked to stop, has saved, and can be resumed."""
 
 
-class Job(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
   """A method with its seeds and its work directory.
 
   Attributes:
     experiment: data and training settings.
     method: that is run.
+    name: for the terminal.
     seeds: one, or several side by side.
     stacked: whether states have a leading axis for seeds.
     directory: holds the checkpoints.
     outputs: directory of each seed's log and results.
-    name: for the terminal.
-    layout: mesh and sharding rules.
-    save_every: seconds between checkpoints.
-    keep_tasks: whether checkpoints after tasks stay.
-    console: for progress.
+    options: with a layout.
     stopping: whether this process was asked to stop.
-    writers: take rows of metrics beside the files, by seed.
   """
 
   experiment: Experiment
   method: ContinualMethod
+  name: str
   seeds: tuple[int, ...]
   stacked: bool
   directory: pathlib.Path
   outputs: tuple[pathlib.Path, ...]
-  name: str
-  layout: Layout
-  save_every: float
-  keep_tasks: bool
-  console: Console
+  options: RunOptions
   stopping: Callable[[], bool]
-  writers: Mapping[int, tuple[Writer, ...]] = {}
+
+  @property
+  def layout(self) -> Layout:
+    """Mesh and sharding rules."""
+    assert self.options.layout is not None
+    return self.options.layout
+
+  @functools.cached_property
+  def console(self) -> 'Console':
+    """For progress; only the first process says anything."""
+    from rich.console import Console
+
+    if not is_first():
+      return Console(quiet=True)
+    return Console() if self.options.console is None else self.options.console
 
   def write(self, state: Any, position: Position, digests: list[Any]) -> list[dict[str, Any]]:
     """Writes each seed's results.json, and returns their contents."""
     found = []
     for i, (seed, output, digest) in enumerate(zip(self.seeds, self.outputs, digests, strict=True)):
-      experiment = self.experiment._replace(seed=seed)
+      experiment = self.experiment.replace(seed=seed)
       each = jax.eval_shape(lambda state, i=i: self.of_seed(state, i), state)
       found.append(results(experiment, self.method, each, position, digest=digest, seed=i))
       if is_first():
@@ -95,7 +108,7 @@ def run_job(job: Job) -> list[dict[str, Any]]:
   frozen = place(experiment.frozen, steps.frozen_shardings)
   checkpoints = Checkpoints(
     job.directory / 'checkpoints',
-    keep_tasks=job.keep_tasks,
+    keep_tasks=job.options.keep_tasks,
     identity=plain(describe(experiment)),
   )
   # Messages of other libraries may hold brackets, which are not meant as markup.
@@ -157,7 +170,7 @@ def _run_from(
       last_save, saved = time.monotonic(), position.tick
 
     def after_batch(state: TrainState, position: Position) -> None:
-      due = time.monotonic() - last_save >= job.save_every
+      due = time.monotonic() - last_save >= job.options.save_every
       stop, due = agree(position.tick, job.stopping(), due)
       boundary = position.at_boundary()
       if boundary or stop or due:
@@ -182,4 +195,4 @@ def _run_from(
 def _record(job: Job, i: int, rows: int) -> Record | Unwritten:
   if not is_first():
     return Unwritten(rows)
-  return Record(job.outputs[i], rows, job.writers.get(job.seeds[i], ()))
+  return Record(job.outputs[i], rows, tuple(job.options.writers))

@@ -1,27 +1,30 @@
 """Runs an experiment in a work directory; the same call resumes it."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from pecft_jax.devices.processes import barrier, first_only, is_first
 from pecft_jax.devices.sharding import Layout, check_batches, make_mesh, one_device
 from pecft_jax.train.experiment import Experiment, check_experiment, describe, identified
 from pecft_jax.train.job import Job, run_job
+from pecft_jax.train.options import RunOptions
 from pecft_jax.train.results import metrics
 from pecft_jax.train.signals import stop_signals
 from pecft_jax.typing import ContinualMethod
-from pecft_jax.workdir.branch import Branch, copy_branch, find_branch
+from pecft_jax.workdir.branch import copy_branch, find_branch
 from pecft_jax.workdir.claim import claim, locked
-from pecft_jax.workdir.record import Writer, write_json
+from pecft_jax.workdir.record import write_json
+
+DEFAULTS = RunOptions()
 
 
 def run(
-  experiment: Experiment, workdir: str | pathlib.Path, *, writers: Sequence[Writer] = (), **how: Any
+  experiment: Experiment, workdir: str | pathlib.Path, options: RunOptions = DEFAULTS
 ) -> dict[str, Any]:
   """Runs the method of an experiment, then its references, and records what they find.
 
@@ -37,8 +40,7 @@ def run(
   Args:
     experiment: what to run.
     workdir: made if need be.
-    writers: take rows of metrics beside the files.
-    **how: keywords of `run_seeds`.
+    options: devices, checkpoints, log.
 
   Returns:
     The content of results.json.
@@ -49,23 +51,15 @@ def run(
     NonFiniteLoss: if training diverges.
     Stopped: after SIGTERM or SIGINT, once everything is saved.
   """
-  directory = pathlib.Path(workdir)
-  rows = {experiment.seed: tuple(writers)}
-  return _run(experiment, directory, {experiment.seed: '.'}, rows, stacked=False, **how)[0]
+  places = {experiment.seed: '.'}
+  return _run(experiment, pathlib.Path(workdir), places, options, stacked=False)[0]
 
 
 def run_seeds(
   experiment: Experiment,
   seeds: Sequence[int],
   workdir: str | pathlib.Path,
-  *,
-  config: dict[str, Any] | None = None,
-  command: Mapping[str, Any] | None = None,
-  layout: Layout | None = None,
-  save_every: float = 60.0,
-  keep_tasks: bool = False,
-  branch: Branch | None = None,
-  console: Console | None = None,
+  options: RunOptions = DEFAULTS,
 ) -> list[dict[str, Any]]:
   """Runs several seeds of an experiment side by side, as one compiled program.
 
@@ -75,106 +69,95 @@ def run_seeds(
   checkpoints of all. On a mesh with an axis `seed` they are split over it.
 
   Args:
-    experiment: what to run; its own seed counts for nothing.
+    experiment: what to run; its own seed is ignored.
     seeds: all different.
     workdir: made if need be.
-    config: settings that must be the same on resuming, as JSON.
-    command: how the run was started, which need not be the same; kept with the
-      configuration.
-    layout: mesh and sharding rules. By default the first device alone, or, in
-      a job of several processes, all devices along `data`. A run may be
-      resumed on another one.
-    save_every: seconds between checkpoints; there is one after each task, too.
-    keep_tasks: keep the checkpoint after each task, to branch from; otherwise
-      the two newest checkpoints stay.
-    branch: start where another run stood after a task.
-    console: for progress; standard output by default.
+    options: devices, checkpoints, log; without `writers`.
 
   Returns:
     The content of each seed's results.json.
 
   Raises:
-    As `run`.
+    ValueError: for seeds that are not all different, or `writers`; and as `run`.
+    NonFiniteLoss: as `run`.
+    Stopped: as `run`.
   """
   if len(set(seeds)) < len(seeds) or not seeds:
     raise ValueError(f'expected seeds that are all different, at least one, got {list(seeds)}')
+  if options.writers:
+    raise ValueError(
+      'writers take the rows of one seed, run_seeds has several logs: read seed_N/metrics.jsonl'
+    )
   places = {seed: f'seed_{seed}' for seed in seeds}
-  return _run(
-    experiment, pathlib.Path(workdir), places, {}, stacked=True, config=config, command=command,
-    layout=layout, save_every=save_every, keep_tasks=keep_tasks, branch=branch, console=console,
-  )  # fmt: skip
+  return _run(experiment, pathlib.Path(workdir), places, options, stacked=True)
 
 
 def _run(
   experiment: Experiment,
   directory: pathlib.Path,
   places: dict[int, str],
-  writers: dict[int, tuple[Writer, ...]],
+  options: RunOptions,
   *,
   stacked: bool,
-  config: dict[str, Any] | None = None,
-  command: Mapping[str, Any] | None = None,
-  layout: Layout | None = None,
-  save_every: float = 60.0,
-  keep_tasks: bool = False,
-  branch: Branch | None = None,
-  console: Console | None = None,
 ) -> list[dict[str, Any]]:
   """Runs seeds, each in its place below a directory."""
-  layout = _default_layout() if layout is None else layout
-  console = Console() if console is None else console
-  if not is_first():
-    console = Console(quiet=True)
   for seed in places:
     if not 0 <= seed < 2**32:
       raise ValueError(f'expected seeds in 0..2**32 - 1, got {seed}')
   check_experiment(experiment)
+  layout = _default_layout() if options.layout is None else options.layout
   sizes = {name: getattr(experiment.training, name) for name in ('batch_size', 'eval_batch_size')}
   check_batches(layout, sizes)
+  options = dataclasses.replace(options, layout=layout)
+  # Neither the branch nor the writers are the references'.
+  beside = dataclasses.replace(options, branch=None, writers=())
   experiment = identified(experiment)
   with contextlib.ExitStack() as stack:
     first_only(lambda: stack.enter_context(locked(directory)))
     stopping = stack.enter_context(stop_signals())
 
-    def one(method: ContinualMethod, at: str, name: str, **options: Any) -> list[Any]:
-      outputs = tuple(directory / place / at for place in places.values())
-      settings = _config(experiment, method, config or {}, tuple(places))
-      leaving = branch if method is experiment.method else None
-      if leaving is not None:
-        settings['branch'] = leaving.to_json()
-
-      def prepare() -> None:
-        tick, logs = None, tuple(places.values())
-        if leaving is not None:
-          tick = find_branch(leaving, describe(experiment), directory, logs)
-        if stacked:
-          (directory / at).mkdir(parents=True, exist_ok=True)
-          claim(directory / at, settings, command)
-        for seed, output in zip(places, outputs, strict=True):
-          output.mkdir(parents=True, exist_ok=True)
-          claim(output, {**settings, 'seed': seed}, command)
-        if leaving is not None and tick is not None:
-          copy_branch(leaving, tick, directory, logs)
-
-      first_only(prepare)
-      _check_shared(outputs[0])
+    def one(method: ContinualMethod, at: str, name: str, options: RunOptions) -> list[Any]:
       job = Job(
-        experiment, method, tuple(places), stacked, directory / at, outputs, name, layout,
-        save_every, keep_tasks, console, stopping, **options,
-      )  # fmt: skip
+        experiment=experiment,
+        method=method,
+        name=name,
+        seeds=tuple(places),
+        stacked=stacked,
+        directory=directory / at,
+        outputs=tuple(directory / place / at for place in places.values()),
+        options=options,
+        stopping=stopping,
+      )
+      first_only(lambda: _prepare(job, directory, tuple(places.values())))
+      _check_shared(job.outputs[0])
       return run_job(job)
 
-    found = one(experiment.method, '.', experiment.method.name, writers=writers)
+    found = one(experiment.method, '.', experiment.method.name, options)
     references = {
-      name: one(method, f'references/{name}', f'reference {name}')
+      name: one(method, f'references/{name}', f'reference {name}', beside)
       for name, method in experiment.references.items()
     }
     for i, place in enumerate(places.values()):
-      beside = {name: each[i] for name, each in references.items()}
-      found[i] = _with_references(found[i], beside)
+      found[i] = _with_references(found[i], {name: each[i] for name, each in references.items()})
       if references and is_first():
         write_json(directory / place / 'results.json', found[i])
   return found
+
+
+def _prepare(job: Job, directory: pathlib.Path, logs: tuple[str, ...]) -> None:
+  """Makes the directories of a job, each claimed by its configuration; copies its branch."""
+  branch, command, tick = job.options.branch, job.options.command, None
+  settings = _config(job)
+  if branch is not None:
+    tick = find_branch(branch, describe(job.experiment), directory, logs)
+  if job.stacked:
+    job.directory.mkdir(parents=True, exist_ok=True)
+    claim(job.directory, settings, command)
+  for seed, output in zip(job.seeds, job.outputs, strict=True):
+    output.mkdir(parents=True, exist_ok=True)
+    claim(output, {**settings, 'seed': seed}, command)
+  if branch is not None and tick is not None:
+    copy_branch(branch, tick, directory, logs)
 
 
 def _default_layout() -> Layout:
@@ -191,22 +174,24 @@ def _check_shared(directory: pathlib.Path) -> None:
     )
 
 
-def _config(
-  experiment: Experiment, method: ContinualMethod, settings: dict[str, Any], seeds: tuple[int, ...]
-) -> dict[str, Any]:
+def _config(job: Job) -> dict[str, Any]:
   """What must be the same on resuming."""
-  training = experiment.training
+  training, branch = job.experiment.training, job.options.branch
   numbers = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'cache_queries')
   found = {
-    'settings': settings,
-    'method': method.name,
+    'settings': dict(job.options.config),
+    'method': job.method.name,
     'training': {name: getattr(training, name) for name in numbers},
-    'identity': describe(experiment),
+    'identity': describe(job.experiment),
   }
-  return {**found, 'seeds_together': list(seeds)} if len(seeds) > 1 else found
+  if len(job.seeds) > 1:
+    found['seeds_together'] = list(job.seeds)
+  if branch is not None:
+    found['branch'] = branch.to_json()
+  return found
 
 
-def _with_references(found: dict[str, Any], references: dict[str, Any]) -> dict[str, Any]:
+def _with_references(found: dict[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
   """The results with what the references found, and the metrics that need joint training."""
   if not references:
     return found

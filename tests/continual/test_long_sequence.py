@@ -3,13 +3,13 @@
 import jax.monitoring
 import numpy as np
 import pytest
-from tiny_runs import SIZE, TRAINING, quiet, tiny_backbone, tiny_frozen
+from tiny_runs import SIZE, TRAINING, silent, tiny_backbone, tiny_frozen
 
 from pecft_jax import data
 from pecft_jax.catalog import DEFAULT_PEFT, method_by_name
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.train import Experiment, run
-from pecft_jax.typing import Capacity
+from pecft_jax.typing import Capacity, Pretrained
 
 TASKS = 20
 CAPACITY = Capacity(TASKS, 2 * TASKS)
@@ -63,14 +63,15 @@ def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path)
   method = method_by_name(name, tiny_backbone(), CAPACITY, peft=peft, wrap=wrap, options=OPTIONS)
   # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch.
   training = TRAINING._replace(epochs=1, log_every=2, **settings)
-  experiment = Experiment(scenario(), tiny_backbone(), tiny_frozen(), method, training)
+  model = Pretrained(tiny_backbone(), tiny_frozen())
+  experiment = Experiment(model, scenario(), method, training)
   after = []  # Compiled up to the end of each task.
 
   def note(row):
     if row['kind'] == 'eval':
       after.append(len(compiled))
 
-  found = run(experiment, tmp_path, writers=(note,), console=quiet())
+  found = run(experiment, tmp_path, silent(writers=(note,)))
   assert len(after) == TASKS and found['status'] == 'done'
   assert all(len(row) == TASKS and None not in row[: t + 1]
              for t, row in enumerate(found['accuracy_matrix']))  # fmt: skip

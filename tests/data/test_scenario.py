@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pecft_jax.data import Split, arrays, class_incremental, joined, task_masks
+from pecft_jax.typing import Capacity
 
 
 def source(labels, classes=4):
@@ -12,6 +13,10 @@ def source(labels, classes=4):
 def scenario(**options):
   options = {'tasks': 2} | options
   return class_incremental(source([0, 1, 2, 3] * 3), source([3, 2, 1, 0]), **options)
+
+
+def test_the_capacity_counts_tasks_and_classes():
+  assert scenario(increments=(2, 1, 1), tasks=None).capacity == Capacity(tasks=3, classes=4)
 
 
 def test_masks_mark_the_classes_of_a_task_and_all_seen():

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType
-from tiny_runs import TRAINING, quiet, tiny_experiment
+from tiny_runs import TRAINING, silent, tiny_experiment
 
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import derpp, er, ewc, finetune, lwf, simplecil
@@ -36,7 +36,7 @@ from pecft_jax.train import (
   split_memory,
   tensor_parallel,
 )
-from pecft_jax.typing import Capacity, Env
+from pecft_jax.typing import Capacity, Env, Pretrained
 from pecft_jax.workdir.checkpoint import Checkpoints
 
 TASKS = 3
@@ -68,10 +68,10 @@ def experiment_of(case: str) -> Experiment:
   training = TRAINING._replace(batch_size=8, eval_batch_size=8, epochs=2)
   if case in WRAPPED:
     inner = tiny_experiment('finetune', TASKS, training=training)
-    return inner._replace(method=WRAPPED[case](inner.method))
+    return inner.replace(method=WRAPPED[case](inner.method))
   if case == 'simplecil':
     inner = tiny_experiment('finetune', TASKS, training=training)
-    return inner._replace(method=simplecil(inner.backbone, CAPACITY))
+    return inner.replace(method=simplecil(inner.backbone, CAPACITY))
   if case != 'vit':
     return tiny_experiment(case, TASKS, training=training)
   backbone = vit(
@@ -79,9 +79,8 @@ def experiment_of(case: str) -> Experiment:
     std=(0.5,),
   )  # fmt: skip
   peft = lora(r'attn/(q|v|out)$|mlp', rank=2, dropout=0.2)
-  return tiny_experiment('finetune', TASKS, training=training)._replace(
-    backbone=backbone,
-    frozen=backbone.init(jax.random.key(1)),
+  return tiny_experiment('finetune', TASKS, training=training).replace(
+    model=Pretrained(backbone, backbone.init(jax.random.key(1))),
     method=finetune(backbone, peft, CAPACITY),
   )
 
@@ -133,11 +132,11 @@ def distances(a: Any, b: Any) -> dict[str, float]:
 def compare(case: str, root: pathlib.Path) -> dict[str, Any]:
   """One experiment in several layouts, against one device."""
   experiment, predict = experiment_of(case), predicting(case)
-  whole = run(experiment, root / 'one', console=quiet())
+  whole = run(experiment, root / 'one', silent())
   state = final_state(case, root / 'one')
   out = {}
   for name, layout in layouts().items():
-    found = run(experiment, root / name, layout=layout, console=quiet())
+    found = run(experiment, root / name, silent(layout=layout))
     other = final_state(case, root / name)
     out[name] = {
       'accuracy': found['accuracy_matrix'] == whole['accuracy_matrix'],
@@ -156,9 +155,9 @@ def moving(case: str, root: pathlib.Path) -> dict[str, Any]:
   four = jax.make_mesh((2, 2), ('data', 'model'), axis_types=types, devices=devices)
   for layout in (layouts()['data 4, model 2'], Layout(four, tensor_parallel())):
     with _stopping_after(9), contextlib.suppress(Stopped):
-      run(experiment, root / 'moving', layout=layout, console=quiet())
+      run(experiment, root / 'moving', silent(layout=layout))
   ticks = Checkpoints(root / 'moving/checkpoints').ticks()
-  found = run(experiment, root / 'moving', console=quiet())
+  found = run(experiment, root / 'moving', silent())
   whole = json.loads((root / 'one/results.json').read_text())
   state = final_state(case, root / 'moving')
   return {

@@ -24,11 +24,11 @@ def test_images_must_fit_the_backbone():
   wide = task.train._replace(inputs=np.zeros((99, 6, 6, 1), np.uint8))
   tasks = (task._replace(train=wide), *experiment.scenario.tasks[1:])
   with pytest.raises(ValueError, match=r"images \[4, 4, 1\], task 'task_0' has \[6, 6, 1\]"):
-    check_experiment(experiment._replace(scenario=experiment.scenario._replace(tasks=tasks)))
+    check_experiment(experiment.replace(scenario=experiment.scenario._replace(tasks=tasks)))
 
 
 def test_methods_must_hold_the_sequence():
-  experiment = tiny_experiment(tasks=3)._replace(method=tiny_method('finetune'))
+  experiment = tiny_experiment(tasks=3).replace(method=tiny_method('finetune'))
   with pytest.raises(ValueError, match=r'method finetune holds 2 tasks .* has 3 and 6'):
     check_experiment(experiment)
   references = {'upper': tiny_method('joint', 3)}

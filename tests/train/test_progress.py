@@ -3,7 +3,7 @@
 import pytest
 from tiny_runs import TRAINING, quiet, tiny_experiment, tiny_method
 
-from pecft_jax.train import progress, run
+from pecft_jax.train import RunOptions, progress, run
 from pecft_jax.train.progress import Reporter, phase_batches, phase_costs
 from pecft_jax.workdir.position import Position
 
@@ -28,7 +28,7 @@ def test_costs_of_each_phase():
 def test_lines_where_there_is_no_terminal(monkeypatch, tmp_path):
   monkeypatch.setattr(progress, '_QUIET_SECONDS', 0.0)
   console = quiet()
-  run(tiny_experiment('ease'), tmp_path, console=console)
+  run(tiny_experiment('ease'), tmp_path, RunOptions(console=console))
   lines = console.file.getvalue().splitlines()
   assert any('task 1/2 · epoch 2/2 · step 4/6 · loss' in line for line in lines)
   assert any('task 2/2 · consolidate' in line for line in lines)
@@ -40,7 +40,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch, tmp_path):
 
 def test_nothing_is_printed_by_quick_runs(tmp_path):
   console = quiet()
-  run(tiny_experiment('ease'), tmp_path, console=console)
+  run(tiny_experiment('ease'), tmp_path, RunOptions(console=console))
   assert console.file.getvalue() == ''
 
 

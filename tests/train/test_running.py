@@ -13,6 +13,7 @@ from tiny_runs import (
   TRAINING,
   outcome,
   quiet,
+  silent,
   tiny_backbone,
   tiny_experiment,
   tiny_method,
@@ -20,7 +21,7 @@ from tiny_runs import (
 
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.train import NonFiniteLoss, Stopped, run, sgd
+from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, run, sgd
 from pecft_jax.typing import Capacity
 from pecft_jax.workdir.stored import Damaged
 
@@ -47,7 +48,7 @@ def whole(tmp_path_factory):
   def get(method: str):
     if method not in done:
       workdir = tmp_path_factory.mktemp('whole')
-      run(_experiment(method), workdir, console=quiet())
+      run(_experiment(method), workdir, silent())
       done[method] = outcome(workdir), int(max(os.listdir(workdir / 'checkpoints'), key=int))
     return done[method]
 
@@ -59,7 +60,7 @@ def _experiment(method: str):
 
 
 def test_files_and_results(tmp_path):
-  found = run(tiny_experiment(), tmp_path, config={'flag': 1}, console=quiet())
+  found = run(tiny_experiment(), tmp_path, silent(config={'flag': 1}))
   names = {'config.json', 'metrics.jsonl', 'metrics.csv', 'results.json', 'checkpoints'}
   assert names <= set(os.listdir(tmp_path))
   assert found == json.loads((tmp_path / 'results.json').read_text())
@@ -95,7 +96,7 @@ def test_files_and_results(tmp_path):
 
 def test_rows_of_the_log(tmp_path):
   rows = []
-  run(tiny_experiment(), tmp_path, writers=(rows.append,), console=quiet())
+  run(tiny_experiment(), tmp_path, silent(writers=(rows.append,)))
   assert rows == [
     json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
   ]
@@ -119,9 +120,9 @@ def test_stop_at_every_tick(method, whole, interrupt, tmp_path):
     workdir = tmp_path / str(tick)
     interrupt(tick)
     with pytest.raises(Stopped):
-      run(_experiment(method), workdir, save_every=1e9, console=quiet())
+      run(_experiment(method), workdir, silent(save_every=1e9))
     interrupt(None)
-    run(_experiment(method), workdir, save_every=1e9, console=quiet())
+    run(_experiment(method), workdir, silent(save_every=1e9))
     assert outcome(workdir) == expected, f'stopped at tick {tick}'
 
 
@@ -132,8 +133,8 @@ def test_one_tick_a_life(method, whole, interrupt, tmp_path):
   interrupt(1)
   for _ in range(ticks):
     with pytest.raises(Stopped):
-      run(_experiment(method), tmp_path, console=quiet())
-  run(_experiment(method), tmp_path, console=quiet())
+      run(_experiment(method), tmp_path, silent())
+  run(_experiment(method), tmp_path, silent())
   assert outcome(tmp_path) == expected
 
 
@@ -146,10 +147,10 @@ def test_crash_without_saving(whole, interrupt, tmp_path):
     for error in (RuntimeError('crash'), RuntimeError('again')):
       interrupt(tick, error)
       with pytest.raises(RuntimeError, match=str(error)):
-        run(_experiment('derpp(olora)'), workdir, save_every=1e9, console=quiet())
+        run(_experiment('derpp(olora)'), workdir, silent(save_every=1e9))
         raise error  # The second run may be done before that tick.
     interrupt(None)
-    run(_experiment('derpp(olora)'), workdir, save_every=1e9, console=quiet())
+    run(_experiment('derpp(olora)'), workdir, silent(save_every=1e9))
     assert outcome(workdir) == expected, f'crashed at tick {tick}'
 
 
@@ -161,18 +162,18 @@ def test_signals_save_and_stop(number, whole, tmp_path):
 
   before = signal.getsignal(number)
   with pytest.raises(Stopped, match='task 1, train 4'):
-    run(_experiment('ease'), tmp_path, writers=(ask,), console=quiet())
+    run(_experiment('ease'), tmp_path, silent(writers=(ask,)))
   assert signal.getsignal(number) is before
   assert json.loads((tmp_path / 'results.json').read_text())['status'] == 'running'
-  run(_experiment('ease'), tmp_path, console=quiet())
+  run(_experiment('ease'), tmp_path, silent())
   assert outcome(tmp_path) == whole('ease')[0]
 
 
 def test_a_finished_run_is_read_and_not_run(monkeypatch, tmp_path):
-  first = run(tiny_experiment(), tmp_path, console=quiet())
+  first = run(tiny_experiment(), tmp_path, silent())
   (tmp_path / 'results.json').write_text('{"status": "do')  # It is remade from the checkpoint.
   monkeypatch.setattr(sys.modules['pecft_jax.train.job'], 'run_tasks', None)
-  assert run(tiny_experiment(), tmp_path, console=quiet()) == first
+  assert run(tiny_experiment(), tmp_path, silent()) == first
   assert json.loads((tmp_path / 'results.json').read_text()) == first
 
 
@@ -181,13 +182,13 @@ def test_damaged_checkpoints_are_passed_over(whole, interrupt, tmp_path):
   interrupt(11)
   for _ in range(2):
     with pytest.raises(Stopped):
-      run(_experiment('ease'), tmp_path, console=quiet())
+      run(_experiment('ease'), tmp_path, silent())
   newest = tmp_path / 'checkpoints' / '22'
   for path in (newest / 'state').glob('d/*'):
     path.write_bytes(path.read_bytes()[:-9])
   interrupt(None)
   console = quiet()
-  run(_experiment('ease'), tmp_path, console=console)
+  run(_experiment('ease'), tmp_path, RunOptions(console=console))
   assert 'checkpoint 22' in console.file.getvalue()
   assert 'going back' in console.file.getvalue()
   assert outcome(tmp_path) == expected
@@ -198,17 +199,17 @@ def test_without_a_good_checkpoint_it_stops_and_leaves_all_as_it_is(whole, inter
   expected, _ = whole('ease')
   interrupt(20)
   with pytest.raises(Stopped):
-    run(_experiment('ease'), tmp_path, console=quiet())
+    run(_experiment('ease'), tmp_path, silent())
   for path in (tmp_path / 'checkpoints').glob('*/_CHECKPOINT_METADATA'):
     path.write_text(path.read_text().replace('"batch": ', '"batch": 1'))
   files = lambda: {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
   before = files()
   interrupt(None)
   with pytest.raises(Damaged, match=r'no checkpoint in .* is good'):
-    run(_experiment('ease'), tmp_path, console=quiet())
+    run(_experiment('ease'), tmp_path, silent())
   assert files() == before
   (tmp_path / 'checkpoints').rename(tmp_path / 'evidence')
-  run(_experiment('ease'), tmp_path, console=quiet())
+  run(_experiment('ease'), tmp_path, silent())
   assert outcome(tmp_path) == expected
 
 
@@ -219,15 +220,15 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     value, out = method.loss(params, memory, env, batch, key)
     return jnp.where((env.task.index == 1) & (batch.index == 3).any(), jnp.nan, value), out
 
-  experiment = tiny_experiment()._replace(method=method._replace(loss=loss))
+  experiment = tiny_experiment().replace(method=method._replace(loss=loss))
   with pytest.raises(NonFiniteLoss) as info:
-    run(experiment, tmp_path, save_every=0, console=quiet())
+    run(experiment, tmp_path, silent(save_every=0))
   assert 'the loss is nan at task 1, step' in str(info.value)
   newest = max(os.listdir(tmp_path / 'checkpoints'), key=int)
   assert f'checkpoint {newest} in {tmp_path / "checkpoints"}' in str(info.value)
   # The same command fails in the same way, from a state that is still good.
   with pytest.raises(NonFiniteLoss) as again:
-    run(experiment, tmp_path, save_every=0, console=quiet())
+    run(experiment, tmp_path, silent(save_every=0))
   assert str(again.value) == str(info.value)
   assert json.loads((tmp_path / 'results.json').read_text())['status'] == 'running'
 
@@ -236,7 +237,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
   experiment = tiny_experiment(training=TRAINING._replace(recipe=sgd(1e39)))
   with pytest.raises(NonFiniteLoss, match='not finite after task 0, step 1') as info:
-    run(experiment, tmp_path, save_every=0, console=quiet())
+    run(experiment, tmp_path, silent(save_every=0))
   newest = max(os.listdir(tmp_path / 'checkpoints'), key=int)
   assert newest == '1'
   assert f'last good checkpoint: checkpoint {newest}' in str(info.value)
@@ -245,7 +246,7 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
 def test_references_run_beside(interrupt, tmp_path):
   references = {name: tiny_method(name) for name in ('finetune', 'joint')}
   experiment = tiny_experiment('l2p', references=references, training=INTERRUPTED['l2p'])
-  whole = run(experiment, tmp_path / 'whole', console=quiet())
+  whole = run(experiment, tmp_path / 'whole', silent())
   assert set(whole['references']) == {'finetune', 'joint'}
   joint = json.loads((tmp_path / 'whole/references/joint/results.json').read_text())
   star = np.diag(np.array(joint['accuracy_matrix'], float))
@@ -255,34 +256,35 @@ def test_references_run_beside(interrupt, tmp_path):
   ticks = int(max(os.listdir(tmp_path / 'whole/checkpoints'), key=int))
   interrupt(ticks + 5)
   with pytest.raises(Stopped):
-    run(experiment, tmp_path / 'parts', console=quiet())
+    run(experiment, tmp_path / 'parts', silent())
   assert (tmp_path / 'parts/references/finetune').is_dir()
   interrupt(None)
-  run(experiment, tmp_path / 'parts', console=quiet())
+  run(experiment, tmp_path / 'parts', silent())
   for part in ('.', 'references/finetune', 'references/joint'):
     assert outcome(tmp_path / 'parts' / part) == outcome(tmp_path / 'whole' / part)
 
 
 def test_another_configuration_is_refused(tmp_path):
-  run(tiny_experiment(), tmp_path, config={'rate': 1}, console=quiet())
+  run(tiny_experiment(), tmp_path, silent(config={'rate': 1}))
   with pytest.raises(ValueError, match=r'settings\.rate: there 1, here 2'):
-    run(tiny_experiment(), tmp_path, config={'rate': 2}, console=quiet())
+    run(tiny_experiment(), tmp_path, silent(config={'rate': 2}))
   training = TRAINING._replace(batch_size=6)
   with pytest.raises(ValueError, match=r'training\.batch_size: there 4, here 6'):
-    run(tiny_experiment(training=training), tmp_path, config={'rate': 1}, console=quiet())
-  frozen = jax.tree.map(lambda a: a + 1, tiny_experiment().frozen)
+    run(tiny_experiment(training=training), tmp_path, silent(config={'rate': 1}))
+  model = tiny_experiment().model
+  model = model._replace(params=jax.tree.map(lambda a: a + 1, model.params))
   with pytest.raises(ValueError, match=r'identity\.backbone_sha256'):
-    run(tiny_experiment(frozen=frozen), tmp_path, config={'rate': 1}, console=quiet())
+    run(tiny_experiment(model=model), tmp_path, silent(config={'rate': 1}))
 
 
 def test_a_state_of_another_shape_is_refused(interrupt, tmp_path):
   interrupt(8)
   with pytest.raises(Stopped):
-    run(tiny_experiment('ranpac'), tmp_path, console=quiet())
+    run(tiny_experiment('ranpac'), tmp_path, silent())
   wider = ranpac(tiny_backbone(), lora('attn/q$', rank=2), Capacity(2, 4), projection=18)
   interrupt(None)
   with pytest.raises(
     ValueError, match=r'memory/moments/gram: expected \(\(18, 18\).*stored \(\(16, 16\)'
   ):
-    run(tiny_experiment()._replace(method=wider), tmp_path, console=quiet())
-  run(tiny_experiment('ranpac'), tmp_path, console=quiet())  # Nothing was lost.
+    run(tiny_experiment().replace(method=wider), tmp_path, silent())
+  run(tiny_experiment('ranpac'), tmp_path, silent())  # Nothing was lost.

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_runs import TRAINING, outcome, quiet, tiny_experiment, tiny_method
+from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_method
 
 from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
@@ -36,10 +36,10 @@ def _state(workdir, like):
 @pytest.mark.parametrize('method', ['finetune', 'derpp(olora)', 'l2p', 'ease', 'ranpac'])
 def test_seeds_side_by_side_end_as_single_runs_do(method, tmp_path):
   experiment = _experiment(method)
-  found = run_seeds(experiment, SEEDS, tmp_path / 'all', console=quiet())
+  found = run_seeds(experiment, SEEDS, tmp_path / 'all', silent())
   losses = set()
   for i, seed in enumerate(SEEDS):
-    single = run(experiment._replace(seed=seed), tmp_path / str(seed), console=quiet())
+    single = run(experiment.replace(seed=seed), tmp_path / str(seed), silent())
     one, other = outcome(tmp_path / str(seed)), outcome(tmp_path / f'all/seed_{seed}')
     for row, same in zip(one['rows'], other['rows'], strict=True):
       assert row.pop('loss', 0) == pytest.approx(same.pop('loss', 0), rel=1e-5)
@@ -57,8 +57,8 @@ def test_seeds_side_by_side_end_as_single_runs_do(method, tmp_path):
 
 def test_the_states_are_equal(tmp_path):
   experiment = _experiment('finetune')
-  run_seeds(experiment, (3, 4), tmp_path / 'all', console=quiet())
-  run(experiment._replace(seed=4), tmp_path / 'one', console=quiet())
+  run_seeds(experiment, (3, 4), tmp_path / 'all', silent())
+  run(experiment.replace(seed=4), tmp_path / 'one', silent())
   method, recipe = experiment.method, experiment.training.recipe
   init = lambda key: init_state(method, recipe, key, experiment.frozen)
   one = jax.eval_shape(init, jax.random.key(0))
@@ -70,11 +70,11 @@ def test_the_states_are_equal(tmp_path):
 
 def test_interruptions_do_not_show(interrupt, tmp_path):
   experiment = _experiment('derpp(finetune)')
-  run_seeds(experiment, (0, 1), tmp_path / 'whole', console=quiet())
+  run_seeds(experiment, (0, 1), tmp_path / 'whole', silent())
   for _ in range(100):
     interrupt(5)
     try:
-      run_seeds(experiment, (0, 1), tmp_path / 'parts', console=quiet())
+      run_seeds(experiment, (0, 1), tmp_path / 'parts', silent())
       break
     except Stopped:
       pass
@@ -84,7 +84,7 @@ def test_interruptions_do_not_show(interrupt, tmp_path):
 
 def test_references_are_learnt_by_every_seed(tmp_path):
   experiment = _experiment('finetune', references={'joint': tiny_method('joint')})
-  found = run_seeds(experiment, (0, 1), tmp_path, console=quiet())
+  found = run_seeds(experiment, (0, 1), tmp_path, silent())
   for seed, each in zip((0, 1), found, strict=True):
     beside = json.loads((tmp_path / f'seed_{seed}/references/joint/results.json').read_text())
     assert each['references']['joint'] == beside['metrics']
@@ -93,15 +93,20 @@ def test_references_are_learnt_by_every_seed(tmp_path):
 
 def test_other_seeds_are_another_configuration(tmp_path):
   experiment = _experiment('finetune')
-  run_seeds(experiment, (0, 1), tmp_path, console=quiet())
+  run_seeds(experiment, (0, 1), tmp_path, silent())
   with pytest.raises(ValueError, match=r'seeds_together: there \[0, 1\], here \[0, 1, 2\]'):
-    run_seeds(experiment, (0, 1, 2), tmp_path, console=quiet())
+    run_seeds(experiment, (0, 1, 2), tmp_path, silent())
 
 
 @pytest.mark.parametrize('seeds', [(), (1, 1)])
 def test_seeds_must_differ(seeds, tmp_path):
   with pytest.raises(ValueError, match='all different'):
     run_seeds(_experiment('finetune'), seeds, tmp_path)
+
+
+def test_writers_belong_to_one_seed(tmp_path):
+  with pytest.raises(ValueError, match='writers take the rows of one seed'):
+    run_seeds(_experiment('finetune'), (0, 1), tmp_path, silent(writers=(print,)))
 
 
 @pytest.mark.parametrize('seed', [-1, 2**32])
@@ -112,16 +117,16 @@ def test_seeds_have_32_bits(seed, tmp_path):
 
 def test_one_seed_and_several_do_not_share_a_directory(tmp_path):
   experiment = _experiment('finetune')
-  run(experiment, tmp_path / 'one', console=quiet())
+  run(experiment, tmp_path / 'one', silent())
   with pytest.raises(ValueError, match='seeds_together: there null'):
-    run_seeds(experiment, (0, 1), tmp_path / 'one', console=quiet())
-  run_seeds(experiment, (0, 1), tmp_path / 'two', console=quiet())
+    run_seeds(experiment, (0, 1), tmp_path / 'one', silent())
+  run_seeds(experiment, (0, 1), tmp_path / 'two', silent())
   with pytest.raises(ValueError, match='belongs to a run with another configuration'):
-    run(experiment, tmp_path / 'two', console=quiet())
+    run(experiment, tmp_path / 'two', silent())
 
 
 def test_seeds_side_by_side_are_inspected_together(tmp_path):
-  run_seeds(_experiment('finetune'), (3, 4), tmp_path, console=quiet())
+  run_seeds(_experiment('finetune'), (3, 4), tmp_path, silent())
   found = inspect_run(tmp_path, arrays=True)
   assert (found['status'], found['seed'], found['finished']) == ('done', [3, 4], 2)
   assert not found['problems']

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import quiet
+from tiny_runs import silent
 
 from pecft_jax import data
 from pecft_jax.backbones import decoder
@@ -15,7 +15,7 @@ from pecft_jax.data import random_crop
 from pecft_jax.peft import lora
 from pecft_jax.train import Experiment, Training, adam, compile_steps, one_device, run
 from pecft_jax.train.experiment import check_experiment, describe
-from pecft_jax.typing import Batch, Capacity
+from pecft_jax.typing import Batch, Capacity, Pretrained
 
 TASKS, CLASSES, LENGTH, PAD = 3, 6, 9, -1
 
@@ -51,7 +51,8 @@ def frozen():
 
 def experiment(method, **training):
   settings = Training(adam(3e-2), epochs=6, batch_size=8, eval_batch_size=16, log_every=99)
-  return Experiment(scenario(), reader(), frozen(), method, settings._replace(**training))
+  model = Pretrained(reader(), frozen())
+  return Experiment(model, scenario(), method, settings._replace(**training))
 
 
 CAPACITY = Capacity(TASKS, CLASSES)
@@ -64,9 +65,7 @@ METHODS = {
 
 @pytest.mark.parametrize('name', METHODS)
 def test_texts_are_learned_task_by_task(name, tmp_path):
-  found = run(
-    experiment(METHODS[name](reader(), lora(rank=2), CAPACITY)), tmp_path, console=quiet()
-  )
+  found = run(experiment(METHODS[name](reader(), lora(rank=2), CAPACITY)), tmp_path, silent())
   assert found['status'] == 'done'
   assert set(found['compilations'].values()) == {1}
   assert found['accuracy_matrix'][0][0] > 0.75  # Between two classes.
@@ -119,7 +118,7 @@ def test_what_does_not_fit_a_text_is_refused():
       task._replace(train=task.train._replace(inputs=change(task.train.inputs)))
       for task in scenario().tasks
     )
-    return good._replace(scenario=scenario()._replace(tasks=tasks))
+    return good.replace(scenario=scenario()._replace(tasks=tasks))
 
   with pytest.raises(ValueError, match=r"token ids \[9\], task '.*' has \[8\]; fill .* with -1"):
     check_experiment(with_inputs(lambda ids: ids[:, :8]))

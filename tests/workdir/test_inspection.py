@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import quiet, tiny_experiment, tiny_method
+from tiny_runs import silent, tiny_experiment, tiny_method
 
 from pecft_jax.train import Stopped, run
 from pecft_jax.workdir import inspection
@@ -24,7 +24,7 @@ def finished(tmp_path_factory):
   """A finished run with a reference."""
   workdir = tmp_path_factory.mktemp('finished')
   experiment = tiny_experiment('ease', references={'finetune': tiny_method('finetune')})
-  run(experiment, workdir, config={'flag': 1}, console=quiet())
+  run(experiment, workdir, silent(config={'flag': 1}))
   return workdir
 
 
@@ -110,7 +110,7 @@ def test_another_process_of_the_same_number_does_not_hold_it(tmp_path):
 def test_a_stopped_run_is_told_from_a_finished_one(interrupt, tmp_path):
   interrupt(9)
   with pytest.raises(Stopped):
-    run(tiny_experiment('ease'), tmp_path, console=quiet())
+    run(tiny_experiment('ease'), tmp_path, silent())
   facts = inspect_run(tmp_path)
   assert (facts['status'], facts['finished'], facts['total']) == ('stopped', 0, 2)
   assert facts['average_accuracy'] is None

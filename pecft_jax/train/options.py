@@ -1,0 +1,47 @@
+"""How a run uses its machine and its work directory; none of it changes what is learnt."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pecft_jax.devices.sharding import Layout
+from pecft_jax.workdir.branch import Branch
+from pecft_jax.workdir.record import Writer
+
+if TYPE_CHECKING:
+  from rich.console import Console
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+  """Options of `run` and `run_seeds`.
+
+  Attributes:
+    layout: mesh and sharding rules. By default the first device alone, or, in
+      a job of several processes, all devices along `data`. A run may be
+      resumed on another one.
+    save_every: seconds between checkpoints; there is one after each task, too.
+    keep_tasks: keep the checkpoint after each task, to branch from; otherwise
+      the two newest checkpoints stay.
+    branch: start where another run stood after a task.
+    console: for progress; standard output by default.
+    writers: take rows of metrics beside the files; for a single seed.
+    config: settings that must be the same on resuming, as JSON.
+    command: how the run was started, which need not be the same on resuming;
+      kept with the configuration.
+
+  Example:
+    >>> import dataclasses
+    >>> often = RunOptions(save_every=10, keep_tasks=True)
+    >>> dataclasses.replace(often, config={'rate': 1e-3}).save_every
+    10
+  """
+
+  layout: Layout | None = None
+  save_every: float = 60.0
+  keep_tasks: bool = False
+  branch: Branch | None = None
+  console: 'Console | None' = None
+  writers: Sequence[Writer] = ()
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  command: Mapping[str, Any] | None = None
