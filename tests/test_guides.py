@@ -1,0 +1,99 @@
+"""The pages of the site: their links lead somewhere, and their examples run."""
+
+import pathlib
+import re
+
+import pytest
+from test_readme import run_examples
+
+ROOT = pathlib.Path(__file__).parents[1]
+GUIDES = ROOT / 'experiments' / 'guides'
+PAGES = sorted(
+  page
+  for folder in (ROOT, GUIDES, ROOT / 'experiments' / 'results')
+  for page in folder.glob('**/*.md' if folder != ROOT else '*.md')
+)
+_FENCE = re.compile(r'^```.*?^```', re.DOTALL | re.MULTILINE)
+
+
+def _prose(page):
+  return _FENCE.sub('', page.read_text(encoding='utf-8'))
+
+
+def _anchors(page):
+  """The headings of a page as the site names them."""
+  for heading in re.findall(r'^#+ (.+)$', _prose(page), re.MULTILINE):
+    text = re.sub(r'[^\w\s-]', '', heading.strip().lower())
+    yield re.sub(r'[-\s]+', '-', text).strip('-')
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_are_there(page):
+  for target in re.findall(r'\]\(([^)\s]+)\)', _prose(page)):
+    if re.match(r'https?://', target):
+      continue
+    file, _, anchor = target.partition('#')
+    linked = (page.parent / file).resolve() if file else page
+    assert linked.exists(), target
+    if anchor:
+      assert anchor in set(_anchors(linked)), target
+
+
+@pytest.mark.parametrize(
+  'page', sorted(GUIDES.glob('**/*.md')), ids=lambda page: str(page.relative_to(GUIDES))
+)
+def test_files_that_a_guide_names_are_there(page):
+  named = re.findall(r'`((?:pecft_jax|experiments|tests)/[\w./]+\.(?:py|md|json))`', _prose(page))
+  assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_site_has_each_page_once():
+  navigation = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8').partition('\nvalidation:')[0]
+  listed = re.findall(r': ([\w/]+\.md)$', navigation, re.MULTILINE)
+  assert sorted(listed) == sorted(str(page.relative_to(GUIDES)) for page in GUIDES.glob('**/*.md'))
+
+
+def test_each_facade_is_in_the_reference():
+  facades = {
+    '.'.join(file.parent.relative_to(ROOT).parts)
+    for file in (ROOT / 'pecft_jax').glob('*/__init__.py')
+    if '__all__' in file.read_text(encoding='utf-8')
+  }
+  shown = {
+    line.removeprefix('::: ')
+    for page in (GUIDES / 'api').glob('*.md')
+    for line in page.read_text(encoding='utf-8').splitlines()
+    if line.startswith('::: ')
+  }
+  assert facades <= shown
+
+
+def test_drawings_of_the_guides_need_nothing_from_elsewhere():
+  for drawing in GUIDES.glob('**/*.svg'):
+    text = drawing.read_text(encoding='utf-8').replace('http://www.w3.org/2000/svg', '')
+    assert 'http' not in text and '<image' not in text
+
+
+# `your_own.md` has a test of its own, which looks at what its examples make.
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param('index', marks=pytest.mark.slow), 'adapters', 'faq'],
+)
+def test_the_examples_of_a_guide_run(name, tmp_path):
+  names = run_examples(GUIDES / f'{name}.md', workdir=tmp_path)
+  if name == 'adapters':
+    assert names['error'] < 1e-5
+    assert names['features'].shape == (2, names['model'].backbone.width)
+    slots = [
+      names['model'].backbone.apply(
+        names['model'].params, names['images'][i : i + 1],
+        names['take'](names['stacked'], slot), peft=names['peft'],
+      ).pooled[0]
+      for i, slot in enumerate((2, 0))
+    ]  # fmt: skip
+    assert max(abs(a - b).max() for a, b in zip(names['features'], slots, strict=True)) < 1e-4
+
+
+def test_every_page_with_examples_is_run():
+  with_code = {page.stem for page in GUIDES.glob('*.md') if '```python' in page.read_text()}
+  assert with_code == {'index', 'adapters', 'faq', 'your_own'}
