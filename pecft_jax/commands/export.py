@@ -10,6 +10,7 @@ from rich.console import Console
 from pecft_jax.commands.failures import quiet_libraries
 from pecft_jax.commands.files import load_experiment, parse_flags
 from pecft_jax.commands.run import RunFlags
+from pecft_jax.local import local_path
 from pecft_jax.paths import unknown
 
 FORMATS = ('hf-peft',)
@@ -28,9 +29,9 @@ def export(
     raise unknown('format', form, FORMATS)
   from pecft_jax.workdir.claim import read_config
 
-  out, directory = out.resolve(), directory.resolve()
+  out, directory = local_path(out).resolve(), local_path(directory).resolve()
   command = read_config(directory).get('command') or {}
-  file = command.get('file') if file is None else str(pathlib.Path(file).resolve())
+  file = command.get('file') if file is None else str(local_path(file).resolve())
   if file is None or 'arguments' not in command:
     raise ValueError(
       f'{directory} does not tell which command made it, as pecft run writes it; in code, '

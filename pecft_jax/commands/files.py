@@ -15,6 +15,8 @@ from typing import Any
 import docstring_parser
 import tyro
 
+from pecft_jax.local import local_path
+
 
 def load_experiment(path: str) -> Callable[..., Any]:
   """The function `experiment` of a file.
@@ -22,7 +24,7 @@ def load_experiment(path: str) -> Callable[..., Any]:
   Raises:
     ValueError: if there is no such file or function.
   """
-  file = pathlib.Path(path)
+  file = local_path(path)
   if not file.is_file():
     raise ValueError(f'no experiment file at {path}')
   # So that an experiment may import what lies beside it.

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pecft_jax.commands.failures import quiet_libraries
+from pecft_jax.local import local_path
 
 
 def list_names(kind: str, as_json: bool, console: Console) -> int:
@@ -30,11 +31,11 @@ def report(
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
 
   # A run of several seeds stands for the directories of all of them.
-  dirs = [each for path in dirs for each in sorted(path.glob('seed_*')) or [path]]
+  dirs = [each for path in map(local_path, dirs) for each in sorted(path.glob('seed_*')) or [path]]
   if markdown:
     print(comparison_markdown(dirs))
     return 0
-  page = write_page(dirs[0]) if len(dirs) == 1 else write_comparison(dirs, out)
+  page = write_page(dirs[0]) if len(dirs) == 1 else write_comparison(dirs, local_path(out))
   console.print(f'report: {page}', highlight=False)
   return 0
 

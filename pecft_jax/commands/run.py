@@ -10,6 +10,7 @@ from rich.console import Console
 from pecft_jax.commands.failures import quiet_libraries, room_in
 from pecft_jax.commands.files import default_workdir, load_experiment, parse_flags
 from pecft_jax.commands.meshes import layout_of
+from pecft_jax.local import local_path, work_directory
 
 _RESUME = 'The same command resumes.'
 _STOPPED = 143  # As of a process that SIGTERM ended, after Ctrl-C, too.
@@ -58,7 +59,8 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
   values, flags = parse_flags(function, args, f'pecft run {path}', RunFlags)
   name = pathlib.Path(path).stem
   side_by_side = f'-seeds={flags.seeds}' if flags.seeds > 1 else ''
-  workdir = flags.workdir or default_workdir(name + side_by_side, function, values)
+  default = default_workdir(name + side_by_side, function, values)
+  workdir = work_directory(flags.workdir or default)
   # After the flags, so that --help is quick.
   from pecft_jax.devices.processes import ending_together, is_first, join
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
@@ -67,7 +69,7 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
   from pecft_jax.train import Stopped
 
   command = {
-    'file': str(pathlib.Path(path).resolve()),
+    'file': str(local_path(path).resolve()),
     'arguments': list(args),
     'directory': str(pathlib.Path.cwd()),
   }

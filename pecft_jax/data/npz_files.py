@@ -9,6 +9,7 @@ import numpy as np
 
 from pecft_jax.data.in_arrays import arrays
 from pecft_jax.data.source import Source
+from pecft_jax.local import local_path
 
 _REQUIRED = ('images', 'labels', 'class_names')
 _OPTIONAL = ('domains', 'domain_names')
@@ -23,7 +24,7 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
     path: of the file.
     name: of the data set; by default the file's name.
   """
-  path = Path(path)
+  path = local_path(path)
   if not path.is_file():
     raise FileNotFoundError(f'no file {path}; expected an .npz with the keys {_REQUIRED}')
   fields = _read(path)

@@ -15,6 +15,7 @@ from pecft_jax.backbones.families.vit.names import read_tensors
 from pecft_jax.continual.core import Head, abstract_delta
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS
 from pecft_jax.interop.modules import Naming, naming_of
+from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
@@ -58,7 +59,7 @@ def load_hf_peft(
     ValueError: if the files are not there or not whole, the adapter is of
       another kind, or the backbone has no such layers or other sizes.
   """
-  directory = pathlib.Path(directory)
+  directory = local_path(directory)
   naming = naming_of(backbone) if naming is None else naming
   config = _config(directory / CONFIG)
   kind = config.get('peft_type')

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
+from pecft_jax.local import local_path
 from pecft_jax.peft.lowrank.dora import DoraDelta
 from pecft_jax.peft.scaling.ia3 import Ia3Delta
 from pecft_jax.peft.weights import read
@@ -59,7 +60,7 @@ def save_hf_peft(
   Raises:
     ValueError: if the directory is not empty, or the transform has no form there.
   """
-  directory = pathlib.Path(directory)
+  directory = local_path(directory)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'{directory} is there already: give a new or empty directory')
   naming = naming_of(backbone) if naming is None else naming

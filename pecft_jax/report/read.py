@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.local import local_path
 from pecft_jax.metrics import summary as metrics
 
 REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
@@ -82,7 +83,7 @@ def read_run(directory: str | Path) -> Run:
   Raises:
     ValueError: without a readable results.json whose accuracy matrix is [time, task].
   """
-  path = Path(directory)
+  path = local_path(directory)
   results = _json(path / 'results.json')
   where = path / 'results.json'
   axis = results.get('axis')

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.devices.sharding import one_device, tree_shardings
+from pecft_jax.local import work_directory
 from pecft_jax.train.experiment import Experiment, describe, identified
 from pecft_jax.train.step import compile_steps
 from pecft_jax.typing import Adapted, Env
@@ -43,9 +44,10 @@ def adapted_after(
   Raises:
     ValueError: if there is no such checkpoint or seed, the run is of another
       experiment, or the method predicts with more than one delta.
-    Damaged: if a checkpoint cannot be read.
+    Damaged: if a checkpoint is not what was written.
+    Unread: if one could not be read for another reason.
   """
-  directory, method = pathlib.Path(workdir), experiment.method
+  directory, method = work_directory(workdir), experiment.method
   experiment = identified(experiment)
   if method.adapted is None:
     raise ValueError(

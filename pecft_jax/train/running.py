@@ -10,6 +10,7 @@ import jax
 
 from pecft_jax.devices.processes import barrier, first_only, is_first
 from pecft_jax.devices.sharding import Layout, check_batches, make_mesh, one_device
+from pecft_jax.local import work_directory
 from pecft_jax.train.experiment import Experiment, check_experiment, describe, identified
 from pecft_jax.train.job import Job, run_job
 from pecft_jax.train.options import RunOptions
@@ -52,7 +53,7 @@ def run(
     Stopped: after SIGTERM or SIGINT, once everything is saved.
   """
   places = {experiment.seed: '.'}
-  return _run(experiment, pathlib.Path(workdir), places, options, stacked=False)[0]
+  return _run(experiment, work_directory(workdir), places, options, stacked=False)[0]
 
 
 def run_seeds(
@@ -89,7 +90,7 @@ def run_seeds(
       'writers take the rows of one seed, run_seeds has several logs: read seed_N/metrics.jsonl'
     )
   places = {seed: f'seed_{seed}' for seed in seeds}
-  return _run(experiment, pathlib.Path(workdir), places, options, stacked=True)
+  return _run(experiment, work_directory(workdir), places, options, stacked=True)
 
 
 def _run(

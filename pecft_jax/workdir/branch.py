@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
+from pecft_jax.local import work_directory
 from pecft_jax.workdir.position import Position
 from pecft_jax.workdir.record import plain, replace_text
 from pecft_jax.workdir.stored import Contents, read_contents
@@ -41,15 +42,16 @@ def find_branch(
     ValueError: if the source has no such checkpoint, learns something else, or
       is the new run's own directory.
   """
-  there = branch.source / 'checkpoints'
+  source = work_directory(branch.source)
+  there = source / 'checkpoints'
   if _checkpoints(directory / 'checkpoints'):
     return None
-  if branch.source.resolve() == directory.resolve():
+  if source.resolve() == directory.resolve():
     raise ValueError(f'a run cannot branch from its own directory {directory}')
   if not there.is_dir():
     raise ValueError(f'{branch.source} holds no checkpoints to branch from')
-  tick, found = find_after(branch.source, branch.after_task)
-  check_identity(branch.source, found.identity or {}, plain(identity))
+  tick, found = find_after(source, branch.after_task)
+  check_identity(source, found.identity or {}, plain(identity))
   seeds = Position.from_json(found.position).seeds
   if len(seeds) != len(places):
     raise ValueError(f'{branch.source} has {len(seeds)} seeds in a program, this run {len(places)}')
@@ -65,7 +67,8 @@ def find_after(directory: pathlib.Path, tasks: int | None) -> tuple[int, Content
 
   Raises:
     ValueError: if there is none.
-    Damaged: if one cannot be read.
+    Damaged: if one is not what was written.
+    Unread: if one could not be read for another reason.
   """
   found = {int(path.name): read_contents(path) for path in _checkpoints(directory / 'checkpoints')}
   positions = {tick: Position.from_json(each.position) for tick, each in found.items()}
@@ -85,10 +88,11 @@ def copy_branch(
   branch: Branch, tick: int, directory: pathlib.Path, places: tuple[str, ...]
 ) -> None:
   """Copies the checkpoint that `find_branch` found, and the logs up to there."""
-  there, here = branch.source / 'checkpoints', directory / 'checkpoints'
+  source = work_directory(branch.source)
+  there, here = source / 'checkpoints', directory / 'checkpoints'
   position = Position.from_json(read_contents(there / str(tick)).position)
   for place, found in zip(places, position.seeds, strict=True):
-    log = (branch.source / place / 'metrics.jsonl').read_text(encoding='utf-8')
+    log = (source / place / 'metrics.jsonl').read_text(encoding='utf-8')
     kept = log.splitlines(keepends=True)[: found.rows]
     replace_text(directory / place / 'metrics.jsonl', ''.join(kept))
   # Under another name first: a checkpoint that is there is a whole one.

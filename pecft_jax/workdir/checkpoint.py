@@ -148,6 +148,7 @@ class Checkpoints:
     Raises:
       ValueError: if a checkpoint holds another structure, shape or dtype.
       Damaged: if there are checkpoints, but none is good; none is moved then.
+      Unread: if one could not be read for a reason outside of it; none is moved then.
     """
     damaged: dict[int, Damaged] = {}
     for tick in reversed(self.ticks()):
@@ -179,7 +180,8 @@ class Checkpoints:
 
     Raises:
       ValueError: if it holds another structure, shape or dtype.
-      Damaged: if it cannot be read, or its content is not what was written.
+      Damaged: if its content is not what was written.
+      Unread: if it could not be read for a reason outside of it.
     """
     return read_checkpoint(self._at(tick), like, shardings)
 

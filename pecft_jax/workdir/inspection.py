@@ -12,8 +12,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pecft_jax.local import work_directory
 from pecft_jax.workdir.checkpoint import UNFINISHED
-from pecft_jax.workdir.stored import Card, Contents, Damaged, read_contents, verify
+from pecft_jax.workdir.stored import Card, Contents, Damaged, Unread, read_contents, verify
 
 # Any of these makes a directory a work directory.
 _SIGNS = ('config.json', 'results.json', 'metrics.jsonl', 'checkpoints', '.lock')
@@ -40,7 +41,7 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   Raises:
     ValueError: if the directory is none of a run.
   """
-  path = pathlib.Path(directory)
+  path = work_directory(directory)
   if not path.is_dir():
     raise ValueError(f'there is no directory {path}')
   if not any((path / name).exists() for name in _SIGNS):
@@ -154,7 +155,10 @@ def _read_json(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
   except FileNotFoundError:
     problems.append(f'{path.name} is missing')
     return {}
-  except (OSError, ValueError) as error:
+  except OSError as error:
+    problems.append(f'{path.name} could not be read: {error.strerror}')
+    return {}
+  except ValueError as error:
     problems.append(f'{path.name} is damaged: {error}')
     return {}
   if not isinstance(value, dict):
@@ -187,7 +191,7 @@ def _checkpoint(path: pathlib.Path, arrays: bool) -> tuple[dict[str, Any] | None
     contents = read_contents(path)
     if arrays:
       verify(path)
-  except Damaged as error:
+  except (Damaged, Unread) as error:
     if not path.exists():
       return None, None
     facts['problem'] = str(error)
@@ -225,7 +229,10 @@ def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
   for path in paths:
     try:
       lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-    except OSError:
+    except FileNotFoundError:
+      continue
+    except OSError as error:
+      problems.append(f'{path.name} could not be read: {error.strerror}')
       continue
     for number, line in enumerate(lines, 1):
       try:

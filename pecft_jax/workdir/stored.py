@@ -1,5 +1,6 @@
 """One checkpoint on disk: what it says of itself, and whether it still is what was written."""
 
+import errno
 import hashlib
 import json
 import pathlib
@@ -15,7 +16,19 @@ from pecft_jax.paths import named_leaves
 
 
 class Damaged(ValueError):
-  """A checkpoint that cannot be read back as it was written."""
+  """A checkpoint that is not what was written."""
+
+
+class Unread(OSError):
+  """A checkpoint that could not be read for a reason outside of it; it need not be damaged."""
+
+
+# Failures of the file system or of the machine, as Python and as tensorstore and XLA report them.
+_OUTSIDE = frozenset({
+  errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+  errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.EINTR,
+})  # fmt: skip
+_STATUSES = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 
 
 Card = tuple[str, tuple[tuple[int, ...], str]]  # A leaf's path, with its shape and dtype.
@@ -45,10 +58,11 @@ def read_contents(path: pathlib.Path) -> Contents:
   """What the checkpoint of a directory says of itself; its arrays are not read.
 
   Raises:
-    Damaged: if it cannot be read, or is not what was written.
+    Damaged: if it is not what was written.
+    Unread: if it cannot be read for another reason, such as missing rights.
   """
   try:
-    found: Any = ocp.metadata(str(path))
+    found: Any = ocp.metadata(str(path.absolute()))
     leaves = [card(leaf) for leaf in named_leaves(found.metadata)]
     meta = found.custom_metadata
     written = meta['leaves_sha256'], meta['position_sha256']
@@ -72,7 +86,8 @@ def verify(path: pathlib.Path) -> None:
   """Reads a checkpoint into the memory of the host, and holds it against its digests.
 
   Raises:
-    Damaged: if it cannot be read, or is not what was written.
+    Damaged: if it is not what was written.
+    Unread: if it cannot be read for another reason.
   """
   contents = read_contents(path)
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
@@ -91,10 +106,11 @@ def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
     contents: of the checkpoint.
 
   Raises:
-    Damaged: if the arrays cannot be read, or are not what was written.
+    Damaged: if the arrays are not what was written.
+    Unread: if they cannot be read for another reason.
   """
   try:
-    state = ocp.load(str(path), target)
+    state = ocp.load(str(path.absolute()), target)
   except Exception as error:  # Whatever a broken file makes orbax raise.
     raise _unreadable(path, error) from error
   if tree_sha256(state) != contents.state_sha256:
@@ -120,8 +136,22 @@ def json_sha256(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _unreadable(path: pathlib.Path, error: Exception) -> Damaged:
-  return Damaged(f'checkpoint {path.name} cannot be read: {first_line(error)}')
+def _unreadable(path: pathlib.Path, error: Exception) -> Damaged | Unread:
+  text = first_line(error)
+  if _outside(error):
+    return Unread(f'checkpoint {path.name} in {path.parent} could not be read: {text}')
+  return Damaged(f'checkpoint {path.name} is damaged: {text}')
+
+
+def _outside(error: BaseException) -> bool:
+  """Whether a failure comes from around the checkpoint: rights, memory, a file system."""
+  if isinstance(error, MemoryError) or getattr(error, 'errno', None) in _OUTSIDE:
+    return True
+  if any(status in str(error) for status in _STATUSES):
+    return True
+  # Orbax reports what its threads met as a cause, or as one of a group.
+  inner = [error.__cause__, *getattr(error, 'exceptions', ())]
+  return any(_outside(each) for each in inner if each is not None)
 
 
 def first_line(error: Exception) -> str:

@@ -59,6 +59,27 @@ def _experiment(method: str):
   return tiny_experiment(method, training=INTERRUPTED.get(method, TRAINING))
 
 
+@pytest.mark.parametrize(
+  'name', ["it's 100% äöü", 'lr=1e-3,peft=lora', 'a:b', '-dash', '#1 {b} $c & ~d;', 'two\nlines']
+)
+def test_relative_directories_of_any_name_resume(name, interrupt, whole, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  interrupt(5)
+  with pytest.raises(Stopped):
+    run(_experiment('finetune'), name, console=quiet())
+  interrupt(None)
+  run(_experiment('finetune'), name, console=quiet())
+  assert outcome(tmp_path / name) == whole('finetune')[0]
+
+
+@pytest.mark.parametrize('name', ['a[b]', 'a\\b', 'what?', 'gs://bucket/run'])
+def test_directories_that_would_lose_checkpoints_are_refused_at_once(name, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r'expected a (local )?path'):
+    run(_experiment('finetune'), name, console=quiet())
+  assert not os.listdir(tmp_path)
+
+
 def test_files_and_results(tmp_path):
   found = run(tiny_experiment(), tmp_path, silent(config={'flag': 1}))
   names = {'config.json', 'metrics.jsonl', 'metrics.csv', 'results.json', 'checkpoints'}

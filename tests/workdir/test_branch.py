@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import pytest
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment
@@ -33,6 +34,16 @@ def test_a_branch_with_the_same_settings_ends_as_the_trunk(trunk, tmp_path):
   run(tiny_experiment(tasks=TASKS), tmp_path, silent(branch=Branch(trunk, 1)))
   assert outcome(tmp_path) == outcome(trunk)
   assert _contents(trunk) == before
+
+
+def test_paths_may_be_relative(trunk, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  source = os.path.relpath(trunk)
+  assert not os.path.isabs(source)
+  run(
+    tiny_experiment(tasks=TASKS), 'branch', branch=Branch(pathlib.Path(source), 1), console=quiet()
+  )
+  assert outcome(tmp_path / 'branch') == outcome(trunk)
 
 
 def test_a_branch_with_other_settings_shares_the_tasks_before(trunk, tmp_path):

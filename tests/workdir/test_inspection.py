@@ -68,6 +68,13 @@ def test_the_facts_agree_with_the_results(finished):
   assert json.loads(json.dumps(facts)) == facts
 
 
+def test_a_relative_directory_is_as_good(workdir, monkeypatch):
+  monkeypatch.chdir(workdir.parent)
+  facts = inspect_run(workdir.name, arrays=True)
+  assert not facts['problems']
+  assert all(each['verified'] for each in facts['checkpoints'])
+
+
 def test_arrays_are_verified_and_nothing_is_touched(workdir):
   (workdir / 'checkpoints' / '99.orbax-checkpoint-tmp').mkdir()
   (workdir / 'checkpoints' / '1.deleted').mkdir()
@@ -146,8 +153,11 @@ DAMAGES = {
     'metrics.jsonl, line 1, is damaged',
   ),
   'metadata': (lambda w: _flip(_newest(w) / '_CHECKPOINT_METADATA'), 'checkpoint '),
-  'no metadata': (lambda w: (_newest(w) / '_CHECKPOINT_METADATA').unlink(), 'cannot be read'),
-  'a file for a checkpoint': (lambda w: (w / 'checkpoints/999').touch(), 'checkpoint 999 cannot'),
+  'no metadata': (lambda w: (_newest(w) / '_CHECKPOINT_METADATA').unlink(), 'is damaged'),
+  'a file for a checkpoint': (
+    lambda w: (w / 'checkpoints/999').touch(),
+    'checkpoint 999 is damaged',
+  ),
   'arrays': (_flip_arrays, 'checkpoint '),
 }
 
