@@ -5,7 +5,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from tiny_runs import quiet, tiny_experiment
+from tiny_runs import silent, tiny_experiment
 
 from pecft_jax.train import adapted_after, run
 
@@ -13,7 +13,7 @@ from pecft_jax.train import adapted_after, run
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   path = tmp_path_factory.mktemp('runs') / "it's 100% äöü, lr=1e-3"
-  run(tiny_experiment(), path, keep_tasks=True, console=quiet())
+  run(tiny_experiment(), path, silent(keep_tasks=True))
   return path
 
 

@@ -66,9 +66,9 @@ def test_relative_directories_of_any_name_resume(name, interrupt, whole, monkeyp
   monkeypatch.chdir(tmp_path)
   interrupt(5)
   with pytest.raises(Stopped):
-    run(_experiment('finetune'), name, console=quiet())
+    run(_experiment('finetune'), name, silent())
   interrupt(None)
-  run(_experiment('finetune'), name, console=quiet())
+  run(_experiment('finetune'), name, silent())
   assert outcome(tmp_path / name) == whole('finetune')[0]
 
 
@@ -76,7 +76,7 @@ def test_relative_directories_of_any_name_resume(name, interrupt, whole, monkeyp
 def test_directories_that_would_lose_checkpoints_are_refused_at_once(name, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match=r'expected a (local )?path'):
-    run(_experiment('finetune'), name, console=quiet())
+    run(_experiment('finetune'), name, silent())
   assert not os.listdir(tmp_path)
 
 

@@ -40,9 +40,8 @@ def test_paths_may_be_relative(trunk, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   source = os.path.relpath(trunk)
   assert not os.path.isabs(source)
-  run(
-    tiny_experiment(tasks=TASKS), 'branch', branch=Branch(pathlib.Path(source), 1), console=quiet()
-  )
+  branch = Branch(pathlib.Path(source), 1)
+  run(tiny_experiment(tasks=TASKS), 'branch', silent(branch=branch))
   assert outcome(tmp_path / 'branch') == outcome(trunk)
 
 

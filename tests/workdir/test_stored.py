@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 from orbax.checkpoint import v1 as ocp
-from tiny_runs import quiet, tiny_experiment
+from tiny_runs import silent, tiny_experiment
 
 from pecft_jax.train import run
 from pecft_jax.workdir import stored
@@ -17,7 +17,7 @@ from pecft_jax.workdir.stored import Damaged, Unread, read_contents, verify
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   path = tmp_path_factory.mktemp('run')
-  run(tiny_experiment(), path, console=quiet())
+  run(tiny_experiment(), path, silent())
   return path
 
 
@@ -59,7 +59,7 @@ def test_a_failure_around_it_is_not_called_damage(workdir, monkeypatch, error):
   assert all('could not be read' in problem for problem in problems)
   # A run on it stops, and moves none of its good checkpoints away.
   with pytest.raises(Unread):
-    run(tiny_experiment(), workdir, console=quiet())
+    run(tiny_experiment(), workdir, silent())
   assert sorted(os.listdir(workdir / 'checkpoints')) == before
   assert not (workdir / 'damaged').exists()
 
