@@ -95,7 +95,7 @@ def _texts(pattern: str) -> tuple[Step, Facts]:
   backbone = decoder(
     vocabulary=32_000, width=512, depth=8, heads=8, kv_heads=8, hidden=1376, length=128
   )
-  method = finetune(backbone, lora(pattern, rank=8), CAPACITY)
+  method = finetune(backbone, CAPACITY, peft=lora(pattern, rank=8))
   batch = _batch(backbone, 8, values=32_000)
   update, facts = _trainer(method, backbone.init(jax.random.key(0)), batch)
   return lambda: {'step': _timed(update)}, facts
@@ -104,7 +104,7 @@ def _texts(pattern: str) -> tuple[Step, Facts]:
 def subspaces() -> tuple[Step, Facts]:
   """A prediction of EASE after five tasks."""
   model = random_weights('vit_tiny_patch16_224')
-  method = ease(model.backbone, adaptformer(width=64), CAPACITY)
+  method = ease(model.backbone, CAPACITY, peft=adaptformer(width=64))
   steps, state, frozen = _begun(method, model.params)
   seen = np.arange(CLASSES) < 50
   state = state._replace(task=state.task._replace(index=np.int32(4), seen=seen))
@@ -148,7 +148,7 @@ def _given_features() -> Backbone:
 def projections() -> tuple[Step, Facts]:
   """A whole task of RanPAC: the sums over all batches, and its end."""
   backbone = _given_features()
-  method = ranpac(backbone, linear_probe(), CAPACITY, projection=PROJECTION)
+  method = ranpac(backbone, CAPACITY, peft=linear_probe(), projection=PROJECTION)
   frozen = backbone.init(jax.random.key(0))
   steps, state, frozen = _begun(method, frozen)
   del state
@@ -182,15 +182,15 @@ def projections() -> tuple[Step, Facts]:
 
 CONTESTS: dict[str, Callable[[], tuple[Step, Facts]]] = {
   'features': features,
-  'probe': lambda: _with_and_without_cache(lambda b: finetune(b, linear_probe(), CAPACITY)),
-  'lora': lambda: _training(lambda b: finetune(b, lora(rank=8), CAPACITY)),
+  'probe': lambda: _with_and_without_cache(lambda b: finetune(b, CAPACITY, peft=linear_probe())),
+  'lora': lambda: _training(lambda b: finetune(b, CAPACITY, peft=lora(rank=8))),
   'l2p': lambda: _with_and_without_cache(lambda b: l2p(b, CAPACITY)),
-  'ease': lambda: _training(lambda b: ease(b, adaptformer(width=64), CAPACITY)),
+  'ease': lambda: _training(lambda b: ease(b, CAPACITY, peft=adaptformer(width=64))),
   'subspaces': subspaces,
   'llama': lambda: _texts(r'attn/(q|v)$'),
   'llama_all': lambda: _texts(r'attn/|mlp/'),
   'ranpac': projections,
   'by_hand': lambda: _training(
-    lambda b: finetune(b, lora(rank=8), CAPACITY), 'vit_tiny_patch16_224', 32
+    lambda b: finetune(b, CAPACITY, peft=lora(rank=8)), 'vit_tiny_patch16_224', 32
   ),
 }

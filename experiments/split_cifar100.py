@@ -8,7 +8,7 @@ from typing import Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
-from pecft_jax.catalog import DEFAULT_PEFT, method_by_name
+from pecft_jax.catalog import method_by_name
 from pecft_jax.train import Experiment, Training, adam
 
 # Peak rates of Adam with a cosine over each task at batch 128, for a ViT of width 192. EASE's was
@@ -23,6 +23,11 @@ OPTIONS = {
   'ranpac': {'projection': 2000},
   'adaptformer': {'width': 64},
 }
+
+# What these train where nothing else is asked for.
+PEFT = {'finetune': 'lora', 'joint': 'lora', 'olora': 'lora'} | dict.fromkeys(
+  ('ease', 'ranpac'), 'adaptformer'
+)
 
 
 def experiment(
@@ -87,8 +92,9 @@ def experiment(
   wrappers = tuple(name for name in wrap.split(',') if name)
 
   def build(name, wrap=()):
+    chosen = peft or PEFT.get(name)
     return method_by_name(
-      name, model.backbone, scenario.capacity, peft=peft, wrap=wrap, options=OPTIONS
+      name, model.backbone, scenario.capacity, peft=chosen, wrap=wrap, options=OPTIONS
     )
 
   learner = build(method, wrappers)
@@ -107,5 +113,5 @@ def experiment(
     ),
     seed=seed,
     references={name: build(name) for name in ('finetune', 'joint') if bounds and name != method},
-    labels={'peft': peft or DEFAULT_PEFT.get(method), 'wrappers': list(wrappers)},
+    labels={'peft': peft or PEFT.get(method), 'wrappers': list(wrappers)},
   )

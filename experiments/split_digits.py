@@ -9,7 +9,7 @@ Needs no download: scikit-learn brings the digits, this library the backbone
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
-from pecft_jax.catalog import DEFAULT_PEFT, method_by_name
+from pecft_jax.catalog import method_by_name
 from pecft_jax.train import Experiment, Training, adam
 
 RATES = {'l2p': 1e-2}
@@ -22,6 +22,11 @@ OPTIONS = {
   'er': {'size': 100},
   'derpp': {'size': 100},
 }
+
+# What these train where nothing else is asked for.
+PEFT = {'finetune': 'lora', 'joint': 'lora', 'olora': 'lora'} | dict.fromkeys(
+  ('ease', 'ranpac'), 'adaptformer'
+)
 
 
 def experiment(
@@ -59,8 +64,9 @@ def experiment(
   wrappers = tuple(name for name in wrap.split(',') if name)
 
   def build(name, wrap=()):
+    chosen = peft or PEFT.get(name)
     return method_by_name(
-      name, model.backbone, scenario.capacity, peft=peft, wrap=wrap, options=OPTIONS
+      name, model.backbone, scenario.capacity, peft=chosen, wrap=wrap, options=OPTIONS
     )
 
   learner = build(method, wrappers)
@@ -74,5 +80,5 @@ def experiment(
     ),
     seed=seed,
     references={name: build(name) for name in ('finetune', 'joint') if bounds and name != method},
-    labels={'peft': peft or DEFAULT_PEFT.get(method), 'wrappers': list(wrappers)},
+    labels={'peft': peft or PEFT.get(method), 'wrappers': list(wrappers)},
   )

@@ -15,15 +15,6 @@ from pecft_jax.peft.registry import PEFTS
 from pecft_jax.peft.registry import summaries as peft_summaries
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 
-# The transform that a method trains where none is named; the others need none.
-DEFAULT_PEFT: Mapping[str, str] = {
-  'finetune': 'lora',
-  'joint': 'lora',
-  'olora': 'lora',
-  'ease': 'adaptformer',
-  'ranpac': 'adaptformer',
-}
-
 BENCHMARKS: Mapping[str, str] = {
   'split_digits': 'handwritten digits bundled with scikit-learn, 5 tasks x 2 classes',
   'split_cifar100': 'CIFAR-100, 10 tasks x 10 classes by default, from .npz files or TFDS',
@@ -70,13 +61,12 @@ def method_by_name(
     if each not in WRAPPERS:
       raise unknown('wrapper', each, WRAPPERS)
   factory = METHODS[name]
-  chosen = peft if peft is not None else DEFAULT_PEFT.get(name)
-  parts: dict[str, Any] = {'backbone': backbone, 'capacity': capacity}
-  if chosen is not None:
+  parts: dict[str, Any] = {}
+  if peft is not None:
     if 'peft' not in inspect.signature(factory).parameters:
-      raise ValueError(f'{name} trains nothing of the backbone: it takes no PEFT, got {chosen!r}')
-    parts['peft'] = peft_by_name(chosen, **options.get(chosen, {}))
-  method = factory(**parts, **options.get(name, {}))
+      raise ValueError(f'{name} trains nothing of the backbone: it takes no PEFT, got {peft!r}')
+    parts['peft'] = peft_by_name(peft, **options.get(peft, {}))
+  method = factory(backbone, capacity, **parts, **options.get(name, {}))
   for each in wrap:
     method = WRAPPERS[each](method, **options.get(each, {}))
   return method

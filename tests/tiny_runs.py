@@ -100,17 +100,17 @@ def tiny_method(name: str, tasks: int = 2) -> ContinualMethod:
   backbone, capacity, peft = tiny_backbone(), Capacity(tasks, 2 * tasks), lora('attn/q$', rank=2)
   match name:
     case 'finetune':
-      return finetune(backbone, peft, capacity)
+      return finetune(backbone, capacity, peft=peft)
     case 'joint':
-      return joint(backbone, peft, capacity)
+      return joint(backbone, capacity, peft=peft)
     case 'l2p':
       return l2p(backbone, capacity, pool=3, length=2, top_k=2)
     case 'olora':
-      return olora(backbone, peft, capacity)
+      return olora(backbone, capacity, peft=peft)
     case 'ease':
-      return ease(backbone, peft, capacity)
+      return ease(backbone, capacity, peft=peft)
     case 'ranpac':
-      return ranpac(backbone, peft, capacity, projection=16)
+      return ranpac(backbone, capacity, peft=peft, projection=16)
     case 'derpp(finetune)' | 'derpp(olora)':
       return derpp(tiny_method(name[6:-1], tasks), size=7)
   raise ValueError(name)

@@ -14,7 +14,7 @@ from pecft_jax.continual.wrappers.ewc import ewc
 from pecft_jax.continual.wrappers.lwf import lwf
 from pecft_jax.typing import ContinualMethod
 
-# Called with a backbone, a transform (but for `l2p` and `simplecil`) and a capacity.
+# Called with a backbone and a capacity; all but `simplecil` take a transform as `peft`.
 METHODS: dict[str, Callable[..., ContinualMethod]] = {
   'ease': ease,
   'finetune': finetune,

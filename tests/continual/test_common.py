@@ -47,15 +47,15 @@ from .tiny import (
 
 FC = lora(r'fc$', rank=2)
 BASE = {
-  'finetune': lambda: finetune(TOY, FC, CAPACITY),
-  'masked': lambda: finetune(TOY, FC, CAPACITY, masked=True),
-  'joint': lambda: joint(TOY, FC, CAPACITY),
+  'finetune': lambda: finetune(TOY, CAPACITY, peft=FC),
+  'masked': lambda: finetune(TOY, CAPACITY, peft=FC, masked=True),
+  'joint': lambda: joint(TOY, CAPACITY, peft=FC),
   'simplecil': lambda: simplecil(TOY, CAPACITY),
   'l2p': lambda: l2p(MODEL, CAPACITY, pool=5, length=2, top_k=3, peft=lora(rank=3)),
-  'olora': lambda: olora(TOY, rslora(r'fc$', rank=2), CAPACITY, decay=0.1),
-  'ease': lambda: ease(TOY, FC, CAPACITY),
-  'ease on a vit': lambda: ease(MODEL, adaptformer(width=3), CAPACITY),
-  'ranpac': lambda: ranpac(TOY, FC, CAPACITY, projection=40),
+  'olora': lambda: olora(TOY, CAPACITY, peft=rslora(r'fc$', rank=2), decay=0.1),
+  'ease': lambda: ease(TOY, CAPACITY, peft=FC),
+  'ease on a vit': lambda: ease(MODEL, CAPACITY, peft=adaptformer(width=3)),
+  'ranpac': lambda: ranpac(TOY, CAPACITY, peft=FC, projection=40),
 }
 WRAPPED = {
   'ewc': lambda: ewc(BASE['finetune']()),

@@ -1,5 +1,7 @@
 """Every transform with every method: it runs, or the reason why not is said at construction."""
 
+import functools
+
 import jax
 import pytest
 
@@ -16,11 +18,11 @@ from .tiny import CAPACITY, CLASSES, MODEL, RECIPE, batch, task
 METHODS = {
   'finetune': finetune,
   'joint': joint,
-  'l2p': lambda model, peft, capacity: l2p(model, capacity, pool=5, length=2, peft=peft),
+  'l2p': functools.partial(l2p, pool=5, length=2),
   'olora': olora,
   'ease': ease,
-  'ranpac': lambda model, peft, capacity: ranpac(model, peft, capacity, projection=40),
-  'ewc(derpp)': lambda model, peft, capacity: ewc(derpp(finetune(model, peft, capacity), size=11)),
+  'ranpac': functools.partial(ranpac, projection=40),
+  'ewc(derpp)': lambda *parts, **options: ewc(derpp(finetune(*parts, **options), size=11)),
 }
 # What cannot go together, with a piece of the message.
 REFUSED = {
@@ -46,7 +48,7 @@ def one_step(method, frozen, some):
 @pytest.mark.parametrize('peft', sorted(PEFTS))
 @pytest.mark.parametrize('name', METHODS)
 def test_every_pair_takes_a_step_or_says_why_not(name, peft):
-  build = lambda: METHODS[name](MODEL, PEFTS[peft](), CAPACITY)
+  build = lambda: METHODS[name](MODEL, CAPACITY, peft=PEFTS[peft]())
   if (name, peft) in REFUSED:
     with pytest.raises(ValueError, match=REFUSED[name, peft]):
       build()
@@ -63,7 +65,7 @@ def test_every_pair_takes_a_step_or_says_why_not(name, peft):
 def test_a_pattern_without_sites_is_refused_at_construction():
   for build in (finetune, joint, ease, ranpac, olora):
     with pytest.raises(ValueError, match="no 'linear' site matches 'nowhere'; sites: "):
-      build(MODEL, PEFTS['lora']('nowhere'), CAPACITY)
+      build(MODEL, CAPACITY, peft=PEFTS['lora']('nowhere'))
 
 
 def test_a_stacked_backbone_serves_as_well():
@@ -73,7 +75,7 @@ def test_a_stacked_backbone_serves_as_well():
   )  # fmt: skip
   frozen = jax.eval_shape(stacked.init, jax.random.key(0))
   for name in ('l2p', 'olora', 'ease'):
-    method = METHODS[name](stacked, PEFTS['lora'](), CAPACITY)
+    method = METHODS[name](stacked, CAPACITY, peft=PEFTS['lora']())
     some = batch(method.inputs.shape, CLASSES[0], 0)
     *_, logits = jax.eval_shape(lambda f, b, m=method: one_step(m, f, b), frozen, some)
     assert logits.shape == (5, 7)

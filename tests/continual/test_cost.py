@@ -36,7 +36,7 @@ def update(method, x=IMAGES):
 @functools.cache
 def compiled(name):
   peft = {'lora': lora(), 'full': full()}[name]
-  return update(finetune(MODEL, peft, CAPACITY)).compile()
+  return update(finetune(MODEL, CAPACITY, peft=peft)).compile()
 
 
 def forward(rows):
@@ -62,10 +62,10 @@ def test_lora_needs_less_memory_than_full_fine_tuning():
 
 def test_nothing_below_the_lowest_trained_site_is_differentiated():
   block = forward(None) / DEPTH
-  probe = flops(update(finetune(MODEL, linear_probe(), CAPACITY)))
+  probe = flops(update(finetune(MODEL, CAPACITY, peft=linear_probe())))
   assert probe < 1.01 * forward(1)
   last, third, first = (
-    flops(update(finetune(MODEL, at_layers(lora(), [layer]), CAPACITY)))
+    flops(update(finetune(MODEL, CAPACITY, peft=at_layers(lora(), [layer]))))
     for layer in (DEPTH - 1, DEPTH - 3, 0)
   )
   # In the last block, gradients run through the row of the class token alone.

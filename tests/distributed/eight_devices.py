@@ -81,7 +81,7 @@ def experiment_of(case: str) -> Experiment:
   peft = lora(r'attn/(q|v|out)$|mlp', rank=2, dropout=0.2)
   return tiny_experiment('finetune', TASKS, training=training).replace(
     model=Pretrained(backbone, backbone.init(jax.random.key(1))),
-    method=finetune(backbone, peft, CAPACITY),
+    method=finetune(backbone, CAPACITY, peft=peft),
   )
 
 

@@ -36,13 +36,13 @@ BATCH, DEPTH, WIDTH, HIDDEN, RANK, VOCABULARY = 40, 3, 32, 96, 2, 80
 CAPACITY = Capacity(5, 7)
 # Of the functions of a method, the one that the frozen weights matter most to.
 CASES: dict[str, tuple[Callable[[Backbone, Any], ContinualMethod], str]] = {
-  'finetune': (lambda b, peft: finetune(b, peft, CAPACITY), 'train'),
+  'finetune': (lambda b, peft: finetune(b, CAPACITY, peft=peft), 'train'),
   'l2p': (lambda b, peft: l2p(b, CAPACITY, pool=9, length=2, top_k=2), 'train'),
-  'olora': (lambda b, peft: olora(b, peft, CAPACITY), 'train'),
-  'derpp': (lambda b, peft: derpp(finetune(b, peft, CAPACITY), size=24), 'train'),
-  'ewc': (lambda b, peft: ewc(finetune(b, peft, CAPACITY)), 'consolidate'),
-  'ease': (lambda b, peft: ease(b, peft, CAPACITY), 'predict'),
-  'ranpac': (lambda b, peft: ranpac(b, peft, CAPACITY, projection=40), 'consolidate'),
+  'olora': (lambda b, peft: olora(b, CAPACITY, peft=peft), 'train'),
+  'derpp': (lambda b, peft: derpp(finetune(b, CAPACITY, peft=peft), size=24), 'train'),
+  'ewc': (lambda b, peft: ewc(finetune(b, CAPACITY, peft=peft)), 'consolidate'),
+  'ease': (lambda b, peft: ease(b, CAPACITY, peft=peft), 'predict'),
+  'ranpac': (lambda b, peft: ranpac(b, CAPACITY, peft=peft, projection=40), 'consolidate'),
 }
 
 

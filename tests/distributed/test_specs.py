@@ -57,7 +57,7 @@ COLUMNS, ROW = (None, 'model'), ('model', None)
 
 
 def test_what_is_trained_follows_its_weight(backbone):
-  specs = _specs(finetune(backbone, PEFT, CAPACITY), backbone, BOTH)
+  specs = _specs(finetune(backbone, CAPACITY, peft=PEFT), backbone, BOTH)
   for name, spec in {
     'block_0/attn/qkv/kernel': (None, *COLUMNS),
     'block_0/attn/qkv/bias': (None, 'model'),
@@ -77,16 +77,16 @@ def test_what_is_trained_follows_its_weight(backbone):
 
 @pytest.mark.parametrize('make', [olora, ease])
 def test_banks_follow_their_weight(make, backbone):
-  specs = _specs(make(backbone, PEFT, CAPACITY), backbone, BOTH)
+  specs = _specs(make(backbone, CAPACITY, peft=PEFT), backbone, BOTH)
   assert specs['memory/bank/block_1/attn/q/b'] == (None, *COLUMNS)
   assert specs['memory/bank/block_1/mlp/fc2/a'] == (None, *ROW)
   assert specs['memory/bank/block_1/attn/q/a'] == ()
-  specs = _specs(make(backbone, PEFT, CAPACITY), backbone, ROWS)
+  specs = _specs(make(backbone, CAPACITY, peft=PEFT), backbone, ROWS)
   assert specs['memory/bank/block_1/attn/q/a'] == (None, 'data', None)
 
 
 def test_what_wrappers_remember_follows_its_weight(backbone):
-  inner = finetune(backbone, PEFT, CAPACITY)
+  inner = finetune(backbone, CAPACITY, peft=PEFT)
   specs = _specs(ewc(inner), backbone, BOTH)
   for name in ('anchor', 'fisher', 'squares'):
     assert specs[f'memory/{name}/delta/block_0/attn/q/b'] == COLUMNS
@@ -96,12 +96,12 @@ def test_what_wrappers_remember_follows_its_weight(backbone):
 @pytest.mark.parametrize('layout', [WHOLE, BOTH, ROWS])
 def test_buffers_are_split_over_data_where_it_divides_them(layout, backbone):
   parts = layout.mesh.shape['data']
-  method = derpp(finetune(backbone, PEFT, CAPACITY), size=500)
+  method = derpp(finetune(backbone, CAPACITY, peft=PEFT), size=500)
   images = _leaves(method, backbone, layout)['memory/buffer/items/x']
   assert images[1] == (500, 12, 12, 3)
   # 8 does not divide 500.
   assert images[2][0] == (500 // 4 if parts == 4 else 500)
-  method = derpp(finetune(backbone, PEFT, CAPACITY), size=512)
+  method = derpp(finetune(backbone, CAPACITY, peft=PEFT), size=512)
   for item in 'xyz':
     _, shape, local = _leaves(method, backbone, layout)[f'memory/buffer/items/{item}']
     assert (shape[0], local[0]) == (512, 512 // parts)
@@ -109,7 +109,7 @@ def test_buffers_are_split_over_data_where_it_divides_them(layout, backbone):
 
 @pytest.mark.parametrize(('layout', 'parts'), [(WHOLE, 8), (BOTH, 8), (ROWS, 8)])
 def test_gram_matrices_of_ranpac_take_an_eighth(layout, parts, backbone):
-  leaves = _leaves(ranpac(backbone, PEFT, CAPACITY, projection=10_000), backbone, layout)
+  leaves = _leaves(ranpac(backbone, CAPACITY, peft=PEFT, projection=10_000), backbone, layout)
   grams = [sizes for name, sizes in leaves.items() if name.endswith('gram')]
   assert grams
   for _, shape, local in grams:
@@ -118,12 +118,12 @@ def test_gram_matrices_of_ranpac_take_an_eighth(layout, parts, backbone):
 
 
 def test_gram_matrices_are_split_over_model_too(backbone):
-  leaves = _leaves(ranpac(backbone, PEFT, CAPACITY, projection=10_000), backbone, BOTH)
+  leaves = _leaves(ranpac(backbone, CAPACITY, peft=PEFT, projection=10_000), backbone, BOTH)
   assert leaves['memory/moments/gram'][0] == ('data', 'model')
   assert leaves['memory/moments/gram'][2] == (2_500, 5_000)
 
 
-@pytest.mark.parametrize('make', [simplecil, lambda b, c: ease(b, PEFT, c)])
+@pytest.mark.parametrize('make', [simplecil, lambda b, c: ease(b, c, peft=PEFT)])
 def test_class_statistics_are_split_by_features(make, backbone):
   specs = _specs(make(backbone, CAPACITY), backbone, WHOLE)
   assert specs['memory/sums'][-1] == 'data'
@@ -133,14 +133,14 @@ def test_class_statistics_are_split_by_features(make, backbone):
 def test_a_decoder_is_split_as_a_whole():
   backbone = architecture('llama_3.2_1b', length=64, depth=2, scan=True)
   layout = Layout(TWO, (*tensor_parallel('model', 'data'), *fsdp()))
-  leaves = _leaves(finetune(backbone, PEFT, CAPACITY), backbone, layout)
+  leaves = _leaves(finetune(backbone, CAPACITY, peft=PEFT), backbone, layout)
   assert leaves['embed/table'][0] == ('model', 'data')
   assert leaves['blocks/mlp/down/kernel'][0] == (None, 'model', 'data')
   for name in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up'):
     assert leaves[f'blocks/{name}/kernel'][0] == (None, 'data', 'model')
   matrices = [sizes for name, sizes in leaves.items() if name.startswith(('blocks', 'embed'))]
   # A table by its columns where there is no other axis.
-  rows = _leaves(finetune(backbone, PEFT, CAPACITY), backbone, ROWS)
+  rows = _leaves(finetune(backbone, CAPACITY, peft=PEFT), backbone, ROWS)
   assert rows['embed/table'][0] == (None, 'data')
   held = [(jnp.prod(jnp.array(s)), jnp.prod(jnp.array(n))) for _, s, n in matrices if len(s) > 2]
   assert all(whole == 8 * part for whole, part in held)

@@ -15,7 +15,7 @@ NAMES = ('finetune', 'joint', 'l2p', 'olora', 'ease', 'ranpac', 'derpp(finetune)
 METHODS = {name: tiny_method(name) for name in NAMES}
 METHODS['simplecil'] = simplecil(tiny_backbone(), CAPACITY)
 METHODS |= {
-  f'{wrap.__name__}(finetune)': wrap(finetune(tiny_backbone(), lora('attn/q$'), CAPACITY))
+  f'{wrap.__name__}(finetune)': wrap(finetune(tiny_backbone(), CAPACITY, peft=lora('attn/q$')))
   for wrap in (ewc, er, lwf)
 }
 FUNCTIONS = {'prepare': 'gather', 'consolidate': 'gather'} | {

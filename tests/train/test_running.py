@@ -302,7 +302,7 @@ def test_a_state_of_another_shape_is_refused(interrupt, tmp_path):
   interrupt(8)
   with pytest.raises(Stopped):
     run(tiny_experiment('ranpac'), tmp_path, silent())
-  wider = ranpac(tiny_backbone(), lora('attn/q$', rank=2), Capacity(2, 4), projection=18)
+  wider = ranpac(tiny_backbone(), Capacity(2, 4), peft=lora('attn/q$', rank=2), projection=18)
   interrupt(None)
   with pytest.raises(
     ValueError, match=r'memory/moments/gram: expected \(\(18, 18\).*stored \(\(16, 16\)'

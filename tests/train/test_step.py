@@ -103,9 +103,9 @@ def test_a_half_precision_backbone_keeps_whole_deltas_and_statistics():
   frozen = jax.eval_shape(backbone.init, key)
   batch = jax.eval_shape(lambda: _batch([0, 7]))
   for method in (
-    finetune(backbone, peft, capacity),
-    ease(backbone, peft, capacity),
-    ranpac(backbone, peft, capacity, projection=16),
+    finetune(backbone, capacity, peft=peft),
+    ease(backbone, capacity, peft=peft),
+    ranpac(backbone, capacity, peft=peft, projection=16),
   ):
     state = jax.eval_shape(lambda k, f, m=method: init_state(m, recipe, k, f), key, frozen)
     step = lambda s, f, b, m=method: train_step(m, recipe, s, f, b)[0]

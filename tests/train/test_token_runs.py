@@ -65,7 +65,7 @@ METHODS = {
 
 @pytest.mark.parametrize('name', METHODS)
 def test_texts_are_learned_task_by_task(name, tmp_path):
-  found = run(experiment(METHODS[name](reader(), lora(rank=2), CAPACITY)), tmp_path, silent())
+  found = run(experiment(METHODS[name](reader(), CAPACITY, peft=lora(rank=2))), tmp_path, silent())
   assert found['status'] == 'done'
   assert set(found['compilations'].values()) == {1}
   assert found['accuracy_matrix'][0][0] > 0.75  # Between two classes.
@@ -76,9 +76,11 @@ def test_texts_are_learned_task_by_task(name, tmp_path):
 @functools.cache
 def every_method():
   """All but l2p, which needs a class token; every wrapper around the first."""
-  parts = {'backbone': reader(), 'capacity': CAPACITY}
+  options = {
+    name: {} if name == 'simplecil' else {'peft': lora(rank=2)} for name in registry.METHODS
+  }
   plain = {
-    name: factory(**parts, **({} if name == 'simplecil' else {'peft': lora(rank=2)}))
+    name: factory(reader(), CAPACITY, **options[name])
     for name, factory in registry.METHODS.items()
     if name != 'l2p'
   }
@@ -99,7 +101,7 @@ def test_every_pass_of_every_method_takes_texts(name):
 
 
 def test_replay_keeps_token_ids():
-  method = derpp(er(finetune(reader(), lora(rank=2), CAPACITY), size=5), size=7)
+  method = derpp(er(finetune(reader(), CAPACITY, peft=lora(rank=2)), size=5), size=7)
   _, memory = jax.eval_shape(method.init, jax.random.key(0), frozen())
   kept = [leaf for leaf in jax.tree.leaves(memory) if leaf.shape[1:] == (LENGTH,)]
   assert sorted(leaf.shape[0] for leaf in kept) == [5, 7]
@@ -107,7 +109,7 @@ def test_replay_keeps_token_ids():
 
 
 def test_what_does_not_fit_a_text_is_refused():
-  method = finetune(reader(), lora(rank=2), CAPACITY)
+  method = finetune(reader(), CAPACITY, peft=lora(rank=2))
   good = experiment(method)
   check_experiment(good)
   with pytest.raises(ValueError, match='only images can be augmented, decoder reads token ids'):
@@ -127,5 +129,5 @@ def test_what_does_not_fit_a_text_is_refused():
 
 
 def test_the_identity_tells_how_texts_were_filled_up():
-  found = describe(experiment(finetune(reader(), lora(rank=2), CAPACITY)))
+  found = describe(experiment(finetune(reader(), CAPACITY, peft=lora(rank=2))))
   assert found['value_range'] == 'token ids, -1 for padding'

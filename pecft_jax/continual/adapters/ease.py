@@ -22,6 +22,7 @@ from pecft_jax.continual.core import (
   zero_head,
 )
 from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.compose import take
 from pecft_jax.typing import (
   Array,
@@ -34,7 +35,11 @@ from pecft_jax.typing import (
 
 
 def ease(
-  backbone: Backbone, peft: PeftTransform, capacity: Capacity, *, alpha: float = 0.1
+  backbone: Backbone,
+  capacity: Capacity,
+  *,
+  peft: PeftTransform | None = None,
+  alpha: float = 0.1,
 ) -> ContinualMethod:
   """Trains a delta per task, and classifies by cosine to prototypes over all of them.
 
@@ -42,14 +47,15 @@ def ease(
 
   Args:
     backbone: frozen.
-    peft: what each task trains; the authors use AdaptFormer's adapter, r = 64.
     capacity: tasks and classes of the sequence.
+    peft: what each task trains; `adaptformer()` by default, as in the authors' code.
     alpha: weight of the subspaces that are not the class's own, shared among
       them; the class's own weigh 1 together.
 
   Raises:
     ValueError: if the transform has nothing to train, or finds no site.
   """
+  peft = adaptformer() if peft is None else peft
   if not jax.tree.leaves(abstract_delta(backbone, peft)):
     raise ValueError(
       'EASE needs a transform that trains something of the backbone: with a linear probe all '

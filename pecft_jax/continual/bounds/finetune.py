@@ -11,6 +11,7 @@ from pecft_jax.continual.core import (
   model,
   zero_head,
 )
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.typing import (
   Adapted,
   Backbone,
@@ -22,7 +23,11 @@ from pecft_jax.typing import (
 
 
 def finetune(
-  backbone: Backbone, peft: PeftTransform, capacity: Capacity, *, masked: bool = False
+  backbone: Backbone,
+  capacity: Capacity,
+  *,
+  peft: PeftTransform | None = None,
+  masked: bool = False,
 ) -> ContinualMethod:
   """Trains one delta and one head on task after task, and does nothing about forgetting.
 
@@ -33,13 +38,14 @@ def finetune(
 
   Args:
     backbone: frozen.
-    peft: what is trained of it.
     capacity: tasks and classes of the sequence.
+    peft: what is trained of the backbone; `lora()` by default.
     masked: leave old classes out of the training softmax.
 
   Raises:
     ValueError: if the transform finds no site in the backbone.
   """
+  peft = lora() if peft is None else peft
   net = model(backbone, peft)
   anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
 
@@ -74,7 +80,9 @@ def finetune(
   )
 
 
-def joint(backbone: Backbone, peft: PeftTransform, capacity: Capacity) -> ContinualMethod:
+def joint(
+  backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
+) -> ContinualMethod:
   """Trains anew, at each task, on the data of all tasks so far: the upper bound.
 
   It is no continual method, as it keeps all data; after task k its accuracy
@@ -83,7 +91,7 @@ def joint(backbone: Backbone, peft: PeftTransform, capacity: Capacity) -> Contin
 
   Args and errors are those of `finetune`.
   """
-  inner = finetune(backbone, peft, capacity)
+  inner = finetune(backbone, capacity, peft=peft)
 
   def begin_task(params, memory, env, key):
     del params, memory

@@ -11,7 +11,7 @@ from pecft_jax.continual.core import (
   zero_head,
 )
 from pecft_jax.peft.compose import chain, take
-from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.lowrank.lora import LoraDelta, lora
 from pecft_jax.typing import (
   Adapted,
   Array,
@@ -25,9 +25,9 @@ from pecft_jax.typing import (
 
 def olora(
   backbone: Backbone,
-  peft: PeftTransform,
   capacity: Capacity,
   *,
+  peft: PeftTransform | None = None,
   orthogonality: float = 0.5,
   decay: float = 0.0,
   squared: bool = False,
@@ -45,8 +45,8 @@ def olora(
 
   Args:
     backbone: frozen.
-    peft: a `lora(...)`; with `at_layers` if wanted.
     capacity: tasks and classes of the sequence.
+    peft: a `lora(...)`, with `at_layers` if wanted; `lora()` by default.
     orthogonality: lambda_1.
     decay: lambda_2.
     squared: penalise squares.
@@ -55,6 +55,7 @@ def olora(
   Raises:
     ValueError: if the transform is no LoRA, or finds no site.
   """
+  peft = lora() if peft is None else peft
   shapes = abstract_delta(backbone, peft)
   leaves = shapes.values() if isinstance(shapes, dict) else [shapes]
   kinds = sorted({type(leaf).__name__ for leaf in leaves})

@@ -42,18 +42,19 @@ def l2p(
   backbone: Backbone,
   capacity: Capacity,
   *,
+  peft: PeftTransform | None = None,
   pool: int = 10,
   length: int = 10,
   top_k: int = 4,
   pull: float = 1.0,
   batchwise: bool = False,
-  peft: PeftTransform | None = None,
 ) -> ContinualMethod:
   """Trains a pool of prompts, their keys and a head; defaults of google-research/l2p.
 
   Args:
     backbone: frozen; needs the `tokens` site `encoder`.
     capacity: tasks and classes of the sequence.
+    peft: another transform to train beside the prompts; none by default.
     pool: M, prompts in the pool.
     length: P, tokens of a prompt.
     top_k: prompts selected for each example.
@@ -63,7 +64,6 @@ def l2p(
       all of them, also at test. Predictions then depend on what else is in
       the batch, its padding included; where test batches hold one task, it
       leaks the task identity.
-    peft: another transform to train beside the prompts.
 
   Raises:
     ValueError: for a backbone without that site or without a class token (a

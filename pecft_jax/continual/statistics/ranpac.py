@@ -16,6 +16,7 @@ from pecft_jax.continual.memory.moments import no_moments, with_rows
 from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solve_surely
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
+from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.typing import (
   Adapted,
   Array,
@@ -29,9 +30,9 @@ from pecft_jax.typing import (
 
 def ranpac(
   backbone: Backbone,
-  peft: PeftTransform,
   capacity: Capacity,
   *,
+  peft: PeftTransform | None = None,
   projection: int = 10_000,
   sample: int = 5_000,
   seed: int = 0,
@@ -52,8 +53,9 @@ def ranpac(
 
   Args:
     backbone: frozen.
-    peft: what the first task trains; `linear_probe()` for the backbone as it is.
     capacity: tasks and classes of the sequence.
+    peft: what the first task trains, `adaptformer()` by default; `linear_probe()` for
+      the backbone as it is.
     projection: M.
     sample: examples of a task that the ridge is chosen on, at most; at least 5.
     seed: of R, which is drawn anew wherever it is needed and carried nowhere.
@@ -64,6 +66,7 @@ def ranpac(
   """
   if sample < 5:
     raise ValueError(f'sample must be at least 5, a fifth of it is held out; got {sample}')
+  peft = adaptformer() if peft is None else peft
   net = model(backbone, peft)
   anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
   classes = capacity.classes

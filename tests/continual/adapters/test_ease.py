@@ -15,7 +15,7 @@ DOMAINS = ((0, 1, 2), (1, 2, 3), (0, 3, 4))  # Classes come back in later tasks.
 
 def learnt(classes=CLASSES, alpha=0.1):
   """A method after all tasks with random deltas; also all batches, by task."""
-  method = ease(TOY, FC, CAPACITY, alpha=alpha)
+  method = ease(TOY, CAPACITY, peft=FC, alpha=alpha)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   hooks = {name: jax.jit(getattr(method, name)) for name in ('consolidate', 'end_task')}
@@ -100,7 +100,7 @@ def test_mixtures_are_made_anew_from_ever_more_classes(sequence):
 @pytest.mark.parametrize('alpha', [0.1, 0.0, 0.7])
 def test_prediction_weighs_the_own_subspace_against_all_others(sequence, alpha):
   _, frozen, history, _ = sequence
-  method = ease(TOY, FC, CAPACITY, alpha=alpha)
+  method = ease(TOY, CAPACITY, peft=FC, alpha=alpha)
   params, memory = history[2]
   x = batch(TOY.inputs.shape, range(7), 77).x
   want = np.zeros((5, 7))
@@ -155,10 +155,10 @@ def test_nothing_is_made_up_for_classes_and_subspaces_not_reached():
 
 
 def test_a_prediction_costs_a_pass_per_task():
-  method = ease(TOY, FC, CAPACITY)
+  method = ease(TOY, CAPACITY, peft=FC)
   assert [method.passes(t) for t in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_a_transform_without_anything_to_train_is_refused():
   with pytest.raises(ValueError, match='needs a transform that trains something'):
-    ease(TOY, linear_probe(), CAPACITY)
+    ease(TOY, CAPACITY, peft=linear_probe())

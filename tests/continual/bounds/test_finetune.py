@@ -14,7 +14,7 @@ FC = lora('fc$', rank=2)
 
 @pytest.mark.parametrize('masked', [False, True])
 def test_loss_is_the_mean_cross_entropy_over_the_right_classes(masked):
-  method = finetune(TOY, FC, CAPACITY, masked=masked)
+  method = finetune(TOY, CAPACITY, peft=FC, masked=masked)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   params = shaken(params, 5)
@@ -27,7 +27,7 @@ def test_loss_is_the_mean_cross_entropy_over_the_right_classes(masked):
 
 
 def test_the_start_favours_no_class():
-  method = finetune(TOY, FC, CAPACITY)
+  method = finetune(TOY, CAPACITY, peft=FC)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   logits = method.predict(params, memory, env(frozen, 2), batch(TOY.inputs.shape, (0,), 0).x)
@@ -35,16 +35,16 @@ def test_the_start_favours_no_class():
 
 
 def test_joint_training_starts_anew_with_each_task_on_all_data():
-  method = joint(TOY, FC, CAPACITY)
+  method = joint(TOY, CAPACITY, peft=FC)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   fresh, _ = method.begin_task(shaken(params, 5), memory, env(frozen, 1), jax.random.key(0))
   equal(fresh, params)
-  assert method.cumulative and not finetune(TOY, FC, CAPACITY).cumulative
+  assert method.cumulative and not finetune(TOY, CAPACITY, peft=FC).cumulative
 
 
 def test_features_are_what_the_head_reads():
-  method = finetune(TOY, FC, CAPACITY)
+  method = finetune(TOY, CAPACITY, peft=FC)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   params = shaken(params, 5)
@@ -56,7 +56,7 @@ def test_features_are_what_the_head_reads():
 
 @pytest.mark.parametrize('build', [finetune, joint])
 def test_a_linear_probe_learns_the_same_from_cached_features(build):
-  method = build(TOY, linear_probe(), CAPACITY)
+  method = build(TOY, CAPACITY, peft=linear_probe())
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   params = shaken(params, 5)
@@ -74,4 +74,4 @@ def test_a_linear_probe_learns_the_same_from_cached_features(build):
 
 
 def test_there_is_nothing_to_cache_where_the_backbone_is_adapted():
-  assert finetune(TOY, FC, CAPACITY).query is None
+  assert finetune(TOY, CAPACITY, peft=FC).query is None

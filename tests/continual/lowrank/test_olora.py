@@ -17,7 +17,7 @@ FC = lora('fc$', rank=2)
 
 def made(peft=FC, backbone=TOY, filled=2, **options):
   """A method in task `filled`, with as many random slots before it."""
-  method = olora(backbone, peft, CAPACITY, **options)
+  method = olora(backbone, CAPACITY, peft=peft, **options)
   frozen = frozen_of(backbone)
   params, memory = method.init(jax.random.key(0), frozen)
   for t in range(filled):
@@ -45,7 +45,7 @@ def test_the_same_in_a_transformer_with_fused_and_stacked_weights():
   loop, scan = (vit(**sizes, std=(0.5,), scan=scan) for scan in (False, True))
   frozen = frozen_of(loop)
   stacked = stack_blocks(frozen, 2)
-  method, again = (olora(each, peft, CAPACITY) for each in (loop, scan))
+  method, again = (olora(each, CAPACITY, peft=peft) for each in (loop, scan))
   state = jax.eval_shape(method.init, jax.random.key(0), frozen)
   params, memory = shaken(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), state), 3)
   x = batch(loop.inputs.shape, range(7), 0).x
@@ -82,13 +82,13 @@ def test_decay_adds_the_norms_of_the_new_factors():
 
 
 def test_the_first_task_is_not_penalised_and_its_gradient_is_finite():
-  method = olora(TOY, FC, CAPACITY, decay=0.1)
+  method = olora(TOY, CAPACITY, peft=FC, decay=0.1)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   some = batch(TOY.inputs.shape, CLASSES[0], 0)
   loss = lambda params: method.loss(params, memory, env(frozen, 0), some, None)[0]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(loss)(params)))
-  plain = olora(TOY, FC, CAPACITY).forward(params, memory, env(frozen, 0), some.x, None)
+  plain = olora(TOY, CAPACITY, peft=FC).forward(params, memory, env(frozen, 0), some.x, None)
   assert not np.asarray(plain.aux_loss).any()
 
 
@@ -133,7 +133,7 @@ def test_past_factors_get_no_gradient():
 )
 def test_other_transforms_are_refused(peft, got):
   with pytest.raises(ValueError, match=f'LoRA factors at every site.*{got}'):
-    olora(TOY, peft, CAPACITY)
+    olora(TOY, CAPACITY, peft=peft)
 
 
 def test_cost_does_not_grow_with_the_rank_of_the_bank_on_activations():
@@ -142,7 +142,7 @@ def test_cost_does_not_grow_with_the_rank_of_the_bank_on_activations():
   x = batch(MODEL.inputs.shape, (0,), 0, rows=64).x
 
   def flops(tasks, rows):
-    method = olora(MODEL, lora(rank=3), Capacity(tasks, 7))
+    method = olora(MODEL, Capacity(tasks, 7), peft=lora(rank=3))
     params, memory = jax.eval_shape(method.init, jax.random.key(0), frozen)
     run = jax.jit(lambda p, m, f, x: method.forward(p, m, env(f, 0), x, None).logits)
     return run.lower(params, memory, frozen, x[:rows]).cost_analysis()['flops']

@@ -19,7 +19,7 @@ M = 31
 @pytest.fixture(scope='module')
 def learner():
   """A method with a random delta, its hooks compiled, and six batches of each task."""
-  method = ranpac(TOY, FC, CAPACITY, projection=M)
+  method = ranpac(TOY, CAPACITY, peft=FC, projection=M)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   hooks = {name: jax.jit(getattr(method, name)) for name in ('consolidate', 'end_task', 'predict')}
@@ -119,7 +119,7 @@ def test_the_ridge_is_the_best_on_the_tasks_held_out_examples(learner):
 @pytest.mark.parametrize('size', [20, 43])
 def test_of_a_large_task_the_ridge_is_chosen_on_a_sample(learner, size):
   """Four fifths of the sample and one, each those of the lowest ranks; two sizes of system."""
-  method = ranpac(TOY, FC, CAPACITY, projection=M, sample=size)
+  method = ranpac(TOY, CAPACITY, peft=FC, projection=M, sample=size)
   _, frozen, params, _, _, data = learner
   _, memory = method.init(jax.random.key(0), frozen)
   consolidate, end_task = jax.jit(method.consolidate), jax.jit(method.end_task)
@@ -142,7 +142,7 @@ def test_of_a_large_task_the_ridge_is_chosen_on_a_sample(learner, size):
 
 def test_a_sample_without_a_fifth_is_refused():
   with pytest.raises(ValueError, match='sample must be at least 5'):
-    ranpac(TOY, FC, CAPACITY, sample=4)
+    ranpac(TOY, CAPACITY, peft=FC, sample=4)
 
 
 def test_a_ridge_lost_in_rounding_never_makes_the_classifier_nan(learner):
@@ -168,6 +168,6 @@ def test_a_fifth_is_held_out_of_any_eight_rows_one_and_of_all_classes():
 
 
 def test_trains_on_the_first_task_alone_and_only_if_there_is_something_to_train():
-  trained, probe = (ranpac(TOY, peft, CAPACITY, projection=M) for peft in (FC, linear_probe()))
+  trained, probe = (ranpac(TOY, CAPACITY, peft=peft, projection=M) for peft in (FC, linear_probe()))
   assert [trained.trains(t) for t in range(3)] == [True, False, False]
   assert [probe.trains(t) for t in range(3)] == [False, False, False]

@@ -9,7 +9,7 @@ from pecft_jax.peft import lora
 from ..tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, shaken
 
 FC = lora('fc$', rank=2)
-INNER = finetune(TOY, FC, CAPACITY)
+INNER = finetune(TOY, CAPACITY, peft=FC)
 
 
 def made(offers=4, inner=INNER, **options):

@@ -10,7 +10,7 @@ from pecft_jax.typing import Cached
 from ..tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, shaken
 
 FC = lora('fc$', rank=2)
-INNER = finetune(TOY, FC, CAPACITY, masked=True)
+INNER = finetune(TOY, CAPACITY, peft=FC, masked=True)
 
 
 def made(offers=4, **options):

@@ -12,7 +12,7 @@ FC = lora('fc$', rank=2)
 
 
 def made(inner=None, **options):
-  method = ewc(inner or finetune(TOY, FC, CAPACITY), **options)
+  method = ewc(inner or finetune(TOY, CAPACITY, peft=FC), **options)
   frozen = frozen_of(TOY)
   params, memory = method.init(jax.random.key(0), frozen)
   return method, shaken(params, 5), memory, frozen
@@ -85,7 +85,7 @@ def test_past_importance_fades_by_gamma(consolidated, decay):
 def test_penalty_is_half_the_weighted_distance_to_the_anchor(consolidated):
   _, params, memory, frozen, _ = consolidated
   method = made(strength=3.0)[0]
-  inner = finetune(TOY, FC, CAPACITY)
+  inner = finetune(TOY, CAPACITY, peft=FC)
   there, memory = method.end_task(params, memory, env(frozen, 1))
   equal(memory['anchor'], there)
   here = shaken(there, 11)
@@ -102,12 +102,12 @@ def test_the_first_task_is_free():
   method, params, memory, frozen = made()
   some = batch(TOY.inputs.shape, CLASSES[0], 3)
   loss, _ = method.loss(params, memory, env(frozen, 0), some, jax.random.key(0))
-  plain, _ = finetune(TOY, FC, CAPACITY).loss(params, {}, env(frozen, 0), some, None)
+  plain, _ = finetune(TOY, CAPACITY, peft=FC).loss(params, {}, env(frozen, 0), some, None)
   assert loss == plain
 
 
 def test_what_starts_afresh_is_not_held():
-  method, params, memory, frozen = made(olora(TOY, FC, CAPACITY))
+  method, params, memory, frozen = made(olora(TOY, CAPACITY, peft=FC))
   assert set(memory['anchor']) == {'head'} == set(memory['fisher'])
   memory = {**memory, 'squares': shaken(memory['squares'], 7)}
   params, memory = method.end_task(params, memory, env(frozen, 0))
@@ -116,7 +116,7 @@ def test_what_starts_afresh_is_not_held():
   where = env(frozen, 1)
   params = shaken(params, 9)
   grad = lambda loss: jax.grad(lambda p: loss(p)[0])(params)['delta']
-  inner = olora(TOY, FC, CAPACITY)
+  inner = olora(TOY, CAPACITY, peft=FC)
   close(
     grad(lambda p: method.loss(p, memory, where, some, jax.random.key(0))),
     grad(lambda p: inner.loss(p, memory['inner'], where, some, jax.random.key(0))),
@@ -124,7 +124,7 @@ def test_what_starts_afresh_is_not_held():
 
 
 def test_a_method_that_renews_everything_is_refused_at_init():
-  method = ewc(ease(TOY, FC, CAPACITY))
+  method = ewc(ease(TOY, CAPACITY, peft=FC))
   with pytest.raises(ValueError, match='ewc has nothing to hold in ease'):
     jax.eval_shape(method.init, jax.random.key(0), frozen_of(TOY))
 

@@ -12,15 +12,15 @@ FC = lora('fc$', rank=2)
 
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_methods_that_forget_nothing_are_refused(name):
-  for inner in (simplecil(TOY, CAPACITY), ranpac(TOY, FC, CAPACITY, projection=9)):
+  for inner in (simplecil(TOY, CAPACITY), ranpac(TOY, CAPACITY, peft=FC, projection=9)):
     with pytest.raises(ValueError, match=f'{name} has no effect on {inner.name}'):
       WRAPPERS[name](inner)
   with pytest.raises(ValueError, match=f'{name} has no meaning around joint'):
-    WRAPPERS[name](joint(TOY, FC, CAPACITY))
+    WRAPPERS[name](joint(TOY, CAPACITY, peft=FC))
 
 
 def test_all_that_is_not_a_hook_is_the_inner_methods():
-  inner = finetune(TOY, FC, CAPACITY)
+  inner = finetune(TOY, CAPACITY, peft=FC)
   outer = wrap(inner, 'thing')
   assert outer.name == 'thing(finetune)'
   for field in ('capacity', 'inputs', 'query', 'trains', 'cumulative', 'passes', 'renewed'):
@@ -28,9 +28,9 @@ def test_all_that_is_not_a_hook_is_the_inner_methods():
 
 
 def test_passes_that_do_nothing_stay_recognisable():
-  outer = wrap(finetune(TOY, FC, CAPACITY), 'thing')
+  outer = wrap(finetune(TOY, CAPACITY, peft=FC), 'thing')
   assert outer.prepare is keep and outer.consolidate is keep
-  counted = finetune(TOY, FC, CAPACITY)._replace(
+  counted = finetune(TOY, CAPACITY, peft=FC)._replace(
     prepare=lambda params, memory, env, batch: memory + 1
   )
   outer = wrap(counted, 'thing')
@@ -44,7 +44,7 @@ def test_hooks_of_the_inner_method_see_its_own_memory():
     seen.append(memory)
     return params, memory
 
-  inner = finetune(TOY, FC, CAPACITY)._replace(begin_task=note, end_task=note)
+  inner = finetune(TOY, CAPACITY, peft=FC)._replace(begin_task=note, end_task=note)
   outer = wrap(inner, 'thing')
   assert outer.begin_task(1, {'inner': 'a', 'own': 'b'}, None, None) == (
     1,
