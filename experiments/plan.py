@@ -21,8 +21,8 @@ from pecft_jax.catalog import METHODS, PEFTS, WRAPPERS, method_by_name
 from pecft_jax.plan import CHIPS, Plan, abstract_layout, fusion, growth, plan, stored_as
 from pecft_jax.plan.estimate import abstract_batch, abstract_state, step_programs
 from pecft_jax.plan.operations import flops
-from pecft_jax.plan.page import amount, expected
-from pecft_jax.report.glossary import count
+from pecft_jax.plan.page import expected
+from pecft_jax.text import amount, count
 from pecft_jax.train import Rule, adam, fsdp, tensor_parallel
 from pecft_jax.train.step import train_step
 from pecft_jax.typing import Backbone, Capacity

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pecft_jax.commands.files import load_experiment, parse_flags
 from pecft_jax.commands.meshes import parse_mesh, rules_of
+from pecft_jax.text import size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,6 @@ def _growth(
 ) -> dict[int, str]:
   """What is carried, in words, with room for 1, 10 and 100 tasks and for those there are."""
   from pecft_jax.plan import carried_bytes
-  from pecft_jax.plan.page import amount
 
   room = lambda each: carried_bytes(each.method, each.frozen)
   own = experiment.method.capacity.tasks
@@ -62,11 +62,11 @@ def _growth(
     # Data need not be divisible into so many tasks.
     with contextlib.suppress(ValueError):
       exact.setdefault(tasks, room(function(**{**values, 'tasks': tasks})))
-  text = {tasks: amount(size, 'B') for tasks, size in exact.items()}
+  text = {tasks: size(carried) for tasks, carried in exact.items()}
   if len(exact) > 1:
     low, high = min(exact), max(exact)
     each = (exact[high] - exact[low]) / (high - low)
     for tasks in {1, 10, 100} - set(exact):
       line = exact[low] + each * (tasks - low)
-      text[tasks] = f'{amount(line, "B")}, along the line through {low} and {high}'
+      text[tasks] = f'{size(line)}, along the line through {low} and {high}'
   return dict(sorted(text.items()))

@@ -10,9 +10,8 @@ from rich.text import Text
 from pecft_jax.plan.chips import Chip
 from pecft_jax.plan.estimate import Plan
 from pecft_jax.plan.roofline import times
-from pecft_jax.report.glossary import count
+from pecft_jax.text import amount, count
 
-_PREFIXES = ('', 'k', 'M', 'G', 'T', 'P', 'E')
 Rows = list[tuple[str, str]]
 
 _LINES = {
@@ -25,15 +24,6 @@ _LINES = {
   'batch': 'batch',
   'gathered': 'one weight, gathered',
 }
-
-
-def amount(value: float, unit: str) -> str:
-  """`1234567` as `1.23 MB` with the unit B; decimal, as chips are sold."""
-  power = 0
-  # What would be rounded to 1000 is one of the next unit.
-  while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
-    value, power = value / 1000, power + 1
-  return f'{value:.3g} {_PREFIXES[power]}{unit}'
 
 
 def memory_rows(plan: Plan) -> Rows:

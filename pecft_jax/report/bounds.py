@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pecft_jax.metrics import summary as metrics
+from pecft_jax.metrics import ACCURACY, Measure, summarise
 from pecft_jax.report import glossary
 from pecft_jax.report.read import Run
+from pecft_jax.text import percent
 
 
 class Standing(NamedTuple):
-  """Average accuracies after the same number of tasks."""
+  """Averages over tasks after the same number of tasks."""
 
   title: str  # The method.
   tasks: int  # Finished tasks, 0 where there is nothing to compare yet.
@@ -18,16 +19,17 @@ class Standing(NamedTuple):
   lower: float | None  # Sequential fine-tuning.
   upper: float | None  # Joint training.
   notes: tuple[str, ...]  # What is missing from the comparison, and why.
+  measure: Measure = ACCURACY
 
   @property
   def gained(self) -> float | None:
-    """Points over sequential fine-tuning."""
-    return None if self.accuracy is None or self.lower is None else self.accuracy - self.lower
+    """How much better than sequential fine-tuning."""
+    return self._better(self.accuracy, self.lower)
 
   @property
   def missing(self) -> float | None:
-    """Points below joint training."""
-    return None if self.accuracy is None or self.upper is None else self.upper - self.accuracy
+    """How much worse than joint training."""
+    return self._better(self.upper, self.accuracy)
 
   @property
   def closed(self) -> float | None:
@@ -36,10 +38,14 @@ class Standing(NamedTuple):
       return None
     return self.gained / (self.gained + self.missing)
 
+  def _better(self, one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else self.measure.sign * (one - other)
+
 
 def standing(run: Run) -> Standing:
   """Compares a run with its references after the tasks that it has finished."""
   k, notes, values, absent = run.finished, list(run.problems), {}, []
+  average = f'average_{run.measure.name}'
   for name, words in glossary.NAMES.items():
     reference, recorded = run.references.get(name), _recorded(run, name)
     values[name] = None
@@ -48,8 +54,8 @@ def standing(run: Run) -> Standing:
     elif reference is not None:
       so_far = f'{reference.finished} of {reference.total} tasks'
       notes.append(f'Left out of the comparison: {words}, which has finished {so_far}')
-    elif recorded.get('average_accuracy') is not None:
-      values[name] = float(recorded['average_accuracy'])
+    elif recorded.get(average) is not None:
+      values[name] = float(recorded[average])
     elif not _beside(run, name):
       absent.append(words)
   if absent:
@@ -62,6 +68,7 @@ def standing(run: Run) -> Standing:
     lower=values['finetune'],
     upper=values['joint'],
     notes=tuple(notes),
+    measure=run.measure,
   )
 
 
@@ -70,23 +77,28 @@ def headline(at: Standing) -> str:
   if at.accuracy is None:
     return f'{at.title}: no task finished yet'
   after = '' if at.tasks == at.total else f' after {at.tasks} of {at.total} tasks'
-  text = f'{at.title}: {glossary.percent(at.accuracy)} average accuracy{after}'
+  words = f'average {at.measure.words}'
+  text = f'{at.title}: {glossary.level(at.measure, at.accuracy)} {words}{after}'
   parts = clauses(at)
   return f'{text}; {"; ".join(parts)}' if parts else text
 
 
 def clauses(at: Standing) -> list[str]:
   """What the sentence says about the bounds: nothing where there are none."""
+  points = ' points' if at.measure.percent else ''
+  amount = lambda value: f'{glossary.bare(at.measure, abs(value))}{points}'
+  more = at.measure.direction == 'higher'
+  worse, better = ('below', 'above') if more else ('worse than', 'better than')
   sides = []
   if at.gained is not None:
-    where = 'over' if at.gained >= 0 else 'below'
-    amount = glossary.points(at.gained) if at.gained >= 0 else _plain(at.gained)
-    sides.append(f'{amount} points {where} {glossary.NAMES["finetune"]}')
+    where = worse if at.gained < 0 else 'over' if more else better
+    sign = '+' if where == 'over' else ''
+    sides.append(f'{sign}{amount(at.gained)} {where} {glossary.NAMES["finetune"]}')
   if at.missing is not None:
-    where = 'below' if at.missing >= 0 else 'above'
-    sides.append(f'{_plain(at.missing)} points {where} {glossary.NAMES["joint"]}')
+    where = worse if at.missing >= 0 else better
+    sides.append(f'{amount(at.missing)} {where} {glossary.NAMES["joint"]}')
   closed = at.closed
-  gap = f'closes {glossary.percent(closed, 0)} of the gap' if closed and closed > 0 else None
+  gap = f'closes {percent(closed, 0)} of the gap' if closed and closed > 0 else None
   return [', '.join(sides), *([gap] if gap else [])] if sides else []
 
 
@@ -102,7 +114,7 @@ def beside(run: Run) -> dict[str, Mapping[str, float]]:
       if recorded := _recorded(run, name):
         out[words] = recorded
     elif reference.finished > k > 0:
-      out[words] = metrics.summarise(reference.matrix[:k], run.results.get('test_sizes') or None)
+      out[words] = _after(reference, k)
     else:
       late = (
         '' if reference.finished == k else f' (after {reference.finished} of {run.total} tasks)'
@@ -111,8 +123,10 @@ def beside(run: Run) -> dict[str, Mapping[str, float]]:
   return out
 
 
-def _plain(value: float) -> str:
-  return glossary.number(abs(100 * value))
+def _after(run: Run, k: int) -> Mapping[str, float]:
+  """Metrics of a run as they were after k tasks."""
+  sizes = run.results.get('test_sizes') or None
+  return summarise(run.matrix[:k], sizes, measure=run.measure)
 
 
 def _beside(run: Run, name: str) -> bool:

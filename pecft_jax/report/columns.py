@@ -1,11 +1,14 @@
 """The columns of a comparison, shared by its page and its Markdown."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pecft_jax.metrics import ACCURACY, Measure, metrics_of
 from pecft_jax.report import glossary
 from pecft_jax.report.groups import Group, closed, deviation, gained, mean
 from pecft_jax.report.read import Run
+from pecft_jax.text import count, duration, size
 
 
 class Column(NamedTuple):
@@ -14,7 +17,7 @@ class Column(NamedTuple):
   title: str
   read: Callable[[Run], float | None]
   write: Callable[[float], str]
-  spread: bool = True  # Fractions, written in percent with their spread over seeds.
+  spread: bool = True  # Whether the spread over seeds is written, too.
   best: int = 0  # 1: the highest is best, -1: the lowest, 0: neither.
 
 
@@ -26,13 +29,16 @@ class Cell(NamedTuple):
 Table = list[tuple[str, list[Cell]]]  # Title of each column, and a cell for each group.
 
 
-def accuracy(groups: tuple[Group, ...], comparable: bool) -> Table:
+def quality(groups: tuple[Group, ...], comparable: bool) -> Table:
   """What the methods reach; columns without any value are left out.
 
   Args:
+    groups: of one measure, or of several, each with columns of its own.
     comparable: whether the best of a column may be marked at all.
   """
-  return _table(_ACCURACY, groups, comparable)
+  measures = dict.fromkeys(run.measure for group in groups for run in group.runs)
+  columns = [column for measure in measures for column in _columns_of(measure)]
+  return _table(tuple(columns), groups, comparable)
 
 
 def cost(groups: tuple[Group, ...], comparable: bool) -> Table:
@@ -40,11 +46,11 @@ def cost(groups: tuple[Group, ...], comparable: bool) -> Table:
   return _table(_COST, groups, comparable)
 
 
-def percentages(values: list[float]) -> str:
-  """Mean and sample standard deviation in percent: `91.2 ± 0.3`, or just the mean of one."""
+def averages(values: list[float], write: Callable[[float], str]) -> str:
+  """Mean and sample standard deviation, `91.2 ± 0.3`, or just the mean of one."""
   spread = deviation(values)
-  text = glossary.number(100 * mean(values))
-  return text if spread is None else f'{text} ± {glossary.number(100 * spread)}'
+  text = write(mean(values))
+  return text if spread is None else f'{text} ± {write(spread)}'
 
 
 def _table(columns: tuple[Column, ...], groups: tuple[Group, ...], comparable: bool) -> Table:
@@ -65,11 +71,7 @@ def _table(columns: tuple[Column, ...], groups: tuple[Group, ...], comparable: b
 def _text(column: Column, values: list[float]) -> str:
   if not values:
     return '–'
-  return percentages(values) if column.spread else column.write(mean(values))
-
-
-def _metric(key: str) -> Callable[[Run], float | None]:
-  return lambda run: run.metrics.get(key)
+  return averages(values, column.write) if column.spread else column.write(mean(values))
 
 
 def _efficiency(key: str) -> Callable[[Run], float | None]:
@@ -82,26 +84,34 @@ def _training_time(run: Run) -> float | None:
   return sum(known) if known else None
 
 
-_NOT_SHOWN = ('forgetting_inclusive', 'average_union_accuracy', 'fwt_gem')
-_ACCURACY = (
-  *(
+def _columns_of(measure: Measure) -> list[Column]:
+  """The main metrics of a measure, and where a run stands between its bounds."""
+  write = functools.partial(glossary.bare, measure)
+  titled = functools.partial(glossary.titled, measure=measure)
+  own = lambda read: lambda run: read(run) if run.measure == measure else None
+  metrics = [
     Column(
-      f'{metric.title} ({"points" if metric.difference else "%"})',
-      _metric(metric.key),
-      glossary.number,
-      best=-1 if metric.lower_is_better else 1,
+      titled(metric.title, difference=metric.difference),
+      own(lambda run, name=metric.name: run.metrics.get(name)),
+      write,
+      best=1 if metric.direction == 'higher' else -1,
     )
-    for metric in glossary.METRICS
-    if metric.key not in _NOT_SHOWN
-  ),
-  Column('Over fine-tuning (points)', gained, glossary.number, best=1),
-  Column('Gap to joint closed (%)', closed, glossary.number, best=1),
-)
+    for metric in metrics_of(measure)
+    if metric.main
+  ]
+  share = functools.partial(glossary.bare, ACCURACY)
+  return [
+    *metrics,
+    Column(titled('Gain over fine-tuning', difference=True), own(gained), write, best=1),
+    Column('Gap to joint closed (%)', own(closed), share, best=1),
+  ]
+
+
 _COST = (
-  Column('Trainable parameters', _efficiency('trainable_parameters'), glossary.count, False, -1),
-  Column('Carried state', _efficiency('carried_state_bytes'), glossary.size, False, -1),
+  Column('Trainable parameters', _efficiency('trainable_parameters'), count, False, -1),
+  Column('Carried state', _efficiency('carried_state_bytes'), size, False, -1),
   Column('Passes per prediction', _efficiency('forward_passes_per_prediction'), '{:g}'.format,
          False, -1),
-  Column('Peak memory', _efficiency('peak_memory_bytes'), glossary.size, False, -1),
-  Column('Training time', _training_time, glossary.seconds, False),
+  Column('Peak memory', _efficiency('peak_memory_bytes'), size, False, -1),
+  Column('Training time', _training_time, duration, False),
 )  # fmt: skip

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from pecft_jax.metrics import metrics_of
 from pecft_jax.report import columns, curves, facts, glossary
-from pecft_jax.report.groups import Comparison, Group, average_accuracy, compare, deviation, mean
+from pecft_jax.report.groups import Comparison, Group, compare, deviation, final_average, mean
 from pecft_jax.report.html import Raw, document, element, figure, section, table
+from pecft_jax.report.read import Run
 
 _UNLIKE = 'These runs are not of one experiment'
 _WHY = 'Differences between them are not differences between methods.'
@@ -34,9 +36,7 @@ def write_comparison(dirs: Iterable[str | Path], out: str | Path) -> Path:
     caption = 'Means over seeds; the band is one standard deviation to each side.'
     if not found.warnings and any(run.references for g in found.groups for run in g.runs):
       caption += ' Dashed: means of the bounds that were run beside them.'
-    svg = curves.average_accuracy(found.groups, bounds=not found.warnings)
-    drawn = figure(svg, 'Average accuracy as tasks are learned', caption)
-    body += [_accuracy(found), element('div', drawn, class_='grid'), _cost(found), _runs(found)]
+    body += [_quality(found), *_curves(found, caption), _cost(found), _runs(found)]
     body += [] if found.warnings else [_shared(found)]
   if found.notes:
     body.append(section('Notes', *(element('p', f'{note}.') for note in found.notes)))
@@ -52,7 +52,7 @@ def comparison_markdown(dirs: Iterable[str | Path]) -> str:
   lines += [f'> - {_plain(warning)}' for warning in found.warnings]
   comparable = not found.warnings
   if found.groups:
-    for shown in (columns.accuracy, columns.cost):
+    for shown in (columns.quality, columns.cost):
       lines += ['', *_markdown(found.groups, shown(found.groups, comparable))]
     lines += ['', f'Mean ± sample standard deviation over seeds. {_identity_line(found)}']
   lines += ['', *(f'- {_plain(note)}.' for note in found.notes)] if found.notes else []
@@ -77,8 +77,9 @@ def _title(found: Comparison) -> str:
     runs = sum(len(group.runs) for group in found.groups)
     return f'Comparison of {runs} run{"" if runs == 1 else "s"}'
   best = found.groups[0]
-  number = columns.percentages(best.values(average_accuracy))
-  return f'{best.label} leads with {number}\u202f%'
+  measure = best.runs[0].measure
+  number = columns.averages(best.values(final_average), lambda value: glossary.bare(measure, value))
+  return f'{best.label} leads with {number} {glossary.unit(measure)}'.rstrip()
 
 
 def _top(found: Comparison, title: str) -> Raw:
@@ -95,11 +96,11 @@ def _top(found: Comparison, title: str) -> Raw:
 
 def _lead(found: Comparison) -> str:
   """How far the best is ahead, and whether that is more than seeds make."""
-  first, second = (group.values(average_accuracy) for group in found.groups[:2])
-  ahead = mean(first) - mean(second)
-  text = (
-    f'in average accuracy, {glossary.number(100 * ahead)} points ahead of {found.groups[1].label}'
-  )
+  first, second = (group.values(final_average) for group in found.groups[:2])
+  measure = found.groups[0].runs[0].measure
+  ahead = measure.sign * (mean(first) - mean(second))
+  amount = f'{glossary.bare(measure, ahead)} {glossary.unit(measure, True)}'.rstrip()
+  text = f'in average {measure.words}, {amount} ahead of {found.groups[1].label}'
   ours, theirs = deviation(first), deviation(second)
   if ours is None or theirs is None:
     return f'{text}; with one seed it is not known whether that is more than chance'
@@ -114,12 +115,23 @@ def _warning(found: Comparison) -> Raw:
   return element('div', *inner, class_='warning', role='alert')
 
 
-def _accuracy(found: Comparison) -> Raw:
+def _quality(found: Comparison) -> Raw:
   marked = not found.warnings and len(found.groups) > 1
   best = '; the best of each column is blue' if marked else ''
   note = f'Mean ± sample standard deviation over seeds{best}.'
-  shown = columns.accuracy(found.groups, comparable=not found.warnings)
+  shown = columns.quality(found.groups, comparable=not found.warnings)
   return section('What the methods reach', _table(found.groups, shown), note=note)
+
+
+def _curves(found: Comparison, caption: str) -> list[Raw]:
+  """A figure for each measure there is."""
+  drawn = []
+  for measure in dict.fromkeys(group.runs[0].measure for group in found.groups):
+    groups = tuple(group for group in found.groups if group.runs[0].measure == measure)
+    svg = curves.averages(groups, bounds=not found.warnings)
+    title = f'Average {measure.words} as tasks are learned'
+    drawn.append(element('div', figure(svg, title, caption), class_='grid'))
+  return drawn
 
 
 def _cost(found: Comparison) -> Raw:
@@ -146,14 +158,14 @@ def _runs(found: Comparison) -> Raw:
     (
       group.label,
       run.results.get('seed', 'not recorded'),
-      glossary.percent(average_accuracy(run)),
-      glossary.written(_forgetting(), run.metrics['forgetting']),
-      str(run.path),
+      glossary.level(run.measure, final_average(run)),
+      _forgetting(run),
+      element('div', str(run.path), class_='path'),
     )
     for group in found.groups
     for run in group.runs
   ]
-  return section('Runs', table(['', 'seed', 'average accuracy', 'forgetting', 'directory'], rows))
+  return section('Runs', table(['', 'seed', 'average', 'forgetting', 'directory'], rows))
 
 
 def _shared(found: Comparison) -> Raw:
@@ -168,8 +180,9 @@ def _shared(found: Comparison) -> Raw:
   return section('What was measured, in all runs', table([], rows, 'pairs'))
 
 
-def _forgetting() -> glossary.Metric:
-  return next(metric for metric in glossary.METRICS if metric.key == 'forgetting')
+def _forgetting(run: Run) -> str:
+  metric = next(metric for metric in metrics_of(run.measure) if metric.name == 'forgetting')
+  return glossary.written(metric, run.metrics['forgetting'])
 
 
 def _identity_line(found: Comparison) -> str:

@@ -1,4 +1,6 @@
-"""The figure of a comparison: average accuracy of each method as tasks are learned."""
+"""The figure of a comparison: the average of each method as tasks are learned."""
+
+import functools
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,29 +12,32 @@ _MARKERS = 'osD^vPX*'
 
 
 @svg.styled()
-def average_accuracy(groups: tuple[Group, ...], bounds: bool = True) -> str:
+def averages(groups: tuple[Group, ...], bounds: bool = True) -> str:
   """Means over seeds with a band of one standard deviation, the bounds dashed in grey.
 
   Args:
+    groups: of one measure.
     bounds: whether to draw the mean of the runs of each bound; they need the same
       identity for all groups.
   """
   figure = Figure(figsize=(11, max(4.6, 0.24 * len(groups))))
   axes = figure.add_subplot()
+  measure = groups[0].runs[0].measure
+  scale, written = plots.scale(measure), functools.partial(glossary.bare, measure)
   ends, everything = [], []
   total = max(group.runs[0].total for group in groups)
   for name, words in glossary.NAMES.items() if bounds else ():
     found = [run.references[name] for g in groups for run in g.runs if name in run.references]
     found = [reference.curve() for reference in found if reference.done]
     if found:
-      curve = 100 * np.mean(found, axis=0)
-      axes.plot(np.arange(1, total + 1), curve, '--', color=svg.MUTED, linewidth=1.3)
-      ends.append((total, curve[-1], f'{words}\u2002{curve[-1]:.1f}', svg.MUTED))
-      everything.append(curve)
+      curve = np.mean(found, axis=0)
+      axes.plot(np.arange(1, total + 1), scale * curve, '--', color=svg.MUTED, linewidth=1.3)
+      ends.append((total, scale * curve[-1], f'{words}\u2002{written(curve[-1])}', svg.MUTED))
+      everything.append(scale * curve)
   for index, group in reversed(list(enumerate(groups))):
     color, marker = (kinds[index % len(kinds)] for kinds in (svg.CYCLE, _MARKERS))
     dash = '-' if index < len(svg.CYCLE) else ':'
-    curves = 100 * np.stack([run.curve() for run in group.runs])
+    curves = scale * np.stack([run.curve() for run in group.runs])
     middle, time = curves.mean(0), np.arange(1, curves.shape[1] + 1)
     if len(curves) > 1:
       spread = curves.std(0, ddof=1)
@@ -42,12 +47,14 @@ def average_accuracy(groups: tuple[Group, ...], bounds: bool = True) -> str:
     look = {'color': color, 'marker': marker, 'markersize': 5, 'linewidth': 2.2}
     axes.plot(time, middle, dash, clip_on=False, **look)
     everything.append(middle)
-    ends.append((len(middle), middle[-1], f'{group.label}\u2002{middle[-1]:.1f}', color))
+    ends.append(
+      (len(middle), middle[-1], f'{group.label}\u2002{written(middle[-1] / scale)}', color)
+    )
   plots.task_axis(axes, total)
-  plots.percent_axis(axes, np.concatenate(everything))
-  axes.set(xlabel='tasks learned', ylabel='average accuracy (%)')
+  plots.value_axis(axes, np.concatenate(everything), measure)
+  axes.set(xlabel='tasks learned', ylabel=glossary.titled(f'average {measure.words}', measure))
   plots.finish(figure, axes, ends, total)
   names = '; '.join(group.label for group in groups)
   return svg.render(
-    figure, 'curves', f'Average accuracy after each task, means over seeds: {names}'
+    figure, 'curves', f'Average {measure.words} after each task, means over seeds: {names}'
   )

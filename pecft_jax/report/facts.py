@@ -5,6 +5,7 @@ from typing import Any
 
 from pecft_jax.report import glossary
 from pecft_jax.report.read import Run
+from pecft_jax.text import count, duration, listed, number, size
 
 Rows = list[tuple[str, str | None]]  # Title and text; None where it was not recorded.
 
@@ -22,14 +23,15 @@ def identity(run: Run) -> Rows:
   rows = [
     ('Benchmark', _text(card.get('benchmark'))),
     ('Scenario', f'{kind}-incremental, {run.total} tasks' if kind else None),
-    ('Accuracies are', _PREDICTION.get(str(kind))),
+    ('Measure', _measured(run)),
+    ('Predictions are', _PREDICTION.get(str(kind))),
     ('Class order', _order(card.get('class_order'))),
     ('Split digest', _text(card.get('split_digest'))),
     ('Backbone', _text(card.get('backbone'))),
     ('Backbone sha256', _text(card.get('backbone_sha256'))),
     ('Value range of inputs', _text(card.get('value_range'))),
     ('Axis of the matrix', '[time, task]'),
-    ('Average accuracy', 'mean over tasks, each the same weight; the union is named apart'),
+    ('Average', 'mean over tasks, each the same weight; the union is named apart'),
     ('Forgetting', 'from the best of the past, the present not counted (RWalk)'),
     ('Seeds', None if seed is None else f'one run, seed {seed}: no spread is known'),
     ('Status', f'{"done" if run.done else "running"}, {run.finished} of {run.total} tasks'),
@@ -38,7 +40,7 @@ def identity(run: Run) -> Rows:
   known = {'benchmark', 'class_order', 'split_digest', 'backbone', 'backbone_sha256', 'value_range'}
   more = [(_title(key), _text(value)) for key, value in card.items() if key not in known]
   compiled = run.results.get('compilations') or {}
-  times = ', '.join(f'{name} {count}' for name, count in compiled.items())
+  times = ', '.join(f'{name} {number}' for name, number in compiled.items())
   return rows + more + ([('Compilations', times)] if times else [])
 
 
@@ -47,25 +49,25 @@ def efficiency(run: Run) -> Rows:
   e = run.results.get('efficiency') or {}
   spent = [value for value in e.get('seconds_per_task') or () if value is not None]
   sizes = [value for value in e.get('state_bytes_per_task') or () if value is not None]
-  growth = f'{glossary.size(sizes[0])} → {glossary.size(sizes[-1])}' if sizes else None
+  growth = f'{size(sizes[0])} → {size(sizes[-1])}' if sizes else None
   return [
-    ('Trainable parameters', _with(glossary.count, e.get('trainable_parameters'))),
-    ('State carried between tasks', _with(glossary.size, e.get('carried_state_bytes'))),
+    ('Trainable parameters', _with(count, e.get('trainable_parameters'))),
+    ('State carried between tasks', _with(size, e.get('carried_state_bytes'))),
     ('State after the first → last task', growth),
-    ('Optimizer state', _with(glossary.size, e.get('optimizer_state_bytes'))),
-    ('Frozen backbone', _with(glossary.size, e.get('backbone_bytes'))),
+    ('Optimizer state', _with(size, e.get('optimizer_state_bytes'))),
+    ('Frozen backbone', _with(size, e.get('backbone_bytes'))),
     ('Forward passes per prediction', _with('{:g}'.format, e.get('forward_passes_per_prediction'))),
-    ('Training time', glossary.seconds(sum(spent)) if spent else None),
-    ('Training time per task', glossary.seconds(sum(spent) / len(spent)) if spent else None),
-    ('Images per second in training', _with(glossary.count, e.get('train_images_per_second'))),
-    ('Peak memory', _with(glossary.size, e.get('peak_memory_bytes'))),
+    ('Training time', duration(sum(spent)) if spent else None),
+    ('Training time per task', duration(sum(spent) / len(spent)) if spent else None),
+    ('Images per second in training', _with(count, e.get('train_images_per_second'))),
+    ('Peak memory', _with(size, e.get('peak_memory_bytes'))),
   ]
 
 
 def configuration(run: Run) -> Rows:
   """config.json with nested names joined by dots, without the identity that stands elsewhere."""
   own = {key: value for key, value in run.config.items() if key != 'identity'}
-  return [(key, glossary.listed(value)) for key, value in flat(own).items()]
+  return [(key, listed(value)) for key, value in flat(own).items()]
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -80,23 +82,32 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 def per_task(run: Run) -> tuple[list[str], list[list[str]]]:
   """Titles, and one row for each finished task."""
   k, a = run.finished, run.matrix
+  write = lambda value: glossary.level(run.measure, value)
   columns = {
-    'learned': [glossary.percent(a[j, j]) for j in range(k)],
-    'final' if run.done else 'now': [glossary.percent(a[-1, j]) for j in range(k)],
-    'change': [glossary.points(a[-1, j] - a[j, j]) if j < k - 1 else '' for j in range(k)],
+    'learned': [write(a[j, j]) for j in range(k)],
+    'final' if run.done else 'now': [write(a[-1, j]) for j in range(k)],
+    'change': [
+      glossary.change(run.measure, a[-1, j] - a[j, j]) if j < k - 1 else '' for j in range(k)
+    ],
   }
   if run.task_aware is not None and len(run.task_aware) == k and run.scenario != 'task':
-    columns['task-aware'] = [glossary.percent(value) for value in run.task_aware[-1, :k]]
+    columns['task-aware'] = [write(value) for value in run.task_aware[-1, :k]]
   e = run.results.get('efficiency') or {}
   for title, values, write in (
     ('test examples', run.results.get('test_sizes'), str),
-    ('seconds', e.get('seconds_per_task'), glossary.number),
-    ('state', e.get('state_bytes_per_task'), glossary.size),
+    ('seconds', e.get('seconds_per_task'), number),
+    ('state', e.get('state_bytes_per_task'), size),
   ):
     if values and len(values) >= k:
       columns[title] = ['' if value is None else write(value) for value in values[:k]]
   rows = [[name, *cells] for name, *cells in zip(run.tasks[:k], *columns.values(), strict=True)]
   return ['task', *columns], rows
+
+
+def _measured(run: Run) -> str:
+  """The measure with its range and direction."""
+  low, high = (f'{side:g}'.replace('inf', '∞') for side in run.measure.range)
+  return f'{run.measure.words} in [{low}, {high}], {run.measure.direction} is better'
 
 
 def _order(order: Any) -> str | None:
@@ -105,7 +116,7 @@ def _order(order: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-  return None if value is None else glossary.listed(value)
+  return None if value is None else listed(value)
 
 
 def _title(key: str) -> str:

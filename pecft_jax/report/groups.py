@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pecft_jax.report import facts, glossary
+from pecft_jax.report import facts, labels
 from pecft_jax.report.bounds import standing
 from pecft_jax.report.read import Run, read_run
+from pecft_jax.text import listed
 
-# Settings that do not make another experiment: what they lead to is in the identity, or
-# stands beside the run.
-_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'references')
+# Parts of config.json that do not make another experiment: how it was started and with which
+# seeds, and what stands beside the run. The data and weights are in the identity.
+_ASIDE = ('command', 'references', 'identity', 'seeds_together')
+_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds')
 _IDENTITY = {
   'benchmark': 'benchmark',
   'split_digest': 'split digest',
@@ -30,12 +32,8 @@ class Group(NamedTuple):
   title: str  # Method and wrappers.
   peft: str
   settings: str  # What sets it apart from groups of the same method and PEFT; often empty.
+  label: str  # What differs between the groups, on one line.
   runs: tuple[Run, ...]  # By seed.
-
-  @property
-  def label(self) -> str:
-    """All of its names on one line."""
-    return ' · '.join(part for part in (self.title, self.peft, self.settings) if part)
 
   def values(self, read: Callable[[Run], float | None]) -> list[float]:
     """What `read` finds in each run, without the runs where it finds None."""
@@ -46,7 +44,7 @@ class Group(NamedTuple):
 class Comparison(NamedTuple):
   """What stands on one page."""
 
-  groups: tuple[Group, ...]  # The best average accuracy first.
+  groups: tuple[Group, ...]  # The best average first.
   warnings: tuple[str, ...]  # Reasons against comparing.
   notes: tuple[str, ...]  # What is left out, what is uncertain.
 
@@ -70,12 +68,13 @@ def compare(dirs: Iterable[str | Path]) -> Comparison:
     if run.done:
       members.setdefault(_key(run), []).append(run)
   groups = _named([sorted(group, key=_seed) for group in members.values()])
-  groups.sort(key=lambda group: -mean(group.values(average_accuracy)))
+  groups.sort(key=lambda group: -group.runs[0].measure.sign * mean(group.values(final_average)))
   return Comparison(tuple(groups), tuple(_unlike(groups)), tuple(notes + _uncertain(groups)))
 
 
-def average_accuracy(run: Run) -> float:
-  return run.metrics['average_accuracy']
+def final_average(run: Run) -> float:
+  """The average over all tasks in the end."""
+  return float(run.curve()[-1])
 
 
 def mean(values: list[float]) -> float:
@@ -88,7 +87,7 @@ def deviation(values: list[float]) -> float | None:
 
 
 def gained(run: Run) -> float | None:
-  """Points over the run's own sequential fine-tuning."""
+  """How much better than the run's own sequential fine-tuning."""
   return standing(run).gained
 
 
@@ -102,38 +101,39 @@ def _seed(run: Run) -> str:
 
 
 def _stable(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings by their dotted name, without those that seeds of one experiment may differ in."""
+  kept = {name: value for name, value in settings.items() if name not in _ASIDE}
   return {
     name: value
-    for name, value in facts.flat(settings).items()
+    for name, value in facts.flat(kept).items()
     if name.rsplit('.', 1)[-1] not in _VOLATILE
   }
 
 
+def _peft(run: Run) -> str:
+  return str(run.results.get('peft') or '')
+
+
 def _key(run: Run) -> str:
   """Equal for runs that differ only in their seed."""
-  r = run.results
-  card, config = _stable(r.get('identity') or {}), _stable(run.config)
-  key = [run.title, r.get('peft'), run.scenario, run.total, card, config]
+  card, config = _stable(run.results.get('identity') or {}), _stable(run.config)
+  key = [run.title, _peft(run), run.scenario, run.measure.name, run.total, card, config]
   return json.dumps(key, sort_keys=True, default=str)
 
 
 def _named(members: list[list[Run]]) -> list[Group]:
-  """Names groups, by their differing settings too where method and PEFT are the same."""
+  """Names groups by what differs between them, and by nothing else."""
+  firsts = [runs[0] for runs in members]
+  one_peft = len({_peft(run) for run in firsts}) <= 1
   groups = []
   for runs in members:
     first = runs[0]
-    names = (first.title, str(first.results.get('peft') or ''))
-    alike = [r[0] for r in members if (r[0].title, str(r[0].results.get('peft') or '')) == names]
-    configs = [_stable(run.config) for run in alike]
-    differing = sorted(
-      name
-      for name in set().union(*configs)
-      if any(config.get(name) != configs[0].get(name) for config in configs)
-    )
-    mine = _stable(first.config)
-    settings = ', '.join(f'{name} {glossary.listed(mine.get(name), 4)}' for name in differing[:4])
-    settings += f' and {len(differing) - 4} more' if len(differing) > 4 else ''
-    groups.append(Group(*names, settings, tuple(runs)))
+    alike = [run for run in firsts if (run.title, _peft(run)) == (first.title, _peft(first))]
+    settings = labels.differing(_stable(first.config), [_stable(run.config) for run in alike])
+    peft = _peft(first)
+    parts = (first.title, '' if one_peft else peft, settings)
+    label = ' · '.join(part for part in parts if part)
+    groups.append(Group(first.title, peft, settings, label, tuple(runs)))
   return groups
 
 
@@ -141,7 +141,11 @@ def _unlike(groups: list[Group]) -> list[str]:
   """One line for each part of the identity in which the groups differ."""
   out = []
   runs = [(group, run) for group in groups for run in group.runs]
-  readers = {'scenario': lambda run: run.scenario, 'number of tasks': lambda run: run.total}
+  readers = {
+    'scenario': lambda run: run.scenario,
+    'measure': lambda run: run.measure.words,
+    'number of tasks': lambda run: run.total,
+  }
   for key, title in _IDENTITY.items():
     readers[title] = lambda run, key=key: (run.results.get('identity') or {}).get(key)
   for title, read in readers.items():
@@ -153,9 +157,9 @@ def _unlike(groups: list[Group]) -> list[str]:
       found.setdefault(exact, set()).add(group.label)
     if len(found) > 1:
       parts = [
-        f'{"not recorded" if exact == "null" else glossary.listed(json.loads(exact), 6)} '
-        f'({"; ".join(sorted(labels))})'
-        for exact, labels in found.items()
+        f'{"not recorded" if exact == "null" else listed(json.loads(exact), 6)} '
+        f'({"; ".join(sorted(names))})'
+        for exact, names in found.items()
       ]
       out.append(f'{title}: ' + ' against '.join(parts))
   return out

@@ -1,8 +1,12 @@
 """The shell of a page and its tables: plain HTML, one style sheet, nothing from outside."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from string import Template
+
+# The space in `91.2 %`, `1.5 MB`, `4 min 05 s`.
+_BEFORE_UNIT = re.compile(r'(?<=\d) (?=(%|[kMGTPE]?B|[kMGTPE]|d|h|min|s)(?![^\W_]))')
 
 
 class Raw(str):
@@ -12,7 +16,10 @@ class Raw(str):
 
 
 def escape(value: object) -> str:
-  return value if isinstance(value, Raw) else html.escape(str(value))
+  """HTML of a text; a number stays on one line with its unit."""
+  if isinstance(value, Raw):
+    return value
+  return re.sub(_BEFORE_UNIT, '\u202f', html.escape(str(value)))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Raw:
@@ -117,7 +124,8 @@ th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--gr
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, .pairs td { text-align: left; } th:first-child { padding-left: 0; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; }
-tbody th { font-weight: 500; } .pairs th { color: var(--muted); width: 34%; }
+tbody th { font-weight: 500; } .path { white-space: normal; overflow-wrap: anywhere;
+  min-width: 18ch; } .pairs th { color: var(--muted); width: 34%; }
 .pairs td, .pairs th { white-space: normal; overflow-wrap: anywhere; }
 td p.text { margin: 0; text-align: left; white-space: normal; color: var(--muted);
   min-width: 280px; font-size: 13px; }

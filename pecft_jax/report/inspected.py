@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pecft_jax.text import percent, size
+
 
 def print_inspected(facts: Mapping[str, Any], console: Console, *, leaves: bool = False) -> None:
   """Prints what `pecft_jax.workdir.inspection.inspect_run` found.
@@ -48,14 +50,6 @@ def problems_of(facts: Mapping[str, Any]) -> list[str]:
   return [*facts['problems'], *beside]
 
 
-def size(count: int) -> str:
-  """Bytes for people: 1.5 kB is 1500 bytes."""
-  value, units = float(count), ['B', 'kB', 'MB', 'GB', 'TB']
-  while value >= 999.5 and len(units) > 1:
-    value, units = value / 1000, units[1:]
-  return f'{value:.0f} {units[0]}' if units[0] == 'B' else f'{value:.3g} {units[0]}'
-
-
 def _headline(facts: Mapping[str, Any]) -> str:
   return f'{facts["directory"]}: {facts["method"] or "unknown method"}, {_standing(facts)}'
 
@@ -66,7 +60,7 @@ def _standing(facts: Mapping[str, Any]) -> str:
     status = f'running as process {facts["process"]}'
   text = f'{status}, {facts["finished"]} of {facts["total"]} tasks finished'
   if facts['average_accuracy'] is not None:
-    text += f', {100 * facts["average_accuracy"]:.1f} % average accuracy'
+    text += f', {percent(facts["average_accuracy"])} average accuracy'
   return text
 
 
@@ -107,7 +101,7 @@ def _checkpoints(facts: Mapping[str, Any]) -> Table:
 def _state(facts: Mapping[str, Any]) -> Table:
   table = _table('state', '>leaves', '>bytes', '>share')
   for group in facts['state']:
-    cells = str(group['leaves']), size(group['bytes']), f'{group["share"]:.1%}'
+    cells = str(group['leaves']), size(group['bytes']), percent(group['share'])
     table.add_row(group['name'], *cells)
   if facts['state']:
     total = [sum(group[key] for group in facts['state']) for key in ('leaves', 'bytes')]

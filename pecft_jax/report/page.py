@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from pecft_jax.metrics import summary as metrics
+import numpy as np
+
+from pecft_jax.metrics import average_accuracy, metrics_of
 from pecft_jax.report import facts, glossary, plots
 from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
 from pecft_jax.report.html import Raw, document, element, figure, section, table
@@ -39,8 +41,8 @@ def _top(run: Run, at: Standing) -> Raw:
   if at.accuracy is None:
     head = element('h1', at.title, ': no task finished yet', *badge)
   else:
-    number = element('span', glossary.percent(at.accuracy), class_='method')
-    head = element('h1', f'{at.title}: ', number, ' average accuracy', *badge)
+    number = element('span', glossary.level(at.measure, at.accuracy), class_='method')
+    head = element('h1', f'{at.title}: ', number, f' average {at.measure.words}', *badge)
   lead = [element('p', '; '.join(clauses(at)), class_='lead')] if clauses(at) else []
   notes = [element('p', f'{note}.', class_='note') for note in at.notes]
   return element('header', element('p', kicker, class_='kicker'), head, *lead, *notes)
@@ -54,14 +56,14 @@ def _bar(at: Standing) -> Raw:
   share = 100 * min(max(closed, 0.0), 1.0)
   edge = ' first' if share < 12 else ' last' if share > 88 else ''
   low, high = (f'{glossary.NAMES[n]} ' for n in ('finetune', 'joint'))
+  own, below, above = (glossary.level(at.measure, v) for v in (accuracy, lower, upper))
   return element(
     'div',
     element('i', style=f'width:{share:.1f}%'),
-    element('span', f'{at.title} {glossary.percent(accuracy)}', class_=f'above method{edge}',
-            style=f'left:{share:.1f}%'),
-    element('span', low, element('b', glossary.percent(lower)), class_='below first',
+    element('span', f'{at.title} {own}', class_=f'above method{edge}', style=f'left:{share:.1f}%'),
+    element('span', low, element('b', below), class_='below first',
             style='left:0;color:var(--lower)'),
-    element('span', high, element('b', glossary.percent(upper)), class_='below last',
+    element('span', high, element('b', above), class_='below last',
             style='left:100%;color:var(--upper)'),
     class_='bar',
   )  # fmt: skip
@@ -69,15 +71,17 @@ def _bar(at: Standing) -> Raw:
 
 def _tiles(run: Run) -> Raw:
   tiles = []
-  for metric in [m for m in glossary.METRICS if m.key in run.metrics]:
-    text = glossary.written(metric, run.metrics[metric.key])
-    unit = element('small', ' points') if metric.difference else ''
+  for metric in [m for m in metrics_of(run.measure) if m.main and m.name in run.metrics]:
+    text = glossary.written(metric, run.metrics[metric.name])
+    points = metric.difference and run.measure.percent
+    unit = element('small', ' points') if points else ''
     tiles.append((metric.title, text, unit, metric.definition))
   # In task-incremental runs the matrix itself is task-aware.
   if run.task_aware is not None and len(run.task_aware) and run.scenario != 'task':
-    value = float(metrics.average_accuracy(run.task_aware)[-1])
-    words = 'Average accuracy if the task were given at test time.'
-    tiles.insert(1, ('Task-aware accuracy', glossary.percent(value), '', words))
+    value = float(average_accuracy(run.task_aware)[-1])
+    words = f'Average {run.measure.words} if the task were given at test time.'
+    title = f'Task-aware {run.measure.words}'
+    tiles.insert(1, (title, glossary.level(run.measure, value), '', words))
   tiles = tiles[: min(len(tiles) // _ROW * _ROW, 2 * _ROW)]
   return element('div', *(
     element('div', element('div', name, class_='name'),
@@ -90,14 +94,14 @@ def _figures(run: Run) -> Raw:
   between = ' The band lies between the bounds.' if len(run.references) == 2 else ''
   found = [
     figure(
-      plots.average_accuracy(run),
-      'Average accuracy as tasks are learned',
-      f'Mean accuracy over the tasks seen so far.{between}',
+      plots.averages(run),
+      f'Average {run.measure.words} as tasks are learned',
+      f'Mean {run.measure.words} over the tasks seen so far.{between}',
     ),
     figure(
-      plots.accuracy_matrix(run),
-      'Accuracy matrix',
-      'A column follows one task; the diagonal was just learned.',
+      plots.matrix(run),
+      f'{run.measure.words.capitalize()} matrix',
+      f'A column follows one task; the diagonal was just learned.{_ahead(run)}',
       wide,
     ),
     figure(
@@ -114,17 +118,24 @@ def _figures(run: Run) -> Raw:
   return element('div', *found, class_='grid')
 
 
+def _ahead(run: Run) -> str:
+  """How entries above the diagonal are to be read, where there are any."""
+  above = np.triu(~np.isnan(run.matrix), 1).any()
+  return ' Above it, in italics: tasks not learned yet.' if above else ''
+
+
 def _metrics(run: Run) -> Raw:
   """Every metric of the method beside those of its bounds."""
   bounds = beside(run)
   rows = []
-  for metric in glossary.METRICS:
-    values = [run.metrics.get(metric.key), *(v.get(metric.key) for v in bounds.values())]
+  for metric in metrics_of(run.measure):
+    values = [run.metrics.get(metric.name), *(v.get(metric.name) for v in bounds.values())]
     if any(value is not None for value in values):
       cells = ['' if v is None else glossary.written(metric, v) for v in values]
       cells[0] = element('b', cells[0], class_='method')
       rows.append((metric.title, *cells, element('p', metric.definition, class_='text')))
-  note = 'Accuracies in percent; differences in points.'
+  percent = run.measure.percent
+  note = f'{run.measure.words.capitalize()} in percent; differences in points.' if percent else ''
   return section('Metrics', table(['', run.title, *bounds, ''], rows), note=note)
 
 

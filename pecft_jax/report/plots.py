@@ -6,65 +6,78 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pecft_jax.metrics import Measure
 from pecft_jax.report import glossary, svg
 from pecft_jax.report.read import Run
+from pecft_jax.text import rounded
 
 WIDE = 10  # More tasks than this take the whole width.
 
 
 @svg.styled()
-def average_accuracy(run: Run) -> str:
-  """Average accuracy after each task, in the band between the two bounds."""
+def averages(run: Run) -> str:
+  """The average after each task, in the band between the two bounds."""
   figure = Figure(figsize=(11, 4.3))
   axes = figure.add_subplot()
-  bounds = {name: 100 * ref.curve() for name, ref in run.references.items() if ref.finished}
+  by = scale(run.measure)
+  bounds = {name: by * ref.curve() for name, ref in run.references.items() if ref.finished}
   colors = {'finetune': svg.LOWER, 'joint': svg.UPPER}
   if len(bounds) == 2:
     k = min(map(len, bounds.values()))
     band = (bounds['finetune'][:k], bounds['joint'][:k])
-    where = {'where': band[0] <= band[1], 'interpolate': True}
+    sign = run.measure.sign
+    where = {'where': sign * band[0] <= sign * band[1], 'interpolate': True}
     axes.fill_between(
       np.arange(1, k + 1), *band, **where, color=svg.METHOD, alpha=0.08, linewidth=0
     )
   lines = [(glossary.NAMES[name], curve, colors[name], '--') for name, curve in bounds.items()]
-  lines.append((run.title, 100 * run.curve(), svg.METHOD, '-'))
+  lines.append((run.title, by * run.curve(), svg.METHOD, '-'))
   ends = []
   for name, curve, color, dash in lines:
     width, marker = (2.8, 'o') if dash == '-' else (1.8, 'o' if len(curve) == 1 else '')
     time = np.arange(1, len(curve) + 1)
     (line,) = axes.plot(time, curve, dash, color=color, marker=marker, clip_on=False)
     line.set(linewidth=width, markersize=5.5)
-    ends.append((len(curve), curve[-1], f'{name}\u2002{curve[-1]:.1f}', color))
+    ends.append(
+      (len(curve), curve[-1], f'{name}\u2002{glossary.bare(run.measure, curve[-1] / by)}', color)
+    )
   task_axis(axes, run.total)
   everything = np.concatenate([curve for _, curve, _, _ in lines])
-  percent_axis(axes, everything)
-  axes.set(xlabel='tasks learned', ylabel='average accuracy (%)')
+  value_axis(axes, everything, run.measure)
+  words = f'average {run.measure.words}'
+  axes.set(xlabel='tasks learned', ylabel=glossary.titled(words, run.measure))
   finish(figure, axes, ends, run.total)
-  label = f'Average accuracy after each task: {run.title} ends at {100 * run.curve()[-1]:.1f} %'
+  end = glossary.level(run.measure, run.curve()[-1])
+  label = f'{words.capitalize()} after each task: {run.title} ends at {end}'
   return svg.render(figure, 'average', label)
 
 
 @svg.styled()
-def accuracy_matrix(run: Run, matrix: np.ndarray | None = None, name: str = 'matrix') -> str:
-  """Heat map of the accuracy matrix with its numbers, and the average of each row beside it."""
-  a = 100 * (run.matrix if matrix is None else matrix)
+def matrix(run: Run) -> str:
+  """Heat map of the matrix with its numbers, and the average of each row beside it."""
+  a = scale(run.measure) * run.matrix
   k, total = a.shape
-  digits, font = (1, 10) if total <= WIDE else (0, max(6.5, 10.5 - 0.12 * total))
+  font = 10 if total <= WIDE else max(6.5, 10.5 - 0.12 * total)
+  if run.measure.percent:
+    low, high = 10 * np.floor(np.nanmin(a) / 10), 10 * np.ceil(np.nanmax(a) / 10)
+    written = lambda value: f'{value:.{1 if total <= WIDE else 0}f}'
+  else:
+    low, high = np.nanmin(a), np.nanmax(a)
+    written = lambda value: rounded(value, 3 if total <= WIDE else 2)
   size = _half(total) if total <= WIDE else (11, 1.3 + 0.31 * total)
   figure = Figure(figsize=size)
   axes = figure.add_subplot()
-  low, high = 10 * np.floor(np.nanmin(a) / 10), 10 * np.ceil(np.nanmax(a) / 10)
   for (row, column), value in np.ndenumerate(a):
     if np.isnan(value):
       continue
-    color = svg.HEAT((value - low) / max(high - low, 1))
+    color = svg.HEAT((value - low) / (high - low) if high > low else 1.0)
     axes.add_patch(Rectangle((column + 0.52, row + 0.52), 0.96, 0.96, color=color, linewidth=0))
     text = '#ffffff' if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.58 else '#0f1d38'
     style = 'italic' if column > row else 'normal'
     axes.text(
       column + 1,
       row + 1,
-      f'{value:.{digits}f}',
+      written(value),
       ha='center',
       va='center',
       color=text,
@@ -79,7 +92,8 @@ def accuracy_matrix(run: Run, matrix: np.ndarray | None = None, name: str = 'mat
   for row in range(k):
     mean = a[row, : row + 1].mean()
     place = {'ha': 'center', 'va': 'center', 'fontsize': font, 'fontweight': 'bold'}
-    axes.text(total + 1.1, row + 1, f'{mean:.1f}', color=svg.METHOD, **place)
+    average = f'{mean:.1f}' if run.measure.percent else rounded(mean)
+    axes.text(total + 1.1, row + 1, average, color=svg.METHOD, **place)
   axes.set(xlim=(0.5, total + 1.6), ylim=(total + 0.5, 0.5))
   axes.grid(False)
   axes.spines[:].set_visible(False)
@@ -87,22 +101,24 @@ def accuracy_matrix(run: Run, matrix: np.ndarray | None = None, name: str = 'mat
   ticks = np.arange(1, total + 1)
   axes.set_xticks(ticks, _names(run) or ticks, rotation=30 if _names(run) else 0, fontsize=font)
   axes.set_yticks(ticks, ticks, fontsize=font)
-  axes.set(xlabel='accuracy (%) on task', ylabel='after learning task')
-  label = f'Accuracy matrix of {run.title}: rows are times, columns are tasks'
-  return svg.render(figure, name, label)
+  what = glossary.titled(run.measure.words, run.measure)
+  axes.set(xlabel=f'{what} on task', ylabel='after learning task')
+  label = f'{what.capitalize()} matrix of {run.title}: rows are times, columns are tasks'
+  return svg.render(figure, 'matrix', label)
 
 
 @svg.styled()
 def forgetting(run: Run) -> str:
-  """Accuracy of each task over time, from the moment it is learned."""
+  """The measure on each task over time, from the moment it is learned."""
   k, total = run.matrix.shape
+  by, words = scale(run.measure), run.measure.words
   wide = total > WIDE
   figure = Figure(figsize=(11, 4.6) if wide else _half(total))
   axes = figure.add_subplot()
   ends, every = [], -(-k // 24)
   for j in range(k):
     color = svg.ORDER(j / max(total - 1, 1))
-    time, curve = np.arange(j + 1, k + 1), 100 * run.matrix[j:, j]
+    time, curve = np.arange(j + 1, k + 1), by * run.matrix[j:, j]
     width = 1.5 if wide else 2.2
     axes.plot(time, curve, color=color, alpha=0.9, linewidth=width, clip_on=False)
     axes.plot(time[:1], curve[:1], 'o', color=color, markersize=4 if wide else 6, clip_on=False)
@@ -111,10 +127,13 @@ def forgetting(run: Run) -> str:
       text = str(j + 1) if wide else names[j] if names else f'task {j + 1}'
       ends.append((k, curve[-1], text, color))
   task_axis(axes, total)
-  percent_axis(axes, 100 * run.matrix[np.tri(k, total, dtype=bool)])
-  axes.set(xlabel='tasks learned', ylabel='accuracy on each task (%)')
+  value_axis(axes, by * run.matrix[np.tri(k, total, dtype=bool)], run.measure)
+  ylabel = glossary.titled(f'{words} on each task', run.measure)
+  axes.set(xlabel='tasks learned', ylabel=ylabel)
   finish(figure, axes, ends, total, size=8.5 if wide else 10)
-  return svg.render(figure, 'forgetting', f'Accuracy of each task of {run.title} over time')
+  return svg.render(
+    figure, 'forgetting', f'{words.capitalize()} of each task of {run.title} over time'
+  )
 
 
 @svg.styled()
@@ -198,9 +217,19 @@ def task_axis(axes: Axes, total: int) -> None:
   axes.grid(False, axis='x')
 
 
-def percent_axis(axes: Axes, values: np.ndarray) -> None:
-  # At least 15 points, lest noise look like forgetting.
+def scale(measure: Measure) -> float:
+  """What values are multiplied with: fractions are drawn in percent."""
+  return 100.0 if measure.percent else 1.0
+
+
+def value_axis(axes: Axes, values: np.ndarray, measure: Measure) -> None:
+  """Sets the limits of the axis of scaled values."""
   low, high = float(values.min()), float(values.max())
+  if not measure.percent:
+    room = 0.06 * (high - low) or abs(high) / 10 or 1.0
+    axes.set_ylim(low - room, high + room)
+    return
+  # At least 15 points, so that noise does not look like forgetting.
   room = max(0.06 * (high - low), (15 - (high - low)) / 2, 1.0)
   high = min(high + room, 100.5)
   axes.set_ylim(max(min(low - room, high - 15), 0), high)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pecft_jax.local import local_path
-from pecft_jax.metrics import summary as metrics
+from pecft_jax.metrics import ACCURACY, Measure, average_accuracy, summarise, validate
 
 REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
 # A reference that differs in one of these is not a bound of the run.
@@ -26,7 +26,8 @@ class Run:
   results: Mapping[str, Any]  # results.json as it stands.
   config: Mapping[str, Any]  # config.json; empty where there is none.
   log: tuple[Mapping[str, Any], ...]  # Rows of metrics.jsonl.
-  matrix: np.ndarray  # [k, T] accuracy [time, task], NaN where not evaluated.
+  measure: Measure  # What was measured on each test set.
+  matrix: np.ndarray  # [k, T] of the measure [time, task], NaN where not evaluated.
   task_aware: np.ndarray | None  # [k, T], where it was evaluated apart.
   metrics: Mapping[str, float]  # As recorded, completed from the matrix.
   references: Mapping[str, 'Run']  # Readable runs of the bounds, by name in REFERENCES.
@@ -70,8 +71,8 @@ class Run:
     return tuple(names)
 
   def curve(self) -> np.ndarray:
-    """Average accuracy after each finished task, [k]."""
-    return metrics.average_accuracy(self.matrix) if self.finished else np.zeros(0)
+    """Average over the tasks seen after each finished task, [k]."""
+    return average_accuracy(self.matrix) if self.finished else np.zeros(0)
 
 
 def read_run(directory: str | Path) -> Run:
@@ -89,11 +90,13 @@ def read_run(directory: str | Path) -> Run:
   axis = results.get('axis')
   if axis is not None and list(axis) != ['time', 'task']:
     raise ValueError(f"{where}: expected axis ['time', 'task'], got {axis}")
-  if 'accuracy_matrix' not in results:
-    raise ValueError(f"{where}: expected a field 'accuracy_matrix', got {sorted(results)}")
-  matrix = _matrix(results['accuracy_matrix'], results, where)
-  aware = results.get('task_aware_accuracy_matrix')
-  references, problems = _references(path, results, matrix.shape[1])
+  measure = _measure(results.get('measure'), where)
+  field = f'{measure.name}_matrix'
+  if field not in results:
+    raise ValueError(f'{where}: expected a field {field!r}, got {sorted(results)}')
+  matrix = _matrix(results[field], results, measure, where)
+  aware = results.get(f'task_aware_{field}')
+  references, problems = _references(path, results, measure, matrix.shape[1])
   log, unreadable = _rows(path / 'metrics.jsonl')
   if unreadable:
     problems.append(f'Left out: {unreadable} unreadable lines of metrics.jsonl')
@@ -102,16 +105,17 @@ def read_run(directory: str | Path) -> Run:
     results=results,
     config=_json(path / 'config.json') if (path / 'config.json').exists() else {},
     log=tuple(log),
+    measure=measure,
     matrix=matrix,
-    task_aware=None if aware is None else _matrix(aware, results, where),
-    metrics=_metrics(matrix, results, where),
+    task_aware=None if aware is None else _matrix(aware, results, measure, where),
+    metrics=_metrics(matrix, results, measure, where),
     references=references,
     problems=tuple(problems),
   )
 
 
 def _references(
-  path: Path, results: Mapping[str, Any], total: int
+  path: Path, results: Mapping[str, Any], measure: Measure, total: int
 ) -> tuple[dict[str, Run], list[str]]:
   """Runs of the bounds that can be read and compared, and why the others cannot."""
   found, problems = {}, []
@@ -127,6 +131,7 @@ def _references(
       continue
     theirs = run.results.get('identity') or {}
     unlike = [k for k in _SAME if k in ours and k in theirs and ours[k] != theirs[k]]
+    unlike += ['the measure'] if run.measure != measure else []
     unlike += ['the number of tasks'] if run.finished and run.total != total else []
     if unlike:
       problems.append(f'Left out: reference {name}, which differs in {", ".join(unlike)}')
@@ -167,7 +172,21 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
   return rows, unreadable
 
 
-def _matrix(value: Any, results: Mapping[str, Any], where: Path) -> np.ndarray:
+def _measure(value: Any, where: Path) -> Measure:
+  """Accuracy where nothing is recorded; null stands for no bound."""
+  if value is None:
+    return ACCURACY
+  try:
+    low, high = value['range']
+    span = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    return Measure(value['name'], span, value['direction'])
+  except (TypeError, KeyError, ValueError) as error:
+    raise ValueError(
+      f'{where}: expected a measure with name, range and direction, got {value}: {error}'
+    ) from None
+
+
+def _matrix(value: Any, results: Mapping[str, Any], measure: Measure, where: Path) -> np.ndarray:
   """[k, T], with no row where nothing is finished yet."""
   empty = isinstance(value, list) and not any(
     cell is not None for row in value if isinstance(row, list) for cell in row
@@ -176,12 +195,15 @@ def _matrix(value: Any, results: Mapping[str, Any], where: Path) -> np.ndarray:
     width = max((len(row) for row in value if isinstance(row, list)), default=0)
     return np.zeros((0, width or len(results.get('tasks') or results.get('test_sizes') or ())))
   try:
-    return metrics.validate(value)
+    return validate(value, measure)
   except ValueError as error:
     raise ValueError(f'{where}: {error}') from None
 
 
-def _metrics(matrix: np.ndarray, results: Mapping[str, Any], where: Path) -> dict[str, float]:
+def _metrics(
+  matrix: np.ndarray, results: Mapping[str, Any], measure: Measure, where: Path
+) -> dict[str, float]:
+  """The metrics as recorded, with those that follow from the matrix."""
   recorded = {
     name: float(value)
     for name, value in (results.get('metrics') or {}).items()
@@ -190,6 +212,7 @@ def _metrics(matrix: np.ndarray, results: Mapping[str, Any], where: Path) -> dic
   if not len(matrix):
     return recorded
   try:
-    return metrics.summarise(matrix, results.get('test_sizes') or None) | recorded
+    sizes, start = results.get('test_sizes') or None, results.get(f'start_{measure.name}')
+    return summarise(matrix, sizes, start=start, measure=measure) | recorded
   except ValueError as error:
     raise ValueError(f'{where}: {error}') from None

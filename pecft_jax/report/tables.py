@@ -5,19 +5,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pecft_jax.metrics import metrics_of
 from pecft_jax.report import glossary
 from pecft_jax.report.bounds import beside, headline, standing
 from pecft_jax.report.read import Run
+from pecft_jax.text import rounded
 
 # From a pale yellow to a deep blue, the ends and the middle of the page's heat map.
 _SHADES = np.array([[251, 243, 208], [93, 188, 192], [18, 41, 106]], float)
 
 
 def accuracy_table(run: Run) -> Table:
-  """The accuracy matrix in percent, cells shaded by value, averages at the end of rows."""
+  """The matrix, cells shaded by value, averages at the end of rows."""
   many = run.total > 10
+  what = glossary.titled(run.measure.words.capitalize(), run.measure)
   table = Table(
-    title='Accuracy (%), a row for each time',
+    title=f'{what}, a row for each time',
     title_justify='left',
     box=None,
     padding=0,
@@ -31,8 +34,10 @@ def accuracy_table(run: Run) -> Table:
   seen = run.matrix[~np.isnan(run.matrix)]
   low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 1.0)
   for k, row in enumerate(run.matrix):
-    cells = [_cell(value, low, high, many) for value in row]
-    table.add_row(f'{k + 1:5d} ', *cells, f'{100 * row[: k + 1].mean():6.1f}')
+    cells = [_cell(value, low, high, _written(run, value, many)) for value in row]
+    table.add_row(
+      f'{k + 1:5d} ', *cells, f'{_written(run, row[: k + 1].mean(), False).rstrip():>6}'
+    )
   return table
 
 
@@ -45,8 +50,8 @@ def metrics_table(run: Run) -> Table:
   table.add_column(Text(run.title), justify='right', style='bold')
   for name in bounds:
     table.add_column(Text(name), justify='right')
-  for metric in glossary.METRICS:
-    values = [run.metrics.get(metric.key), *(v.get(metric.key) for v in bounds.values())]
+  for metric in metrics_of(run.measure):
+    values = [run.metrics.get(metric.name), *(v.get(metric.name) for v in bounds.values())]
     if any(value is not None for value in values):
       cells = ['' if v is None else glossary.written(metric, v) for v in values]
       table.add_row(metric.title, *cells)
@@ -66,11 +71,16 @@ def print_run(run: Run, console: Console | None = None) -> None:
       console.print(table)
 
 
-def _cell(value: float, low: float, high: float, short: bool) -> Text:
+def _written(run: Run, value: float, short: bool) -> str:
+  if run.measure.percent:
+    return f'{100 * value:3.0f}' if short else f'{100 * value:5.1f} '
+  return f'{rounded(value, 2 if short else 3):>5} '
+
+
+def _cell(value: float, low: float, high: float, text: str) -> Text:
   if np.isnan(value):
     return Text('')
   place = (value - low) / (high - low) if high > low else 1.0
   rgb = [int(np.interp(place, [0, 0.5, 1], shade)) for shade in _SHADES.T]
   ink = 'white' if np.dot(rgb, (0.299, 0.587, 0.114)) < 140 else 'black'
-  text = f'{100 * value:3.0f}' if short else f'{100 * value:5.1f} '
   return Text(text, style=f'{ink} on rgb({rgb[0]},{rgb[1]},{rgb[2]})')

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pecft_jax.metrics.summary import summarise
+from pecft_jax.metrics import summarise
 from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.typing import ContinualMethod, TrainState

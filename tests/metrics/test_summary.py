@@ -1,180 +1,128 @@
-"""Every number of a worked example of three tasks, and the checks on the input."""
+"""All metrics together, checked by hand, against loops, and for another measure."""
+
+import itertools
+import math
 
 import numpy as np
 import pytest
 
-from pecft_jax.metrics import summary as metrics
+from pecft_jax.metrics import Evaluation, Measure, metrics_of, summarise
 
-# Row = time, column = task; above the diagonal: zero-shot. Task 2 gains from task 3,
-# which separates the variants of forgetting.
-MATRIX = np.array([[0.90, 0.10, 0.05], [0.80, 0.85, 0.15], [0.70, 0.90, 0.80]])
-SEEN = np.where(np.tri(3, dtype=bool), MATRIX, np.nan)
-SIZES = (100, 300, 600)
-JOINT = (0.90, 0.88, 0.86)
-SINGLE = (0.90, 0.88, 0.84)
-RANDOM = (0.08, 0.06, 0.05)
+from .worked_example import JOINT, MATRIX, SEEN, SINGLE, SIZES, START
 
-
-@pytest.mark.parametrize(
-  ('name', 'value'),
-  [
-    ('average_incremental_accuracy', 0.841667),
-    ('learning_accuracy', 0.85),
-    ('forgetting', 0.075),
-    ('forgetting_inclusive', 0.1),
-    ('coda_forgetting', 0.0625),
-    ('bwt', -0.075),
-    ('bwt_trace', -0.05),
-    ('mtil_last', 0.8),
-    ('min_acc', 0.8),
-    ('wc_acc', 0.8),
-  ],
-)
-@pytest.mark.parametrize('matrix', [MATRIX, SEEN], ids=['zero-shot', 'seen only'])
-def test_worked_example(name, value, matrix):
-  assert getattr(metrics, name)(matrix) == pytest.approx(value, abs=1e-6)
+BASELINES = {'joint': JOINT, 'single': SINGLE, 'start': START}
+WORKED = {
+  'average_accuracy': 0.8,
+  'average_incremental_accuracy': 0.841667,
+  'union_accuracy': 0.82,
+  'average_union_accuracy': 0.8525,
+  'learning_accuracy': 0.85,
+  'forgetting': 0.075,
+  'forgetting_inclusive': 0.1,
+  'coda_forgetting': 0.0625,
+  'bwt': -0.075,
+  'worst_case_accuracy': 0.8,
+  'fwt': -0.035,
+  'fwt_gem': 0.07,
+  'intransigence': 0.03,
+  'mtil_last': 0.8,
+  'mtil_average': 5.25 / 9,
+  'mtil_transfer': 0.1,
+}
 
 
-def test_worked_example_curves():
-  np.testing.assert_allclose(metrics.average_accuracy(SEEN), [0.9, 0.825, 0.8])
-  union = metrics.union_accuracy(SEEN, SIZES)
-  np.testing.assert_allclose(union, [0.9, 0.8375, 0.82])
-  assert union.mean() == pytest.approx(0.8525)
+def test_worked_example():
+  assert summarise(MATRIX, SIZES, **BASELINES) == pytest.approx(WORKED, abs=1e-6)
 
 
-def test_worked_example_with_baselines():
-  assert metrics.fwt(SEEN, SINGLE) == pytest.approx(-0.035)
-  assert metrics.fwt_gem(MATRIX, RANDOM) == pytest.approx(0.07)
-  assert metrics.intransigence(SEEN, JOINT) == pytest.approx(0.03)
-
-
-def test_worked_example_diaz_rodriguez():
-  out = metrics.diaz_rodriguez(MATRIX)
-  np.testing.assert_allclose(out, [0.825, -0.083333, 0.916667, 0.0, 0.1], atol=1e-6)
-  assert metrics.diaz_rodriguez(SEEN).fwt is None
-
-
-def test_worked_example_mtil():
-  assert metrics.mtil_average(MATRIX) == pytest.approx(5.25 / 9)
-  assert metrics.mtil_transfer(MATRIX) == pytest.approx(0.1)
-
-
-def test_worked_example_per_task():
-  np.testing.assert_allclose(metrics.retention(SEEN), [0.777778, 1.058824, 1.0], atol=1e-6)
-  np.testing.assert_allclose(metrics.relative_forgetting(SEEN, 0.10), [0.25, -0.066667], atol=1e-6)
-  assert np.isnan(metrics.relative_forgetting([[0.1, None], [0.2, 0.5]], [0.1, 0.2])[0])
-
-
-def test_transposed_reading_gives_other_numbers():
-  # With all zero-shot entries a transpose cannot be detected, just told apart.
-  np.testing.assert_allclose(metrics.average_accuracy(MATRIX.T), [0.9, 0.475, 1 / 3])
-  assert metrics.bwt(MATRIX.T) == pytest.approx(-0.775)
-
-
-def test_transposed_matrix_is_refused_where_zero_shot_is_missing():
-  with pytest.raises(ValueError, match=r'time 2, task 1; is the matrix \[task, time\]'):
-    metrics.validate(SEEN.T)
-  with pytest.raises(ValueError, match=r'at most T times for T tasks, got shape \(3, 2\)'):
-    metrics.validate(MATRIX[:2].T)
-
-
-@pytest.mark.parametrize(
-  ('matrix', 'message'),
-  [
-    (MATRIX * 100, r'accuracies in \[0, 1\], got 90.0 at time 1, task 1'),
-    (-MATRIX, r'accuracies in \[0, 1\], got -0.9'),
-    ([[np.inf]], r'accuracies in \[0, 1\], got inf'),
-    ([[0.5, None], [0.5]], 'rectangular'),
-    ([['high']], 'rectangular'),
-    ([0.5, 0.5], r'got shape \(2,\)'),
-    ([], r'got shape \(0,\)'),
-    ([[None, None], [None, None]], 'at least one finished task'),
-    ([[0.5, None], [0.5, None]], 'nothing at time 2, task 2'),
-    ([[None, None], [0.5, 0.5]], 'nothing at time 1, task 1'),
-  ],
-)
-def test_bad_matrix_is_refused(matrix, message):
-  with pytest.raises(ValueError, match=message):
-    metrics.validate(matrix)
+def test_metrics_are_there_with_their_evidence_only():
+  plain = summarise(SEEN)
+  baselines = {'fwt', 'fwt_gem', 'intransigence', 'mtil_last', 'mtil_average', 'mtil_transfer'}
+  union = {'union_accuracy', 'average_union_accuracy'}
+  assert plain.keys() == WORKED.keys() - baselines - union
+  assert summarise(SEEN, SIZES).keys() == WORKED.keys() - baselines
+  assert 'fwt_gem' not in summarise(SEEN, SIZES, **BASELINES)
+  stream = [Evaluation(0, [0.5]), Evaluation(1, [0.4, 0.6])]
+  assert summarise(SEEN, evaluations=stream)['anytime_accuracy'] == pytest.approx(0.5)
+  assert summarise(SEEN, evaluations=stream)['min_accuracy'] == pytest.approx(0.4)
+  assert all(type(value) is float for value in summarise(MATRIX, SIZES, **BASELINES).values())
 
 
 @pytest.mark.parametrize('pad', [0, 1], ids=['k rows', 'rows of null'])
 def test_partly_finished_run_reads_as_its_finished_tasks(pad):
   rows = [[0.9, None, None], [0.8, 0.85, None], *[[None] * 3] * pad]
   whole = [[0.9, None], [0.8, 0.85]]
-  assert metrics.summarise(rows, SIZES, joint=JOINT, single=SINGLE) == metrics.summarise(
-    whole, SIZES[:2], joint=JOINT[:2], single=SINGLE[:2]
-  )
+  cut = {name: values[:2] for name, values in BASELINES.items()}
+  assert summarise(rows, SIZES, **BASELINES) == summarise(whole, SIZES[:2], **cut)
 
 
-def test_one_task_forgets_nothing():
-  out = metrics.summarise([[0.9, None]], single=[0.5, 0.5], random=[0.1, 0.1])
-  assert out == {
+def test_one_task_has_no_metrics_between_tasks():
+  assert summarise([[0.9, None]], single=[0.5, 0.5], start=[0.1, 0.1]) == {
     'average_accuracy': 0.9,
     'average_incremental_accuracy': 0.9,
     'learning_accuracy': 0.9,
     'forgetting': 0.0,
     'forgetting_inclusive': 0.0,
+    'coda_forgetting': 0.0,
     'bwt': 0.0,
   }
-  assert metrics.coda_forgetting([[0.9]]) == metrics.bwt_trace([[0.9]]) == 0.0
-  assert metrics.wc_acc([[0.9]]) == 0.9
 
 
-@pytest.mark.parametrize('name', ['min_acc', 'diaz_rodriguez', 'mtil_transfer'])
-def test_metrics_between_tasks_need_two(name):
-  with pytest.raises(ValueError, match='at least two finished tasks'):
-    getattr(metrics, name)([[0.9, 0.1]])
+def by_loops(a, n, joint, single, start):
+  """The formulas as sums, one term after the other."""
+  T, out = len(a), {}
+  aa = [math.fsum(a[k][j] for j in range(k + 1)) / (k + 1) for k in range(T)]
+  seen = [sum(n[: k + 1]) for k in range(T)]
+  union = [math.fsum(n[j] * a[k][j] for j in range(k + 1)) / seen[k] for k in range(T)]
+  out['average_accuracy'], out['average_incremental_accuracy'] = aa[-1], math.fsum(aa) / T
+  out['union_accuracy'], out['average_union_accuracy'] = union[-1], math.fsum(union) / T
+  out['learning_accuracy'] = math.fsum(a[k][k] for k in range(T)) / T
+  past = [max(a[m][j] for m in range(j, T - 1)) for j in range(T - 1)]
+  ever = [max(a[m][j] for m in range(j, T)) for j in range(T - 1)]
+  worst = [min(a[m][j] for m in range(j + 1, T)) for j in range(T - 1)]
+  end = a[T - 1]
+  out['forgetting'] = math.fsum(past[j] - end[j] for j in range(T - 1)) / (T - 1)
+  out['forgetting_inclusive'] = math.fsum(ever[j] - end[j] for j in range(T - 1)) / (T - 1)
+  out['bwt'] = math.fsum(end[j] - a[j][j] for j in range(T - 1)) / (T - 1)
+  drop = [math.fsum(a[t - 1][i] - a[t][i] for i in range(t)) / t for t in range(1, T)]
+  out['coda_forgetting'] = math.fsum(drop) / (T - 1)
+  out['worst_case_accuracy'] = end[-1] / T + (T - 1) / T * (math.fsum(worst) / (T - 1))
+  out['intransigence'] = math.fsum(joint[k] - a[k][k] for k in range(T)) / T
+  out['fwt'] = math.fsum(a[j][j] - single[j] for j in range(1, T)) / (T - 1)
+  out['fwt_gem'] = math.fsum(a[j - 1][j] - start[j] for j in range(1, T)) / (T - 1)
+  out['mtil_last'] = math.fsum(end) / T
+  out['mtil_average'] = math.fsum(itertools.chain(*a)) / T**2
+  early = [math.fsum(a[k][j] for k in range(j)) / j for j in range(1, T)]
+  out['mtil_transfer'] = math.fsum(early) / (T - 1)
+  return out
 
 
-def test_summary_has_baseline_metrics_only_with_their_baselines():
-  plain = metrics.summarise(SEEN, SIZES)
-  assert set(plain) == {
-    'average_accuracy',
-    'average_incremental_accuracy',
-    'union_accuracy',
-    'average_union_accuracy',
-    'learning_accuracy',
-    'forgetting',
-    'forgetting_inclusive',
-    'bwt',
-  }
-  full = metrics.summarise(MATRIX, SIZES, joint=JOINT, single=SINGLE, random=RANDOM)
-  assert set(full) - set(plain) == {'fwt', 'fwt_gem', 'intransigence'}
-  assert all(type(value) is float for value in full.values())
+@pytest.mark.parametrize('tasks', [2, 5, 11])
+def test_random_matrices_against_loops(tasks):
+  rng = np.random.default_rng(tasks)
+  a, (joint, single, start) = rng.random((tasks, tasks)), rng.random((3, tasks))
+  sizes = rng.integers(1, 100, tasks)
+  found = summarise(a, sizes, joint=joint, single=single, start=start)
+  expected = by_loops(a.tolist(), sizes.tolist(), joint.tolist(), single.tolist(), start.tolist())
+  assert found == pytest.approx(expected, abs=1e-13)
 
 
-def test_summary_repeats_the_worked_example():
-  out = metrics.summarise(MATRIX, SIZES, joint=JOINT, single=SINGLE, random=RANDOM)
-  assert out == pytest.approx(
-    {
-      'average_accuracy': 0.8,
-      'average_incremental_accuracy': 0.841667,
-      'union_accuracy': 0.82,
-      'average_union_accuracy': 0.8525,
-      'learning_accuracy': 0.85,
-      'forgetting': 0.075,
-      'forgetting_inclusive': 0.1,
-      'bwt': -0.075,
-      'fwt': -0.035,
-      'fwt_gem': 0.07,
-      'intransigence': 0.03,
-    },
-    abs=1e-6,
-  )
+def test_a_measure_of_which_less_is_better_is_its_mirror_image():
+  # The error 1 - a: levels are mirrored, gains and losses are the same.
+  error = Measure('error', (0.0, 1.0), 'lower')
+  mirrored = {name: 1 - np.asarray(values) for name, values in BASELINES.items()}
+  found = summarise(1 - MATRIX, SIZES, **mirrored, measure=error)
+  expected = summarise(MATRIX, SIZES, **BASELINES)
+  names = {m.name: m for m in metrics_of(error)}
+  plain = {m.name.replace('accuracy', 'error'): m.name for m in metrics_of(Measure('accuracy'))}
+  assert found.keys() == {name.replace('accuracy', 'error') for name in expected}
+  for name, value in found.items():
+    want = expected[plain[name]]
+    assert value == pytest.approx(want if names[name].difference else 1 - want), name
 
 
-def test_zero_shot_metrics_say_what_is_missing():
-  with pytest.raises(ValueError, match='fwt_gem needs zero-shot entries'):
-    metrics.fwt_gem(SEEN, RANDOM)
-  with pytest.raises(ValueError, match='mtil_average needs zero-shot entries'):
-    metrics.mtil_average(SEEN)
-
-
-def test_per_task_inputs_are_checked():
-  with pytest.raises(ValueError, match=r'sizes of shape \(3,\), one per task, got \(2,\)'):
-    metrics.union_accuracy(SEEN, SIZES[:2])
-  with pytest.raises(ValueError, match='positive test sizes'):
-    metrics.union_accuracy(SEEN, (100, 0, 600))
-  with pytest.raises(ValueError, match='joint for each of the 3 finished tasks'):
-    metrics.intransigence(SEEN, (0.9, 0.9, np.nan))
+def test_values_out_of_the_range_of_the_measure_are_refused():
+  with pytest.raises(ValueError, match=r'accuracy in \[0, 1\], got 90.0'):
+    summarise(100 * MATRIX)
+  error = Measure('squared_error', (0.0, math.inf), 'lower')
+  assert summarise(100 * SEEN, measure=error)['average_squared_error'] == pytest.approx(80)

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from pecft_jax.report import comparison_markdown, write_comparison
-from pecft_jax.report.groups import average_accuracy, compare, deviation, mean
+from pecft_jax.report.groups import compare, deviation, final_average, mean
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_runs_that_differ_in_their_seed_are_one_group(seeds):
 
 def test_spread_is_the_sample_standard_deviation(seeds):
   group = compare(seeds('ranpac', 0.05)).groups[0]
-  values = group.values(average_accuracy)
+  values = group.values(final_average)
   assert values == pytest.approx([0.85, 0.86, 0.87])
   assert (mean(values), deviation(values)) == pytest.approx((0.86, statistics.stdev(values)))
   assert deviation([0.5]) is None
@@ -41,8 +41,8 @@ def test_other_settings_are_another_group_and_named(work):
   paths = [work(f'r{r}', config={'peft': {'rank': r}, 'epochs': 5}, drop=r / 100) for r in (4, 8)]
   found = compare(paths)
   assert [group.label for group in found.groups] == [
-    'ranpac · adapter · peft.rank 4',
-    'ranpac · adapter · peft.rank 8',
+    'ranpac · rank 4',
+    'ranpac · rank 8',
   ]
 
 
@@ -51,7 +51,68 @@ def test_bounds_and_paths_do_not_make_another_experiment(work):
     work(f's{s}', seed=s, config={'flags': {'bounds': s == 0, 'data_dir': f'd{s}', 'seed': s}})
     for s in range(2)
   ]
-  assert [group.label for group in compare(paths).groups] == ['ranpac · adapter']
+  assert [group.label for group in compare(paths).groups] == ['ranpac']
+
+
+def command(*arguments):
+  return {'file': '/home/me/digits.py', 'arguments': list(arguments), 'directory': '/home/me'}
+
+
+def test_seeds_of_one_command_are_one_group(work):
+  # As `pecft run` writes it: the seed is among the flags and in the command.
+  paths = [
+    work(
+      f's{s}',
+      seed=s,
+      config={
+        'settings': {'file': 'digits', 'flags': {'seed': s, 'tasks': 3}},
+        'seed': s,
+        'command': command('--seed', str(s)),
+      },
+    )
+    for s in range(3)
+  ]
+  # Seeds side by side are of the same experiment, too.
+  paths += [
+    work(
+      'together',
+      seed=3,
+      config={
+        'settings': {'file': 'digits', 'flags': {'seed': 0, 'tasks': 3}},
+        'seeds_together': [3, 4],
+        'seed': 3,
+        'command': command('--seeds', '2'),
+      },
+    )
+  ]
+  found = compare(paths)
+  assert [(group.label, len(group.runs)) for group in found.groups] == [('ranpac', 4)]
+  assert found.notes == ()
+
+
+def test_labels_name_what_differs_and_nothing_else(work):
+  def config(rank, rate, seed):
+    flags = {'peft_rank': rank, 'learning_rate': rate, 'seed': seed, 'batch_size': 32}
+    return {
+      'settings': {'file': 'digits', 'flags': flags},
+      'method': {'peft': {'rank': rank}},
+      'training': {'recipe': {'rate': rate}, 'batch_size': 32},
+      'command': command('--peft-rank', str(rank), '--seed', str(seed)),
+    }
+
+  cases = [(4, 0.1), (8, 0.1), (8, 0.2)]
+  paths = [
+    work(f'{rank}-{rate}-{seed}', seed=seed, drop=rank / 200 + rate / 50,
+         config=config(rank, rate, seed))
+    for rank, rate in cases for seed in range(2)
+  ]  # fmt: skip
+  paths += [work('other', method='l2p', peft='', drop=0.2)]
+  assert [group.label for group in compare(paths).groups] == [
+    'ranpac · adapter · rank 4, rate 0.1',
+    'ranpac · adapter · rank 8, rate 0.1',
+    'ranpac · adapter · rank 8, rate 0.2',
+    'l2p',
+  ]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +151,11 @@ def test_unfinished_runs_are_left_out_and_named(work):
 
 def test_same_seed_twice_is_noted(work):
   notes = compare([work('a'), work('b')]).notes
-  assert notes == ('Seed 0 was run more than once; too little spread: ranpac · adapter',)
+  assert notes == ('Seed 0 was run more than once; too little spread: ranpac',)
 
 
 def test_one_seed_is_noted(work):
-  assert compare([work()]).notes == ('One seed only, so no spread is known: ranpac · adapter',)
+  assert compare([work()]).notes == ('One seed only, so no spread is known: ranpac',)
 
 
 def test_page_leads_with_the_best(seeds, bounds, tmp_path):
@@ -102,8 +163,8 @@ def test_page_leads_with_the_best(seeds, bounds, tmp_path):
   path = write_comparison(paths, tmp_path)
   page = path.read_text(encoding='utf-8').replace('\u202f', ' ')
   assert path == tmp_path / 'comparison.html'
-  assert 'ranpac · adapter leads with 86.0 ± 1.0 %' in page
-  assert 'in average accuracy, 15.0 points ahead of l2p · adapter' in page
+  assert 'ranpac leads with 86.0 ± 1.0 %' in page
+  assert 'in average accuracy, 15.0 points ahead of l2p' in page
   assert '<span class="best">86.0 ± 1.0</span>' in page
   assert 'joint training' in page
   assert page == write_comparison(paths, tmp_path).read_text(encoding='utf-8').replace(

@@ -2,10 +2,9 @@
 
 import io
 
-import pytest
 from rich.console import Console
 
-from pecft_jax.report.inspected import print_inspected, problems_of, size
+from pecft_jax.report.inspected import print_inspected, problems_of
 
 CHECKPOINT = {
   'tick': 40, 'bytes': 20_500, 'problem': None, 'verified': True, 'task': 1, 'phase': 'train',
@@ -40,7 +39,7 @@ def test_all_facts_are_there():
   assert '40 task 2, train 7 2026-02-03' in text
   assert '20.5 kB verified' in text
   assert '41.orbax-checkpoint-tmp 200 B unfinished 39 100 B aside' in text
-  assert 'memory 3 3 MB 75.0% params 2 1 MB 25.0% total 5 4 MB' in text
+  assert 'memory 3 3 MB 75.0 % params 2 1 MB 25.0 % total 5 4 MB' in text
   assert 'metrics.jsonl 1.5 kB 12 rows: 11 train, 1 eval' in text
   assert 'no problems; arrays read, digests hold' in text
   assert 'gram' not in text
@@ -63,17 +62,3 @@ def test_a_bare_directory_can_be_printed():
   nothing = {'identity': {}, 'settings': {}, 'training': {}, 'damaged': {}, 'unfinished': {}}
   bare = {**FACTS, **nothing, 'checkpoints': [], 'state': [], 'leaves': [], 'files': {}}
   assert 'no problems' in _printed({**bare, 'method': None, 'average_accuracy': None}, leaves=True)
-
-
-@pytest.mark.parametrize(
-  ('count', 'text'),
-  [
-    (0, '0 B'),
-    (999, '999 B'),
-    (1_500, '1.5 kB'),
-    (999_999, '1 MB'),
-    (12_345_678, '12.3 MB'),
-  ],
-)
-def test_sizes_for_people(count, text):
-  assert size(count) == text

@@ -8,7 +8,7 @@ import pytest
 
 from pecft_jax.report import plots, read_run, svg
 
-FIGURES = (plots.average_accuracy, plots.accuracy_matrix, plots.forgetting, plots.training_loss)
+FIGURES = (plots.averages, plots.matrix, plots.forgetting, plots.training_loss)
 
 
 @pytest.mark.parametrize('plot', FIGURES, ids=lambda plot: plot.__name__)
@@ -34,12 +34,12 @@ def texts(figure):
 
 
 def test_matrix_shows_its_numbers_and_averages(work):
-  found = texts(plots.accuracy_matrix(read_run(work())))
+  found = texts(plots.matrix(read_run(work())))
   assert {'90.0', '85.0', '80.0', '87.5'} <= set(found)
 
 
 def test_average_curve_names_method_and_bounds(work, bounds):
-  found = ' '.join(texts(plots.average_accuracy(read_run(work(beside=bounds)))))
+  found = ' '.join(texts(plots.averages(read_run(work(beside=bounds)))))
   assert 'ranpac\u200285.0' in found
   assert 'joint training\u200295.0' in found
   assert 'sequential fine-tuning\u200260.0' in found
@@ -48,7 +48,7 @@ def test_average_curve_names_method_and_bounds(work, bounds):
 def test_names_are_text_and_not_markup(work):
   name = '<b>$x_1$ & "y"'
   run = read_run(work(method=name))
-  figure = plots.average_accuracy(run)
+  figure = plots.averages(run)
   assert name in ' '.join(texts(figure))
   assert '<b>' not in figure
 

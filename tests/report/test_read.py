@@ -80,7 +80,7 @@ def test_scenario_may_be_a_record(work):
   [
     ({'axis': ['task', 'time']}, r"expected axis \['time', 'task'\], got \['task', 'time'\]"),
     ({'accuracy_matrix': ...}, "expected a field 'accuracy_matrix', got .*'axis'"),
-    ({'accuracy_matrix': [[90.0]]}, r'accuracies in \[0, 1\], got 90.0'),
+    ({'accuracy_matrix': [[90.0]]}, r'accuracy in \[0, 1\], got 90.0'),
     ({'accuracy_matrix': [[0.9, 0.8], [None, 0.7]]}, r'is the matrix \[task, time\]'),
     ({'test_sizes': [100]}, 'sizes of shape'),
   ],

@@ -1,0 +1,1 @@
+"""Metrics, checked by hand and against loops."""
