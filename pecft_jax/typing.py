@@ -75,6 +75,7 @@ class PeftTransform(NamedTuple):
       adapters with a non-linearity).
     noise: `(delta, key) -> delta`, for one forward pass in training: what
       `intercept` needs for dropout. Consumes the key.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   init: Callable[[Key, Any, Params], Delta]
@@ -82,6 +83,7 @@ class PeftTransform(NamedTuple):
   weights: Callable[[Delta, Params], Params] = _same_params
   merge: Callable[[Delta, Params], Params] | None = None
   noise: Callable[[Delta, Key], Delta] = _same_delta
+  settings: Mapping[str, Any] | None = None
 
 
 class Features(NamedTuple):
@@ -132,6 +134,7 @@ class Backbone(NamedTuple):
     inputs: the input specification.
     width: D of the pooled feature.
     depth: number of blocks.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   name: str
@@ -141,6 +144,7 @@ class Backbone(NamedTuple):
   inputs: InputSpec
   width: int
   depth: int
+  settings: Mapping[str, Any] | None = None
 
 
 class Pretrained(NamedTuple):
@@ -266,6 +270,7 @@ class ContinualMethod(NamedTuple):
       jit; None where no single delta does what `predict` needs.
     renewed: the top-level entries of `params` that start afresh with each
       task; wrappers that tie parameters to old values leave them out.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   name: str
@@ -287,6 +292,7 @@ class ContinualMethod(NamedTuple):
   passes: Callable[[int], float] = lambda tasks: 1.0
   adapted: Callable[[Params, Any, Env], Adapted] | None = None
   renewed: tuple[str, ...] = ()
+  settings: Mapping[str, Any] | None = None
 
 
 class TrainState(NamedTuple):

@@ -4,12 +4,13 @@ Randomness comes in as an argument, a fixed number K of uniforms per example,
 so that a view is decided by the numbers and by nothing else.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pecft_jax.data.resizing import scale_part
+from pecft_jax.settings import recorded
 
 
 class Augmentation(NamedTuple):
@@ -19,12 +20,15 @@ class Augmentation(NamedTuple):
     uniforms: K, how many uniform numbers an example takes.
     apply: `(images uint8 [n, H, W, C], u float32 [n, K] in [0, 1)) -> images`,
       each image from its own row of `u`; never changes its arguments.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   uniforms: int
   apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  settings: Mapping[str, Any] | None = None
 
 
+@recorded
 def compose(*augmentations: Augmentation) -> Augmentation:
   """One after the other, the first first."""
   ends = np.cumsum([a.uniforms for a in augmentations]).tolist()
@@ -37,6 +41,7 @@ def compose(*augmentations: Augmentation) -> Augmentation:
   return Augmentation(sum(a.uniforms for a in augmentations), apply)
 
 
+@recorded
 def horizontal_flip() -> Augmentation:
   """Mirrors half of the images, left to right."""
 
@@ -49,6 +54,7 @@ def horizontal_flip() -> Augmentation:
   return Augmentation(1, apply)
 
 
+@recorded
 def random_crop(padding: int) -> Augmentation:
   """Shifts images by up to `padding` pixels along each axis; black moves in."""
   if padding < 0:
@@ -67,6 +73,7 @@ def random_crop(padding: int) -> Augmentation:
   return Augmentation(2, apply)
 
 
+@recorded
 def random_resized_crop(
   size: int | None = None,
   scale: tuple[float, float] = (0.08, 1.0),

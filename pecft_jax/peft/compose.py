@@ -8,14 +8,17 @@ import jax.numpy as jnp
 
 from pecft_jax.peft.leaves import layer_of, of_layers
 from pecft_jax.peft.sites import site_key
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site, SiteSpec
 
 
+@recorded
 def nothing() -> PeftTransform:
   """No fine-tuning of the backbone at all: a linear probe trains the head alone."""
   return PeftTransform(init=lambda key, sites, params: {}, merge=lambda delta, params: params)
 
 
+@recorded
 def chain(**parts: PeftTransform) -> PeftTransform:
   """Applies several transforms, the first named innermost.
 
@@ -70,6 +73,7 @@ def _around(part: PeftTransform, delta: Delta, site: Site, next_fn: Any) -> Call
   return lambda *args: part.intercept(delta, site, next_fn, *args)
 
 
+@recorded
 def at_layers(transform: PeftTransform, layers: Sequence[int]) -> PeftTransform:
   """Restricts a transform to the sites, and for selective methods the weights, of some blocks.
 
@@ -93,6 +97,7 @@ def at_layers(transform: PeftTransform, layers: Sequence[int]) -> PeftTransform:
   return transform._replace(init=init)
 
 
+@recorded
 def bank(transform: PeftTransform, size: int) -> PeftTransform:
   """A stack of `size` deltas of one transform, all of them active, slot 0 innermost.
 

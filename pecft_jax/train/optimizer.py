@@ -1,11 +1,12 @@
 """The optimizer of a task: any optax transformation, with a schedule over the task's progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array
 
 Schedule = Callable[[Array], Array]  # progress in [0, 1] through a task -> factor of the rate
@@ -19,10 +20,12 @@ class Recipe(NamedTuple):
       of different lengths share one compiled step. Its state starts afresh
       with each task.
     rate: progress -> learning rate, for the log.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   tx: optax.GradientTransformationExtraArgs
   rate: Schedule
+  settings: Mapping[str, Any] | None = None
 
 
 def constant(progress: Array) -> Array:
@@ -35,6 +38,7 @@ def cosine(progress: Array) -> Array:
   return 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
+@recorded
 def warmup(share: float, then: Schedule) -> Schedule:
   """Rises linearly over the first `share` of a task, then runs another schedule over the rest."""
   if not 0 < share < 1:
@@ -47,6 +51,7 @@ def warmup(share: float, then: Schedule) -> Schedule:
   return schedule
 
 
+@recorded
 def recipe(
   direction: optax.GradientTransformation,
   learning_rate: float,
@@ -86,14 +91,49 @@ def recipe(
   return Recipe(optax.with_extra_args_support(tx), rate)
 
 
-def adam(learning_rate: float, **options) -> Recipe:
-  """`recipe` with Adam's direction (AdamW, with `weight_decay`)."""
-  return recipe(optax.scale_by_adam(), learning_rate, **options)
+@recorded
+def adam(
+  learning_rate: float,
+  *,
+  schedule: Schedule = cosine,
+  weight_decay: float = 0.0,
+  clip: float | None = None,
+  accumulate: int = 1,
+) -> Recipe:
+  """`recipe` with Adam's direction (AdamW, with `weight_decay`).
+
+  >>> adam(1e-3, clip=1.0).settings['clip']
+  1.0
+  """
+  return recipe(
+    optax.scale_by_adam(),
+    learning_rate,
+    schedule=schedule,
+    weight_decay=weight_decay,
+    clip=clip,
+    accumulate=accumulate,
+  )
 
 
-def sgd(learning_rate: float, *, momentum: float = 0.9, **options) -> Recipe:
+@recorded
+def sgd(
+  learning_rate: float,
+  *,
+  momentum: float = 0.9,
+  schedule: Schedule = cosine,
+  weight_decay: float = 0.0,
+  clip: float | None = None,
+  accumulate: int = 1,
+) -> Recipe:
   """`recipe` with momentum."""
-  return recipe(optax.trace(decay=momentum), learning_rate, **options)
+  return recipe(
+    optax.trace(decay=momentum),
+    learning_rate,
+    schedule=schedule,
+    weight_decay=weight_decay,
+    clip=clip,
+    accumulate=accumulate,
+  )
 
 
 def _scale_by_progress(rate: Schedule) -> optax.GradientTransformationExtraArgs:

@@ -24,6 +24,7 @@ from pecft_jax.continual.core import (
 from pecft_jax.continual.memory.statistics import class_sums
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.compose import take
+from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
   Backbone,
@@ -34,6 +35,7 @@ from pecft_jax.typing import (
 )
 
 
+@recorded
 def ease(
   backbone: Backbone,
   capacity: Capacity,

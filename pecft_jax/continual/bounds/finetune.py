@@ -12,6 +12,7 @@ from pecft_jax.continual.core import (
   zero_head,
 )
 from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
   Backbone,
@@ -22,6 +23,7 @@ from pecft_jax.typing import (
 )
 
 
+@recorded
 def finetune(
   backbone: Backbone,
   capacity: Capacity,
@@ -80,6 +82,7 @@ def finetune(
   )
 
 
+@recorded
 def joint(
   backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
 ) -> ContinualMethod:

@@ -12,6 +12,7 @@ from pecft_jax.continual.core import (
 )
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
   Array,
@@ -23,6 +24,7 @@ from pecft_jax.typing import (
 )
 
 
+@recorded
 def olora(
   backbone: Backbone,
   capacity: Capacity,

@@ -21,6 +21,7 @@ from pecft_jax.continual.core import (
 )
 from pecft_jax.peft.compose import chain, nothing
 from pecft_jax.peft.sites import select
+from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
   Backbone,
@@ -38,6 +39,7 @@ class Pool(NamedTuple):
   keys: Array  # [M, D]
 
 
+@recorded
 def l2p(
   backbone: Backbone,
   capacity: Capacity,

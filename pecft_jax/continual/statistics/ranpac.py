@@ -17,6 +17,7 @@ from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solv
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.peft.adapters.bottleneck import adaptformer
+from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
   Array,
@@ -28,6 +29,7 @@ from pecft_jax.typing import (
 )
 
 
+@recorded
 def ranpac(
   backbone: Backbone,
   capacity: Capacity,

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 
 from pecft_jax.continual.core import from_forward, frozen_features, only, unit
 from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
 
 
+@recorded
 def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
   """Classifies by cosine to the mean feature of each class; trains nothing.
 

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from pecft_jax.continual.core import cross_entropy, mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
 
+@recorded
 def derpp(
   inner: ContinualMethod, *, size: int = 500, alpha: float = 0.3, beta: float = 0.5
 ) -> ContinualMethod:

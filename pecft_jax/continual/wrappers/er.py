@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from pecft_jax.continual.core import cross_entropy, mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
 
+@recorded
 def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> ContinualMethod:
   """Trains on stored examples beside the new ones: CE(batch) + strength x CE(replayed batch).
 

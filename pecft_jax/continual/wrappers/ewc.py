@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from pecft_jax.continual.core import cross_entropy
 from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, ContinualMethod, Params
 
 
+@recorded
 def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) -> ContinualMethod:
   """Holds parameters that mattered for past tasks near their old values.
 

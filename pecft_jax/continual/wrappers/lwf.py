@@ -5,9 +5,11 @@ import jax.numpy as jnp
 
 from pecft_jax.continual.core import mean_of_valid
 from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, ContinualMethod
 
 
+@recorded
 def lwf(
   inner: ContinualMethod, *, strength: float = 1.0, temperature: float = 2.0
 ) -> ContinualMethod:

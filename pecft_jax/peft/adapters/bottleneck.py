@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
 
@@ -28,6 +29,7 @@ class BottleneckDelta(NamedTuple):
   up_bias: Array  # [D], zeros at init.
 
 
+@recorded
 def bottleneck(
   pattern: str,
   width: int,
@@ -74,6 +76,7 @@ def bottleneck(
   return per_site('sublayer', pattern, init_one, run, dropout=dropout)
 
 
+@recorded
 def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after attention and after the MLP of every block.
 
@@ -82,16 +85,19 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   return bottleneck(r'(attn|mlp)$', width, dropout=dropout)
 
 
+@recorded
 def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after the MLP of every block."""
   return bottleneck(r'mlp$', width, activation=jax.nn.relu, dropout=dropout)
 
 
+@recorded
 def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.0) -> PeftTransform:
   """Scaled adapters parallel to the MLP of every block."""
   return _beside(width, scale, dropout)
 
 
+@recorded
 def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) -> PeftTransform:
   """Parallel adapters of small scale beside the MLP of every block.
 

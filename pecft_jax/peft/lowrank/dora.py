@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pecft_jax.peft.lowrank.lora import init_lora, lora_scale, low_rank
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
 
@@ -21,6 +22,7 @@ class DoraDelta(NamedTuple):
   magnitude: Array  # [d_out], m, the norms of the columns of W at init.
 
 
+@recorded
 def dora(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = None) -> PeftTransform:
   """Adapts magnitude and direction of matching linear sites.
 

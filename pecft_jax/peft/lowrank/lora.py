@@ -13,6 +13,7 @@ from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
 from pecft_jax.product import product
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Key, PeftTransform
 
 
@@ -23,6 +24,7 @@ class LoraDelta(NamedTuple):
   b: Array  # [r, d_out], zeros at init.
 
 
+@recorded
 def lora(
   pattern: str = r'attn/(q|v)$',
   rank: int = 8,
@@ -62,6 +64,7 @@ def lora(
   return per_site('linear', pattern, init_one, run, merge, dropout)
 
 
+@recorded
 def rslora(
   pattern: str = r'attn/(q|v)$',
   rank: int = 8,

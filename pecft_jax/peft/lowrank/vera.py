@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from pecft_jax.peft.sites import per_site, select
 from pecft_jax.peft.weights import Weights
 from pecft_jax.product import product
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, SiteSpec
 
 
@@ -22,6 +23,7 @@ class VeraDelta(NamedTuple):
   outer: Array  # [d_out], the paper's b, zeros at init.
 
 
+@recorded
 def vera(
   pattern: str = r'attn/(q|v)$', rank: int = 256, *, seed: int = 0, fan_in: int | None = None
 ) -> PeftTransform:

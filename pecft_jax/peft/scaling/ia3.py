@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
 
@@ -18,6 +19,7 @@ class Ia3Delta(NamedTuple):
   scale: Array  # [d_out] or [d_in], ones at init.
 
 
+@recorded
 def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> PeftTransform:
   """Rescales keys, values and the activations inside the MLP.
 
@@ -34,6 +36,7 @@ def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> Peft
   return chain(outputs=scaled_outputs(outputs), inputs=scaled_inputs(inputs))
 
 
+@recorded
 def scaled_outputs(pattern: str) -> PeftTransform:
   """Multiplies the outputs, bias included, of matching linear sites."""
 
@@ -52,6 +55,7 @@ def scaled_outputs(pattern: str) -> PeftTransform:
   return per_site('linear', pattern, init_one, run, merge)
 
 
+@recorded
 def scaled_inputs(pattern: str) -> PeftTransform:
   """Multiplies the inputs of matching linear sites."""
 

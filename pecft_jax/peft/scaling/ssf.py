@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
 
@@ -18,6 +19,7 @@ class SsfDelta(NamedTuple):
   shift: Array  # [d_out], normal around 0 at init.
 
 
+@recorded
 def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
   """Scales and shifts the outputs of matching linear and norm sites.
 

@@ -14,11 +14,13 @@ from pecft_jax.paths import shortened
 from pecft_jax.peft.compose import nothing
 from pecft_jax.peft.leaves import layer_of, put_leaves, read_leaves
 from pecft_jax.peft.sites import select as select_sites
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Delta, Key, Params, PeftTransform, SiteSpec
 
 Choose = Callable[[Sequence[SiteSpec], list[str]], list[str]]  # (sites, leaf names) -> names
 
 
+@recorded
 def select_weights(pattern: str) -> PeftTransform:
   """Trains the leaves whose path matches.
 
@@ -43,11 +45,13 @@ def select_weights(pattern: str) -> PeftTransform:
   return _chosen(choose)
 
 
+@recorded
 def bitfit() -> PeftTransform:
   """Trains all biases."""
   return select_weights(r'(^|/)(bias|b)$')
 
 
+@recorded
 def ln_tuning() -> PeftTransform:
   """Trains the scales and biases of all layer norms."""
 
@@ -58,6 +62,7 @@ def ln_tuning() -> PeftTransform:
   return _chosen(choose)
 
 
+@recorded
 def partial(k: int) -> PeftTransform:
   """Trains the last blocks entirely.
 
@@ -77,11 +82,13 @@ def partial(k: int) -> PeftTransform:
   return _chosen(choose)
 
 
+@recorded
 def full() -> PeftTransform:
   """Trains every weight of the backbone."""
   return select_weights('')
 
 
+@recorded
 def linear_probe() -> PeftTransform:
   """Trains nothing of the backbone, the head alone."""
   return nothing()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.peft.sites import per_site
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
 
@@ -19,6 +20,7 @@ class PrefixDelta(NamedTuple):
   v: Array  # [P, H, K] or [B, P, H, K]
 
 
+@recorded
 def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -> PeftTransform:
   """Prepends learned keys and values that every query sees.
 

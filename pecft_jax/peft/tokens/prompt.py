@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pecft_jax.peft.sites import select as select_sites
 from pecft_jax.peft.sites import site_key
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Key, PeftTransform
 
 Draw = Callable[[Key, tuple[int, ...]], Array]
@@ -34,6 +35,7 @@ def _xavier(key: Key, shape: tuple[int, ...]) -> Array:
   return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
+@recorded
 def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _normal) -> PeftTransform:
   """Inserts learned tokens at matching sites and removes what becomes of them.
 
@@ -78,16 +80,19 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
   return PeftTransform(init, intercept)
 
 
+@recorded
 def prompt_tuning(length: int = 10) -> PeftTransform:
   """Learned tokens at the input of the encoder."""
   return prompt(r'^encoder$', length)
 
 
+@recorded
 def vpt_shallow(length: int = 50) -> PeftTransform:
   """Learned tokens behind the class token at the input of the encoder."""
   return prompt(r'^encoder$', length, draw=_xavier)
 
 
+@recorded
 def vpt_deep(length: int = 50) -> PeftTransform:
   """Learned tokens behind the class token, new ones in every block.
 

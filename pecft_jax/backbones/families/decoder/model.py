@@ -31,6 +31,7 @@ from pecft_jax.backbones.core.layers import (
 )
 from pecft_jax.backbones.core.sites import find_sites, layered
 from pecft_jax.backbones.families.decoder.rope import Rope, rotated
+from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Backbone, Features, InputSpec, Params, Site
 
 
@@ -115,6 +116,7 @@ class Block(nn.Module):
     return x + self.tap(Site('sublayer', f'{self.at}/mlp'), mlp, y)
 
 
+@recorded(ignored=('remat',))
 def decoder(
   *,
   name: str = 'decoder',

@@ -25,6 +25,7 @@ from pecft_jax.backbones.core.layers import (
   tap_of,
 )
 from pecft_jax.backbones.core.sites import find_sites
+from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
   Backbone,
@@ -118,6 +119,7 @@ class Embed(nn.Module):
 _EMBED = ('patch', 'cls', 'pos')
 
 
+@recorded(ignored=('remat',))
 def vit(
   *,
   name: str = 'vit',

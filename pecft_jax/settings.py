@@ -1,0 +1,311 @@
+"""What a run is made of, as JSON: each factory's name with all of its arguments.
+
+A factory that is decorated with `recorded` puts `settings` on the record that it returns. They are
+nested where a record takes others, and are what config.json, results.json and reports show: two
+records with equal settings compute the same.
+
+How values count: numbers, strings and lists by value; arrays by dtype, shape and digest; records
+and dataclasses by their fields; functions by qualified name, digest of their source, what they
+close over, and the constants and functions of their module that they read. Anything else cannot be
+identified, and is refused.
+"""
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import inspect
+import math
+import pathlib
+import re
+import types
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec, TypeVar, overload
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from pecft_jax.sources import (
+  closed_over,
+  counts_by_name,
+  globals_read,
+  is_library,
+  qualified_name,
+  sha256_of_json,
+  source_sha256,
+)
+
+P = ParamSpec('P')
+R = TypeVar('R')
+# What was identified already, by its id, and itself, which keeps the id.
+Seen = dict[int, tuple[Any, Any]]
+
+_REMEDY = (
+  'pass numbers, strings, arrays, records or functions that close over these; decorate the factory '
+  'that makes it with `recorded` of pecft_jax.settings; or give the record settings by hand, as in '
+  "record._replace(settings={'name': 'mine', 'version': 1})"
+)
+
+
+class Settings(dict[str, Any]):
+  """The settings that a factory gave to a record.
+
+  Attributes:
+    fields: the record's other fields as the factory made them: what was put in the place of one
+      of them (`_replace`) counts, too.
+  """
+
+  fields: Mapping[str, Any]
+
+  def __init__(self, values: Mapping[str, Any], fields: Mapping[str, Any]):
+    super().__init__(values)
+    self.fields = fields
+
+  def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    """So that records with settings stay hashable."""
+    return hash(sha256_of_json(self))
+
+
+@overload
+def recorded(factory: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def recorded(
+  *, name: str | None = None, ignored: Collection[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def recorded(
+  factory: Callable[..., Any] | None = None,
+  *,
+  name: str | None = None,
+  ignored: Collection[str] = (),
+) -> Any:
+  """Decorates a factory, so that what it returns carries its name and arguments.
+
+  Defaults count as if they were given. A factory that calls another replaces the settings of that
+  one by its own. Factories outside of this library also count by the digest of their source.
+
+  Args:
+    factory: returns a NamedTuple or a dataclass with a field `settings`, or a function.
+    name: in the settings; the factory's own by default.
+    ignored: arguments that change no result (`remat`).
+
+  Raises:
+    ValueError: when the factory is called with something that cannot be identified.
+
+  >>> from pecft_jax.peft import lora
+  >>> lora(rank=4).settings['rank']
+  4
+  """
+  if factory is None:
+    return functools.partial(recorded, name=name, ignored=ignored)
+  signature = inspect.signature(factory)
+  called = name or factory.__name__
+  own = {} if is_library(factory) else {'source': source_sha256(factory)}
+
+  @functools.wraps(factory)
+  def make(*args: Any, **kwargs: Any) -> Any:
+    found = factory(*args, **kwargs)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = {k: v for k, v in bound.arguments.items() if k not in ignored}
+    values = {'name': called, **own, **_named(arguments, called)}
+    return _with_settings(found, values, called)
+
+  return make
+
+
+def settings_of(thing: Any) -> Any:
+  """The settings of a record or a function, as plain JSON.
+
+  A record that was made by hand counts by its name and the digest of its functions; one that was
+  changed with `_replace`, by its settings and what was changed.
+
+  >>> from pecft_jax.peft import bitfit
+  >>> settings_of(bitfit())
+  {'name': 'bitfit'}
+  >>> settings_of(bitfit()._replace(merge=None))['changed']
+  {'merge': None}
+
+  Raises:
+    ValueError: if it cannot be identified.
+  """
+  return _identified(thing, type(thing).__name__, {})
+
+
+def _with_settings(found: Any, values: dict[str, Any], called: str) -> Any:
+  fields = _fields(found)
+  if fields is not None and 'settings' in fields:
+    rest = {name: value for name, value in fields.items() if name != 'settings'}
+    settings = Settings(values, rest)
+    if dataclasses.is_dataclass(found):
+      return dataclasses.replace(found, settings=settings)  # pyright: ignore[reportArgumentType]
+    return found._replace(settings=settings)
+  if isinstance(found, types.FunctionType):
+    found.settings = values  # pyright: ignore[reportFunctionMemberAccess]
+    return found
+  raise TypeError(
+    f'{called} is recorded: expected it to return a function, or a record with a field settings; '
+    f'got {type(found).__name__}'
+  )
+
+
+def _identified(value: Any, where: str, seen: Seen) -> Any:
+  """A value as JSON. Raises ValueError where nothing says which one it is."""
+  if (simple := _simple(value)) is not None or value is None:
+    return simple
+  if id(value) not in seen:
+    seen[id(value)] = value, {'again': type(value).__name__}  # For a function that calls itself.
+    try:
+      seen[id(value)] = value, _compound(value, where, seen)
+    except ValueError:
+      del seen[id(value)]
+      raise
+  return seen[id(value)][1]
+
+
+def _compound(value: Any, where: str, seen: Seen) -> Any:
+  each = lambda values: [_identified(v, f'{where}[{i}]', seen) for i, v in enumerate(values)]
+  if isinstance(value, type):
+    return _class(value)
+  if isinstance(getattr(value, 'settings', None), Mapping):
+    return _recorded(value, where, seen)
+  fields = _fields(value)
+  if fields is not None and 'settings' in fields:
+    return _by_hand(value, fields, where, seen)
+  if fields is not None:
+    return {'name': type(value).__name__, **_named(fields, where, seen)}
+  if isinstance(value, Mapping):
+    return _mapping(value, where, seen)
+  if isinstance(value, list | tuple | range):
+    return each(value)
+  if isinstance(value, set | frozenset):
+    return sorted(each(value), key=sha256_of_json)
+  if isinstance(value, functools.partial):
+    parts = {'of': value.func, 'args': value.args, 'keywords': value.keywords}
+    return {'name': 'partial', **_named(parts, where, seen)}
+  owner = getattr(value, '__self__', None)  # Of a method; a module for what it brings compiled.
+  if callable(value) and owner is not None and not isinstance(owner, types.ModuleType):
+    return {'method': value.__name__, 'of': _identified(owner, where, seen)}
+  if callable(value) and counts_by_name(value):
+    return {'function': qualified_name(value)}
+  if isinstance(value, types.FunctionType):
+    return _function(value, where, seen)
+  if callable(value) and hasattr(value, '__wrapped__'):  # Under jit, or a decorator.
+    return _identified(value.__wrapped__, where, seen)
+  raise ValueError(f'{where}: nothing says which {type(value).__name__} this is; {_REMEDY}')
+
+
+def _simple(value: Any) -> Any:
+  """Numbers, strings, dtypes, arrays; None for anything else."""
+  if isinstance(value, enum.Enum):
+    return f'{qualified_name(type(value))}.{value.name}'
+  if isinstance(value, bool | int | str):
+    return value
+  if isinstance(value, float):
+    return float(value) if math.isfinite(value) else repr(float(value))
+  if isinstance(value, complex | bytes):
+    return {type(value).__name__: repr(value)}
+  if isinstance(value, pathlib.PurePath):
+    return str(value)
+  if isinstance(value, np.dtype):
+    return value.name
+  if isinstance(value, re.Pattern):
+    return {'pattern': value.pattern, 'flags': value.flags}
+  if isinstance(value, jax.ShapeDtypeStruct):
+    return {'shape': list(value.shape), 'dtype': str(value.dtype)}
+  if isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer):
+    return _array(value)
+  if isinstance(value, type) and issubclass(value, np.generic):
+    return np.dtype(value).name
+  dtype = getattr(value, 'dtype', None)  # Of a scalar type of jax.numpy, which stands for one.
+  return dtype.name if callable(value) and isinstance(dtype, np.dtype) else None
+
+
+def _array(value: Any) -> Any:
+  if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    value = jax.random.key_data(value)
+  array = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
+  if not array.ndim and array.dtype.kind in 'biuf':
+    return _simple(array.item())
+  contents = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+  shape = ', '.join(map(str, array.shape))
+  return {'array': f'{array.dtype}[{shape}]', 'sha256': hashlib.sha256(contents).hexdigest()[:16]}
+
+
+def _recorded(value: Any, where: str, seen: Seen) -> dict[str, Any]:
+  settings = value.settings
+  found = dict(settings)
+  if isinstance(settings, Settings):
+    fields = _fields(value) or {}
+    changed = {k: v for k, v in fields.items() if v is not settings.fields.get(k, settings)}
+    changed.pop('settings', None)
+    if changed:
+      found['changed'] = _named(changed, where, seen)
+  return found
+
+
+def _by_hand(value: Any, fields: Mapping[str, Any], where: str, seen: Seen) -> dict[str, Any]:
+  """A record without settings: its functions, and one digest of everything."""
+  given = {k: v for k, v in fields.items() if v is not None and k != 'settings'}
+  name = given.get('name', type(value).__name__)
+  found = _named(given, str(name), seen)
+  functions = {k: v for k, v in found.items() if callable(given.get(k))}
+  return {'name': name, 'by_hand': functions, 'sha256': sha256_of_json(found)}
+
+
+def _function(value: types.FunctionType, where: str, seen: Seen) -> dict[str, Any]:
+  name = qualified_name(value)
+  inside = f'{where}: {value.__name__}'
+  around = _named(closed_over(value), f'{inside} closes over', seen)
+  plain = {k: v for k, v in around.items() if isinstance(v, bool | int | float | str)}
+  parts = {'source': name if is_library(value) else source_sha256(value), 'around': around}
+  if not is_library(value):
+    read = {k: _global(v, f'{inside} reads {k}', seen) for k, v in globals_read(value).items()}
+    parts['globals'] = {k: v for k, v in read.items() if v is not None}
+  found = {'function': name, 'sha256': sha256_of_json(parts)}
+  return {**found, 'closed_over': plain} if plain else found
+
+
+def _global(value: Any, where: str, seen: Seen) -> Any:
+  """What a module's name stands for; None for modules, classes and objects without identity."""
+  if isinstance(value, types.ModuleType | type) or (callable(value) and counts_by_name(value)):
+    return None
+  try:
+    return _identified(value, where, seen)
+  except ValueError:
+    return None  # A logger, a console: the file that holds it counts where there is one.
+
+
+def _class(value: type) -> dict[str, Any]:
+  found = {'class': qualified_name(value)}
+  return found if counts_by_name(value) else {**found, 'source': source_sha256(value)}
+
+
+def _mapping(value: Mapping[Any, Any], where: str, seen: Seen) -> dict[str, Any]:
+  """A mapping with the order of its keys, which may count: that of a chain does."""
+  values = {str(k): v for k, v in value.items()}
+  found = {k: _identified(v, f'{where}[{k!r}]', seen) for k, v in values.items()}
+  return {**found, 'order': list(values)} if len(values) > 1 else found
+
+
+def _named(values: Mapping[str, Any], where: str, seen: Seen | None = None) -> dict[str, Any]:
+  """Values by the names of arguments or fields; one called `name` becomes `named`."""
+  seen = {} if seen is None else seen
+  return {
+    'named' if k == 'name' else k: _identified(v, f'{where}: {k}', seen) for k, v in values.items()
+  }
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+  """The fields of a NamedTuple or a dataclass; None of anything else."""
+  if isinstance(value, type):
+    return None
+  if dataclasses.is_dataclass(value):
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+  if isinstance(value, tuple) and hasattr(value, '_fields'):
+    return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+  return None

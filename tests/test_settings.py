@@ -1,0 +1,266 @@
+"""What a record says of how it was made."""
+
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pecft_jax import data
+from pecft_jax.backbones.families.decoder.model import decoder
+from pecft_jax.backbones.families.vit.model import vit
+from pecft_jax.continual.registry import METHODS, WRAPPERS
+from pecft_jax.peft import at_layers, bank, bottleneck, chain, lora, per_site
+from pecft_jax.peft.registry import PEFTS
+from pecft_jax.settings import recorded, settings_of
+from pecft_jax.train import adam, recipe, sgd, warmup
+from pecft_jax.train.optimizer import constant, cosine
+from pecft_jax.typing import Capacity, PeftTransform
+
+
+def tiny_vit(**options):
+  sizes = {'image_size': 8, 'channels': 1, 'patch': 4, 'width': 8, 'depth': 1, 'heads': 2}
+  return vit(**{**sizes, 'mean': (0.5,), 'std': (0.5,), **options})
+
+
+@functools.cache
+def backbone():
+  return tiny_vit()
+
+
+def mine(scale=2.0, function=jnp.tanh):
+  """A transform whose factory is not decorated."""
+
+  def init_one(key, spec, weights):
+    del key, spec, weights
+    return jnp.zeros(())
+
+  def run(leaf, next_fn, *args):
+    return function(next_fn(*args)) * (scale + leaf)
+
+  return per_site('linear', 'attn/q$', init_one, run)
+
+
+def methods(peft: PeftTransform | None = None) -> dict[str, Any]:
+  """Every method that is registered, and every wrapper around one."""
+  found = {}
+  for name, factory in METHODS.items():
+    takes = 'peft' in factory.__wrapped__.__code__.co_varnames
+    parts = {'peft': peft or lora(rank=2)} if takes else {}
+    found[name] = factory(backbone=backbone(), capacity=Capacity(2, 4), **parts)
+  wrapped = {name: wrapper(found['finetune']) for name, wrapper in WRAPPERS.items()}
+  return {**found, **wrapped}
+
+
+def everything() -> dict[str, Any]:
+  """Settings of all factories of the library, by name."""
+  records = {
+    **{f'peft {name}': factory() for name, factory in PEFTS.items()},
+    **{f'method {name}': method for name, method in methods().items()},
+    'chain': chain(a=lora(), b=mine()),
+    'at_layers': at_layers(lora(), range(1)),
+    'bank': bank(lora(), 3),
+    'adam': adam(1e-3, schedule=warmup(0.1, constant)),
+    'sgd': sgd(1e-2),
+    'recipe': recipe(optax.scale_by_lion(), 1e-3),
+    'views': data.compose(data.random_crop(2), data.horizontal_flip(), data.random_resized_crop()),
+    'vit': backbone(),
+    'decoder': decoder(vocabulary=8, width=8, depth=1, heads=2, kv_heads=1, hidden=8, length=4),
+    'by hand': mine(),
+  }
+  return {name: settings_of(record) for name, record in records.items()}
+
+
+def test_settings_of_every_factory_are_plain_json_and_the_same_in_another_process():
+  here = everything()
+  again = json.loads(json.dumps(here, allow_nan=False))
+  assert again == here
+  assert '0x' not in json.dumps(here)
+  environment = {**os.environ, 'PYTHONHASHSEED': '7'}
+  program = 'import json, sys; sys.path.insert(0, "tests"); import test_settings as t; '
+  there = subprocess.run(
+    [sys.executable, '-c', program + 'print(json.dumps(t.everything()))'],
+    env=environment, capture_output=True, text=True, check=True,
+  ).stdout  # fmt: skip
+  # Its tests have another module name there.
+  plain = lambda text: re.sub(rf'"{re.escape(__name__)}\.|"test_settings\.', '"', text)
+  assert json.loads(plain(there)) == json.loads(plain(json.dumps(here)))
+
+
+OTHERS = {int: lambda v: v + 1, float: lambda v: v / 2 + 0.125, bool: lambda v: not v}
+
+
+@pytest.mark.parametrize('name', sorted(PEFTS))
+def test_each_argument_of_a_transform_counts(name):
+  factory = PEFTS[name]
+  for argument, value in factory().settings.items():
+    if argument == 'name' or type(value) not in OTHERS:
+      continue
+    other = factory(**{argument: OTHERS[type(value)](value)})
+    assert other.settings != factory().settings, argument
+
+
+@pytest.mark.parametrize('name', sorted({**METHODS, **WRAPPERS}))
+def test_each_argument_of_a_method_counts(name):
+  own, other = methods()[name].settings, methods(lora(rank=2, alpha=1.0))[name].settings
+  assert own['name'] == name
+  inner = 'inner' if name in WRAPPERS else 'peft'
+  if inner in own:
+    assert own != other
+    (key,) = [key for key in own if own[key] != other[key]]
+    assert key == inner
+
+
+def test_defaults_count_as_if_they_were_given():
+  assert lora().settings == lora(r'attn/(q|v)$', 8, dropout=0.0).settings
+  assert adam(1e-3).settings == adam(1e-3, schedule=cosine, clip=None).settings
+
+
+def test_wrappers_and_transforms_are_nested():
+  method = WRAPPERS['ewc'](METHODS['finetune'](backbone(), lora(rank=2, alpha=8), Capacity(2, 4)))
+  settings = method.settings
+  assert settings['strength'] == 100.0
+  assert settings['inner']['peft'] == lora(rank=2, alpha=8).settings
+  assert settings['inner']['capacity']['classes'] == 4
+  assert settings['inner']['backbone']['name'] == 'vit'
+
+
+def test_the_outer_factory_names_what_it_makes():
+  assert PEFTS['rslora']().settings['name'] == 'rslora'
+  assert METHODS['joint'](backbone(), lora(), Capacity(2, 4)).settings['name'] == 'joint'
+
+
+def test_the_order_of_a_chain_counts():
+  first, second = lora(rank=1), lora(rank=2)
+  assert chain(a=first, b=second).settings != chain(b=second, a=first).settings
+
+
+def test_schedules_count():
+  settings = {json.dumps(adam(1e-3, schedule=each).settings) for each in (
+    cosine, constant, warmup(0.1, cosine), warmup(0.2, cosine), warmup(0.1, constant)
+  )}  # fmt: skip
+  assert len(settings) == 5
+
+
+def test_directions_of_optax_count_with_their_arguments():
+  directions = (optax.scale_by_adam(), optax.scale_by_adam(b1=0.8), optax.trace(0.9))
+  settings = [recipe(direction, 0.1).settings for direction in directions]
+  assert settings[0] != settings[1] != settings[2]
+  assert settings[0] == recipe(optax.scale_by_adam(), 0.1).settings
+
+
+def test_remat_is_no_setting_and_the_dtype_is_one():
+  policy = jax.checkpoint_policies.dots_saveable
+  assert tiny_vit(remat=policy).settings == backbone().settings
+  assert tiny_vit(dtype=jnp.bfloat16).settings['dtype'] == 'bfloat16'
+  assert tiny_vit(dtype='float32').settings == backbone().settings
+
+
+def test_a_transform_by_hand_counts_with_what_its_functions_close_over():
+  assert settings_of(mine(2.0)) == settings_of(mine(2.0))
+  assert settings_of(mine(2.0)) != settings_of(mine(3.0))
+  assert settings_of(mine(function=jnp.sin)) != settings_of(mine(function=jnp.cos))
+
+
+def test_what_is_replaced_on_a_record_counts():
+  changed = lora()._replace(merge=None)
+  assert settings_of(changed) == {**lora().settings, 'changed': {'merge': None}}
+  method = METHODS['finetune'](backbone(), changed, Capacity(2, 4))
+  assert method.settings['peft']['changed'] == {'merge': None}
+
+
+def test_settings_by_hand_are_believed():
+  settings = {'name': 'mine', 'version': 2}
+  assert settings_of(mine()._replace(settings=settings)) == settings
+
+
+def test_a_factory_of_a_users_own_counts_by_its_source():
+  assert recorded(mine)(3.0).settings == {
+    'name': 'mine',
+    'source': recorded(mine)(1.0).settings['source'],
+    'scale': 3.0,
+    'function': {'function': 'jax.numpy.tanh'},
+  }
+  assert len(recorded(mine)().settings['source']) == 16
+
+
+def test_functions_with_other_text_are_others():
+  first, second = lambda x: x + 1, lambda x: x + 2
+  both = (lambda x: x + 1, lambda x: x + 2)
+  assert settings_of(first) != settings_of(second)
+  assert settings_of(both[0])['sha256'] != settings_of(both[1])['sha256']
+
+
+FACTOR = 2.0
+
+
+def test_constants_that_a_function_reads_count(monkeypatch):
+  def scaled(x):
+    return FACTOR * x
+
+  before = settings_of(scaled)
+  monkeypatch.setitem(globals(), 'FACTOR', 3.0)
+  assert settings_of(scaled) != before
+
+
+def test_a_function_that_calls_itself_has_an_end():
+  def depth(n):
+    return n and 1 + depth(n - 1)
+
+  assert settings_of(depth) == settings_of(depth)
+
+
+class Reservoir(NamedTuple):
+  size: int
+
+
+class Herding(NamedTuple):
+  size: int
+
+
+def test_values():
+  array = np.arange(3.0)
+  assert settings_of(array) == settings_of(array.copy())
+  assert settings_of(array) != settings_of(array[::-1])
+  assert settings_of(np.float64(0.5)) == settings_of(jnp.float32(0.5)) == 0.5
+  assert settings_of(jax.random.key(0)) != settings_of(jax.random.key(1))
+  assert settings_of(math.inf) == 'inf'
+  assert settings_of({'b', 'a', 'c'}) == settings_of({'c', 'b', 'a'})
+  assert settings_of(Reservoir(2)) != settings_of(Herding(2))
+  assert settings_of(functools.partial(mine, 2.0)) != settings_of(functools.partial(mine, 3.0))
+  assert settings_of(np.float32) == settings_of(jnp.float32) == 'float32'
+
+
+class Opaque:
+  """Says nothing of itself."""
+
+
+@pytest.mark.parametrize('value', [Opaque(), [Opaque()], {'a': Opaque()}, Opaque().__repr__])
+def test_what_cannot_be_identified_is_refused(value):
+  with pytest.raises(ValueError, match=r'nothing says which .* this is; .*recorded'):
+    settings_of(value)
+
+
+def test_a_function_closed_over_an_object_is_refused_with_the_remedy():
+  opaque = Opaque()
+  expected = r'bottleneck: activation: <lambda> closes over: opaque: nothing says which Opaque'
+  with pytest.raises(ValueError, match=expected):
+    bottleneck('mlp$', 4, activation=lambda x: x if opaque else -x)
+
+
+def test_a_factory_that_returns_neither_is_refused():
+  with pytest.raises(TypeError, match='expected it to return a function, or a record'):
+    recorded(lambda: 3)()
+
+
+def test_settings_leave_records_hashable():
+  assert hash(lora()) != hash(lora(rank=4))
