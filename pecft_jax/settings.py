@@ -73,7 +73,10 @@ def recorded(factory: Callable[P, R]) -> Callable[P, R]: ...
 
 @overload
 def recorded(
-  *, name: str | None = None, ignored: Collection[str] = ()
+  *,
+  name: str | None = None,
+  ignored: Collection[str] = (),
+  defaults: Mapping[str, Callable[[], Any]] = ...,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -82,6 +85,7 @@ def recorded(
   *,
   name: str | None = None,
   ignored: Collection[str] = (),
+  defaults: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Any:
   """Decorates a factory, so that what it returns carries its name and arguments.
 
@@ -92,6 +96,7 @@ def recorded(
     factory: returns a NamedTuple or a dataclass with a field `settings`, or a function.
     name: in the settings; the factory's own by default.
     ignored: arguments that change no result (`remat`).
+    defaults: makes what stands for an argument that is None, so that it counts as if given.
 
   Raises:
     ValueError: when the factory is called with something that cannot be identified.
@@ -101,7 +106,7 @@ def recorded(
   4
   """
   if factory is None:
-    return functools.partial(recorded, name=name, ignored=ignored)
+    return functools.partial(recorded, name=name, ignored=ignored, defaults=defaults)
   signature = inspect.signature(factory)
   called = name or factory.__name__
   own = {} if is_library(factory) else {'source': source_sha256(factory)}
@@ -112,6 +117,9 @@ def recorded(
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = {k: v for k, v in bound.arguments.items() if k not in ignored}
+    for argument, default in (defaults or {}).items():
+      if arguments[argument] is None:
+        arguments[argument] = default()
     values = {'name': called, **own, **_named(arguments, called)}
     return _with_settings(found, values, called)
 

@@ -1,6 +1,7 @@
 """What a record says of how it was made."""
 
 import functools
+import inspect
 import json
 import math
 import os
@@ -54,8 +55,8 @@ def methods(peft: PeftTransform | None = None) -> dict[str, Any]:
   """Every method that is registered, and every wrapper around one."""
   found = {}
   for name, factory in METHODS.items():
-    takes = 'peft' in factory.__wrapped__.__code__.co_varnames
-    parts = {'peft': peft or lora(rank=2)} if takes else {}
+    takes = 'peft' in inspect.signature(factory).parameters
+    parts = {'peft': peft} if takes and peft else {}
     found[name] = factory(backbone=backbone(), capacity=Capacity(2, 4), **parts)
   wrapped = {name: wrapper(found['finetune']) for name, wrapper in WRAPPERS.items()}
   return {**found, **wrapped}
@@ -113,6 +114,7 @@ def test_each_argument_of_a_transform_counts(name):
 def test_each_argument_of_a_method_counts(name):
   own, other = methods()[name].settings, methods(lora(rank=2, alpha=1.0))[name].settings
   assert own['name'] == name
+  assert own.get('peft', own) is not None or name == 'l2p'
   inner = 'inner' if name in WRAPPERS else 'peft'
   if inner in own:
     assert own != other
@@ -126,7 +128,9 @@ def test_defaults_count_as_if_they_were_given():
 
 
 def test_wrappers_and_transforms_are_nested():
-  method = WRAPPERS['ewc'](METHODS['finetune'](backbone(), lora(rank=2, alpha=8), Capacity(2, 4)))
+  method = WRAPPERS['ewc'](
+    METHODS['finetune'](backbone(), Capacity(2, 4), peft=lora(rank=2, alpha=8))
+  )
   settings = method.settings
   assert settings['strength'] == 100.0
   assert settings['inner']['peft'] == lora(rank=2, alpha=8).settings
@@ -136,7 +140,7 @@ def test_wrappers_and_transforms_are_nested():
 
 def test_the_outer_factory_names_what_it_makes():
   assert PEFTS['rslora']().settings['name'] == 'rslora'
-  assert METHODS['joint'](backbone(), lora(), Capacity(2, 4)).settings['name'] == 'joint'
+  assert METHODS['joint'](backbone(), Capacity(2, 4)).settings['name'] == 'joint'
 
 
 def test_the_order_of_a_chain_counts():
@@ -174,7 +178,7 @@ def test_a_transform_by_hand_counts_with_what_its_functions_close_over():
 def test_what_is_replaced_on_a_record_counts():
   changed = lora()._replace(merge=None)
   assert settings_of(changed) == {**lora().settings, 'changed': {'merge': None}}
-  method = METHODS['finetune'](backbone(), changed, Capacity(2, 4))
+  method = METHODS['finetune'](backbone(), Capacity(2, 4), peft=changed)
   assert method.settings['peft']['changed'] == {'merge': None}
 
 

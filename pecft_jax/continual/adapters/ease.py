@@ -35,7 +35,7 @@ from pecft_jax.typing import (
 )
 
 
-@recorded
+@recorded(defaults={'peft': adaptformer})
 def ease(
   backbone: Backbone,
   capacity: Capacity,

@@ -23,7 +23,7 @@ from pecft_jax.typing import (
 )
 
 
-@recorded
+@recorded(defaults={'peft': lora})
 def finetune(
   backbone: Backbone,
   capacity: Capacity,
@@ -82,7 +82,7 @@ def finetune(
   )
 
 
-@recorded
+@recorded(defaults={'peft': lora})
 def joint(
   backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
 ) -> ContinualMethod:

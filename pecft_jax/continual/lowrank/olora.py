@@ -24,7 +24,7 @@ from pecft_jax.typing import (
 )
 
 
-@recorded
+@recorded(defaults={'peft': lora})
 def olora(
   backbone: Backbone,
   capacity: Capacity,

@@ -29,7 +29,7 @@ from pecft_jax.typing import (
 )
 
 
-@recorded
+@recorded(defaults={'peft': adaptformer})
 def ranpac(
   backbone: Backbone,
   capacity: Capacity,
