@@ -27,11 +27,17 @@ class Site(NamedTuple):
     lead: for `tokens` sites, how many tokens stand before inserted ones (the
       class token of a ViT: 1). With 0, what is read stands behind them: where
       a backbone gives back fewer tokens than it got, these are the last ones.
+    stack: name of the stack of blocks that it belongs to; `''` in a backbone
+      with one stack.
+    layer: number of its block in that stack, counted from 0; None outside the
+      blocks.
   """
 
   kind: str
   path: str
   lead: int = 0
+  stack: str = ''
+  layer: int | None = None
 
 
 SITE_KINDS = ('linear', 'norm', 'attend', 'sublayer', 'tokens')
@@ -91,7 +97,7 @@ class Features(NamedTuple):
 
   pooled: Array  # [B, D], what a head reads.
   tokens: Array  # [B, T, D] after the final norm; just those computed where `rows` was given.
-  taps: dict[str, Array]  # Intermediate results by name.
+  taps: dict[str, Any]  # What `watch` took from sites, by `kind:path`.
 
 
 class InputSpec(NamedTuple):
@@ -124,12 +130,18 @@ class Backbone(NamedTuple):
   Attributes:
     name: for reports and error messages.
     init: `(key) -> params`, freshly initialised. Consumes the key.
-    apply: `(params, inputs, delta=None, *, peft=None, key=None, rows=None) -> Features`.
+    apply: `(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None)
+      -> Features`.
       `inputs` are normalised floats, or token ids. The key is for the
       transform's dropout; None means deterministic. With `rows`, the last block
       computes just that many tokens, and `Features.tokens` holds those: the
       leading ones of a ViT (1: the class token); of a decoder, which takes
-      `rows=1` only, the last real token of each text.
+      `rows=1` only, the last real token of each text. With `watch`, a function
+      `(site, args, out) -> pytree or None`, `Features.taps` holds what it
+      returns for the arguments and the output (a transform's change included) of
+      each site, under `kind:path`: `linear:block_3/attn/k`. What it does not ask
+      for costs nothing. It is called while the pass is traced, and may be
+      called more than once for a site.
     sites: every insertion point, with its shapes for a batch of one.
     inputs: the input specification.
     width: D of the pooled feature.

@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 
 from pecft_jax import data
-from pecft_jax.backbones.core.layers import linear, tap_of
+from pecft_jax.backbones.core.layers import linear
+from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.backbones.families.vit.model import find_sites
 from pecft_jax.continual.adapters.ease import ease
 from pecft_jax.continual.bounds.finetune import finetune, joint

@@ -9,7 +9,7 @@ from pecft_jax.backbones.card import (
   random_weights,
   read_card,
 )
-from pecft_jax.backbones.core.layers import products_and_sums, stack_blocks, unstack_blocks
+from pecft_jax.backbones.core.stacks import products_and_sums, stack_blocks, unstack_blocks
 from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.decoder.names import load_llama, save_llama
 from pecft_jax.backbones.families.vit.model import vit

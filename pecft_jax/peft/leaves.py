@@ -7,8 +7,8 @@ delta made of named leaves moves between all of these.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,38 @@ from pecft_jax.typing import Array, Params, SiteSpec
 _STACK = 'blocks/'
 
 
+class Block(NamedTuple):
+  """One block of a stack."""
+
+  stack: str  # Its name; `''` in a model with one stack.
+  layer: int  # Counted from 0.
+
+
+def block_of(path: str) -> Block | None:
+  """The block that a path lies in, or None outside the blocks."""
+  found = re.match(r'(?:(.*?)/)?block_(\d+)(?:/|$)', path)
+  return Block(found[1] or '', int(found[2])) if found else None
+
+
 def layer_of(path: str) -> int | None:
   """The block number in a path, or None outside the blocks."""
-  found = re.match(r'block_(\d+)(/|$)', path)
-  return int(found.group(1)) if found else None
+  block = block_of(path)
+  return None if block is None else block.layer
+
+
+def inside(params: Params, stack: str) -> Params:
+  """The part of a tree that holds a stack; all of it for the stack `''`."""
+  for key in stack.split('/') if stack else ():
+    params = params[key]
+  return params
+
+
+def with_inside(params: Params, stack: str, change: Callable[[Params], Params]) -> Params:
+  """A tree whose part that holds a stack is changed; shares all others."""
+  if not stack:
+    return change(params)
+  key, _, rest = stack.partition('/')
+  return {**params, key: with_inside(params[key], rest, change)}
 
 
 def of_layers(params: Params, layers: Collection[int]) -> Params:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.backbones.core.layers import linear, tap_of
+from pecft_jax.backbones.core.layers import linear
+from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.backbones.families.vit.model import find_sites, vit
 from pecft_jax.devices.sharding import one_device
 from pecft_jax.paths import map_named, named_leaves

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pecft_jax.backbones import load_timm, vit
-from pecft_jax.backbones.core.layers import tap_of
+from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.backbones.families.vit.model import Block, Embed
 
 torch = pytest.importorskip('torch')

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_vit import DEPTH, NORMAL, SIZES, Tiny, shaken, split_qkv
 
-from pecft_jax.backbones.core.layers import stack_blocks
+from pecft_jax.backbones.core.stacks import stack_blocks
 from pecft_jax.backbones.families.vit.model import vit
 
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_vit import DEPTH, shaken
 
 from pecft_jax import peft as library
-from pecft_jax.backbones.core.layers import stack_blocks
+from pecft_jax.backbones.core.stacks import stack_blocks
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import PEFTS, at_layers, bank, chain, merge_error, merged, take, unmerge
 from pecft_jax.typing import PeftTransform

@@ -1,44 +1,17 @@
-"""What transformer backbones share: sites, and the stack of blocks as loop or scan."""
+"""Layers that backbones are made of; each calls its site through a tap."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from pecft_jax.peft.compose import layer_of
+from pecft_jax.backbones.core.taps import Tap
 from pecft_jax.product import product
-from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site
-
-Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
+from pecft_jax.typing import Array, Site
 
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
-
-
-def put_on(
-  peft: PeftTransform | None, delta: Delta | None, params: Params, key: Key | None = None
-) -> tuple[Delta, Params]:
-  """What a backbone does with a transform before its layers: the delta and weights of one pass.
-
-  Args:
-    peft: the transform, or None.
-    delta: its own, or None.
-    params: the frozen weights, some of which selective transforms replace.
-    key: of dropout; None leaves it out.
-  """
-  if peft is None or delta is None:
-    return {}, params
-  return delta if key is None else peft.noise(delta, key), peft.weights(delta, params)
-
-
-def tap_of(peft: PeftTransform | None, delta: Delta) -> Tap:
-  """Delivers a transform to the sites of a backbone."""
-  if peft is None:
-    return lambda site, next_fn, *args: next_fn(*args)
-  return lambda site, next_fn, *args: peft.intercept(delta, site, next_fn, *args)
 
 
 def linear(x: Array, w: Array, b: Array | None) -> Array:
@@ -162,136 +135,3 @@ class RmsNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     norm = jax.checkpoint(functools.partial(rms_norm, epsilon=self.epsilon))
     return self.tap(Site('norm', self.site), norm, x, scale, None)
-
-
-# --- the stack of blocks ---------------------------------------------------------------------
-
-RunBlock = Callable[..., Array]  # (params, delta, name, x, mask, rows) -> x
-
-
-def run_blocks(
-  run_block: RunBlock,
-  params: Params,
-  delta: Delta,
-  x: Array,
-  mask: Array | None,
-  *,
-  depth: int,
-  rows: int | None,
-  remat: Any = None,
-) -> Array:
-  """Runs the blocks one after another.
-
-  Parameters named `block_0`, `block_1`, … run as a Python loop, stacked ones
-  (`blocks`, leading axis L) as one `lax.scan` over each run of consecutive
-  layers whose deltas have the same structure. Deltas are named by layer in
-  both, and results are equal.
-
-  Args:
-    run_block: `(params, delta, name, x, mask, rows) -> x` of one block; sites
-      in it are named below `name`.
-    params: the backbone's parameters.
-    delta: a transform's delta; may be empty.
-    x: [B, T, D]
-    mask: [T, T] or [B, T, T] bool, or None.
-    depth: L.
-    rows: tokens that the last block computes; None for all.
-    remat: a `jax.checkpoint_policies` policy, or None to keep activations; of
-      stacked blocks `products_and_sums`.
-  """
-
-  def call(index, block_delta, name, x, rows):
-    stacked = 'blocks' in params
-    policy = products_and_sums if remat is None and stacked else remat
-
-    def run(weights, delta, x):
-      # Taken out in here, so that the backward pass may take it out again.
-      block = _layer(weights, index) if stacked else weights
-      return run_block(block, delta, name, x, mask, rows)
-
-    if policy is not None:
-      run = jax.checkpoint(run, policy=policy)
-    return run(params['blocks' if stacked else name], block_delta, x)
-
-  if 'blocks' not in params:
-    for i in range(depth):
-      last = rows if i == depth - 1 else None
-      x = call(i, delta, f'block_{i}', x, last)
-    return x
-
-  whole = depth if rows is None else depth - 1
-  for low, high, stack in _runs(delta, whole):
-
-    def body(x, step, low=low):
-      i, layer_delta = step
-      return call(i, layer_delta, f'block_{low}', x, None), None
-
-    x, _ = jax.lax.scan(body, x, (jnp.arange(low, high), stack))
-  if rows is not None:
-    last = depth - 1
-    x = call(last, delta, f'block_{last}', x, rows)
-  return x
-
-
-def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
-  """A policy for `jax.checkpoint`: keeps what products of matrices and sums give.
-
-  All else the backward pass computes again. Element-wise functions cost little
-  beside products. And what it needs of a weight (its layer of a stack, its part
-  of a fused one, its cast to another dtype) is taken from the parameters, not
-  kept for every layer: for a stack run by `lax.scan` that would be a second
-  copy of the model, and for weights that are split over devices a whole one.
-  """
-  return primitive.name in {'dot_general', 'add', 'add_any'}
-
-
-def _layer(stacked: Params, i: Any) -> Params:
-  return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), stacked)
-
-
-def _of_layer(delta: Delta, layer: int, name: str) -> Delta:
-  """The part of a delta that one layer can read, its own keys renamed to `name`."""
-  if not isinstance(delta, dict):
-    return delta
-  out = {}
-  for key, value in delta.items():
-    at = layer_of(key)
-    if at is None:
-      out[key] = _of_layer(value, layer, name)
-    elif at == layer:
-      out[key.replace(f'block_{layer}', name, 1)] = value
-  return out
-
-
-def _runs(delta: Delta, depth: int) -> list[tuple[int, int, Delta]]:
-  """Splits layers into runs of equal delta structure: (low, high, stacked delta)."""
-  shape = lambda tree: (
-    jax.tree.structure(tree),
-    [(a.shape, a.dtype) for a in jax.tree.leaves(tree)],
-  )
-  runs: list[tuple[int, list[Delta]]] = []
-  for i in range(depth):
-    if runs:
-      low, members = runs[-1]
-      here = _of_layer(delta, i, f'block_{low}')
-      if shape(here) == shape(members[0]):
-        members.append(here)
-        continue
-    runs.append((i, [_of_layer(delta, i, f'block_{i}')]))
-  return [
-    (low, low + len(members), jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
-    for low, members in runs
-  ]
-
-
-def stack_blocks(params: Params, depth: int) -> Params:
-  """`block_0`, `block_1`, … to one tree `blocks` with a leading layer axis."""
-  blocks = [params[f'block_{i}'] for i in range(depth)]
-  rest = {k: v for k, v in params.items() if layer_of(k) is None}
-  return {**rest, 'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
-
-
-def unstack_blocks(params: Params, depth: int) -> Params:
-  """The inverse of `stack_blocks`."""
-  rest = {k: v for k, v in params.items() if k != 'blocks'}
-  return {**rest, **{f'block_{i}': _layer(params['blocks'], i) for i in range(depth)}}

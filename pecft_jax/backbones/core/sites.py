@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.peft.compose import layer_of
 from pecft_jax.typing import PeftTransform, Site, SiteSpec
 
 
@@ -43,9 +42,10 @@ def layered(sites: Sequence[SiteSpec], depth: int) -> tuple[SiteSpec, ...]:
   """The sites of `depth` blocks, all like the one block of the given sites."""
 
   def renamed(spec: SiteSpec, i: int) -> SiteSpec:
-    return spec._replace(site=spec.site._replace(path=spec.site.path.replace('0', str(i), 1)))
+    path = spec.site.path.replace('block_0', f'block_{i}', 1)
+    return spec._replace(site=spec.site._replace(path=path, layer=i))
 
-  block = [spec for spec in sites if layer_of(spec.site.path) == 0]
+  block = [spec for spec in sites if spec.site.layer == 0]
   first, last = sites.index(block[0]), sites.index(block[-1])
   blocks = [renamed(spec, i) for i in range(depth) for spec in block]
   return (*sites[:first], *blocks, *sites[last + 1 :])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pecft_jax.backbones.core.layers import stack_blocks
+from pecft_jax.backbones.core.stacks import stack_blocks
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import olora
 from pecft_jax.continual.core import normalised

@@ -21,15 +21,12 @@ from pecft_jax.backbones.core.layers import (
   KERNEL_INIT,
   Linear,
   RmsNorm,
-  Tap,
   attend,
   gated,
-  put_on,
-  run_blocks,
-  stack_blocks,
-  tap_of,
 )
 from pecft_jax.backbones.core.sites import find_sites, layered
+from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
+from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.backbones.families.decoder.rope import Rope, rotated
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Backbone, Features, InputSpec, Params, Site
@@ -187,27 +184,30 @@ def decoder(
   spec = InputSpec((length,), pad=pad)
 
   def functions(depth, scan):
-    def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
+    def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
       _check_inputs(name, inputs, length, rows)
       delta, params = put_on(peft, delta, params, key)
-      tap = tap_of(peft, delta)
+      taps = {}
+      tap = tap_of(peft, delta, watch, taps)
       real = inputs != pad
       behind = jnp.argmax(real[:, ::-1], -1)  # [B], pads after the last real token.
 
-      def run_block(params, delta, at, x, mask, rows):
-        tap = tap_of(peft, delta)
+      def run_block(params, tap, at, x, mask, rows):
         block = Block(sizes, tap, at)
         call = lambda x, mask: block.apply({'params': params}, x, mask, behind if rows else None)
         return tap(Site('tokens', at), call, x, mask)
 
       def encoder(x, mask):
-        x = run_blocks(run_block, params, delta, x, mask, depth=depth, rows=rows, remat=remat)
+        x = run_blocks(
+          run_block, params, delta, x, mask, peft=peft, depth=depth, rows=rows, watch=watch,
+          taps=taps, remat=remat,
+        )  # fmt: skip
         return RmsNorm(eps, tap, 'norm').apply({'params': params['norm']}, x)
 
       x = embedded(params['embed']['table'], inputs, real).astype(dtype)
       x = tap(Site('tokens', 'encoder'), encoder, x, real[:, None, :] & causal(inputs.shape[1]))
       last = x if rows else from_the_end(x, behind)
-      return Features(last[:, 0].astype(jnp.float32), x, {})
+      return Features(last[:, 0].astype(jnp.float32), x, taps)
 
     def init(key):
       k_embed, *keys = jax.random.split(key, depth + 1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from pecft_jax.backbones.core.layers import stack_blocks, unstack_blocks
+from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
 from pecft_jax.backbones.families.vit.names import Checkpoint, filled, read_tensors, sha256_of
 from pecft_jax.paths import named_leaves
 from pecft_jax.typing import Backbone, Params

@@ -15,16 +15,13 @@ from pecft_jax.backbones.core.layers import (
   Kernel,
   Linear,
   Norm,
-  Tap,
   attend,
   gelu,
   linear,
-  put_on,
-  run_blocks,
-  stack_blocks,
-  tap_of,
 )
 from pecft_jax.backbones.core.sites import find_sites
+from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
+from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
@@ -172,29 +169,29 @@ def vit(
   hidden = int(width * mlp_ratio)
   shape = (image_size, image_size, channels)
 
-  def run_block(peft):
-    def run(params, delta, at, x, mask, rows):
-      tap = tap_of(peft, delta)
-      block = Block(heads, hidden, fused, tap, at)
-      call = lambda x, mask: block.apply({'params': params}, x, mask, rows)
-      return tap(Site('tokens', at, lead=1), call, x, mask)
+  def run_block(params, tap, at, x, mask, rows):
+    block = Block(heads, hidden, fused, tap, at)
+    call = lambda x, mask: block.apply({'params': params}, x, mask, rows)
+    return tap(Site('tokens', at, lead=1), call, x, mask)
 
-    return run
-
-  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
+  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
     if inputs.shape[1:] != shape:
       raise ValueError(f'{name} expects images {list(shape)}, got {list(inputs.shape[1:])}')
     delta, params = put_on(peft, delta, params, key)
-    tap = tap_of(peft, delta)
+    taps = {}
+    tap = tap_of(peft, delta, watch, taps)
 
     def encoder(x, mask):
-      x = run_blocks(run_block(peft), params, delta, x, mask, depth=depth, rows=rows, remat=remat)
+      x = run_blocks(
+        run_block, params, delta, x, mask, peft=peft, depth=depth, rows=rows, watch=watch,
+        taps=taps, remat=remat,
+      )  # fmt: skip
       return Norm(tap, 'norm').apply({'params': params['norm']}, x)
 
     embed = Embed(patch, width, tap)
     x = embed.apply({'params': {k: params[k] for k in _EMBED}}, inputs.astype(dtype))
     x = tap(Site('tokens', 'encoder', lead=1), encoder, x, None)
-    return Features(x[:, 0].astype(jnp.float32), x, {})
+    return Features(x[:, 0].astype(jnp.float32), x, taps)
 
   def init(key):
     keys = jax.random.split(key, depth + 1)

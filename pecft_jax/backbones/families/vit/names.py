@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from pecft_jax.backbones.core.layers import stack_blocks, unstack_blocks
+from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.typing import Backbone, Params
 

@@ -1,0 +1,59 @@
+"""How a transform reaches the sites of a backbone, and how what passes there is watched."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site
+
+Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
+Watch = Callable[[Site, tuple[Any, ...], Array], Any]  # (site, args, out) -> pytree or None
+
+
+def put_on(
+  peft: PeftTransform | None, delta: Delta | None, params: Params, key: Key | None = None
+) -> tuple[Delta, Params]:
+  """What a backbone does with a transform before its layers: the delta and weights of one pass.
+
+  Args:
+    peft: the transform, or None.
+    delta: its own, or None.
+    params: the frozen weights, some of which selective transforms replace.
+    key: of dropout; None leaves it out.
+  """
+  if peft is None or delta is None:
+    return {}, params
+  return delta if key is None else peft.noise(delta, key), peft.weights(delta, params)
+
+
+def tap_of(
+  peft: PeftTransform | None,
+  delta: Delta,
+  watch: Watch | None = None,
+  taps: dict[str, Any] | None = None,
+  *,
+  stack: str = '',
+  layer: int | None = None,
+) -> Tap:
+  """Delivers a transform to the sites of a backbone.
+
+  Args:
+    peft: the transform, or None.
+    delta: its own.
+    watch: what to take from the sites, or None.
+    taps: receives what `watch` returns, under `kind:path` of the site.
+    stack: of the sites that go through this tap.
+    layer: of these sites; None outside the blocks.
+
+  Returns:
+    `(site, next_fn, *args) -> out`.
+  """
+
+  def tap(site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
+    if stack or layer is not None:
+      site = site._replace(stack=stack, layer=layer)
+    out = next_fn(*args) if peft is None else peft.intercept(delta, site, next_fn, *args)
+    if watch is not None and taps is not None and (found := watch(site, args, out)) is not None:
+      taps[f'{site.kind}:{site.path}'] = found
+    return out
+
+  return tap
