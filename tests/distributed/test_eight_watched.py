@@ -12,4 +12,5 @@ def test_eight_devices_watch_what_one_watches(shared):
   names = [f'linear:block_{i}/{name}' for i in range(2) for name in ('attn/k', 'mlp/fc2')]
   assert found['sites'] == sorted(names)
   assert set(found['apart']) == {'data 8', 'data 4, model 2', 'fsdp'}
-  assert max(found['apart'].values()) < 1e-5, found['apart']
+  # Where the model is split, sums of products are added up in another order.
+  assert max(found['apart'].values()) < 1e-4, found['apart']
