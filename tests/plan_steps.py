@@ -16,10 +16,6 @@ from pecft_jax.typing import Backbone, Capacity, Env
 
 CAPACITY = Capacity(tasks=3, classes=12)
 RECIPE = adam(1e-3)
-PEFTS = (
-  'lora', 'adaptformer', 'vpt_deep', 'full', 'linear_probe', 'ia3', 'ssf', 'bitfit', 'prefix',
-  'vera', 'dora',
-)  # fmt: skip
 
 
 @functools.cache

@@ -5,19 +5,16 @@ Not to be confused with `pecft_jax.train.schedule`, what a method trains on in e
 
 from pecft_jax.plan.carried import carried_bytes, checkpoint_bytes, growth
 from pecft_jax.plan.chips import CHIPS, Chip, find_chip
+from pecft_jax.plan.cost import flops, temporaries
 from pecft_jax.plan.estimate import Plan, plan, plan_experiment
 from pecft_jax.plan.memory import Memory, abstract_layout, stored_as
-from pecft_jax.plan.operations import Flops, flops
-from pecft_jax.plan.program import Program, program_of
 from pecft_jax.plan.roofline import Times, times
 
 __all__ = (
   'CHIPS',
   'Chip',
-  'Flops',
   'Memory',
   'Plan',
-  'Program',
   'Times',
   'abstract_layout',
   'carried_bytes',
@@ -27,7 +24,7 @@ __all__ = (
   'growth',
   'plan',
   'plan_experiment',
-  'program_of',
   'stored_as',
+  'temporaries',
   'times',
 )

@@ -1,7 +1,7 @@
 """What a training step costs on given devices, from shapes alone: nothing is allocated."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +9,10 @@ import jax.numpy as jnp
 
 from pecft_jax.devices.sharding import Layout, check_batches, check_rules, one_device
 from pecft_jax.paths import tree_bytes, tree_size
-from pecft_jax.plan import fusion
 from pecft_jax.plan.carried import checkpoint_bytes
+from pecft_jax.plan.cost import flops, temporaries
 from pecft_jax.plan.links import Sent, sent
 from pecft_jax.plan.memory import Memory, gathered, held, stored_as
-from pecft_jax.plan.operations import Flops, flops
-from pecft_jax.plan.program import Op, Program, program_of, pruned
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.optimizer import Recipe
 from pecft_jax.train.state import init_state
@@ -37,9 +35,12 @@ class Plan(NamedTuple):
     backbone_parameters: number of frozen weights.
     trained_parameters: number of scalars that the optimizer updates.
     memory: on each device.
+    dtype: of the backbone's computation.
     step: FLOPs of one training step on each device.
     predict: FLOPs of one prediction, per example.
-    traffic: bytes that a device reads from and writes to its memory in a step.
+    traffic: the least bytes that a device moves to and from its memory in a step: weights are
+      read in both passes, activations written and read once, and so is what is trained, with its
+      gradients and the state of the optimizer.
     sent: bytes that a device sends in a step.
     carried: bytes that are carried from task to task, at the method's capacity.
     checkpoint: the most bytes that a checkpoint takes.
@@ -55,8 +56,9 @@ class Plan(NamedTuple):
   backbone_parameters: int
   trained_parameters: int
   memory: Memory
-  step: Flops
-  predict: Flops
+  dtype: str
+  step: float
+  predict: float
   traffic: int
   sent: Sent
   carried: int
@@ -76,9 +78,9 @@ def plan(
 ) -> Plan:
   """Plans a training step.
 
-  The program of the step is that of one device's part of the batch. Axes of the mesh other than
-  `data` are taken to split its matrix products evenly; activations are counted as if they split
-  none of them, which is too much.
+  The step is that of one device's part of the batch. Axes of the mesh other than `data` are taken
+  to split its FLOPs evenly; activations are counted as if they split none of them, which is too
+  much.
 
   Args:
     method: that trains.
@@ -102,30 +104,23 @@ def plan(
   local = batch_size // mesh['data']
   batch = abstract_batch(method, frozen, local, cache_queries)
   trains = method.trains(0)
-  if trains:
-    whole, gradients = step_programs(method, recipe, state, frozen, batch)
-  else:
-    whole = gradients = _pass_program(method, state, frozen, batch)
-  predict = program_of(
-    lambda state, frozen, x: method.predict(
-      state.params, state.memory, Env(frozen, state.task), x
-    ),
-    state, frozen, batch.x,
-  )  # fmt: skip
-  trips = method.capacity.tasks
+  step = training_step(method, recipe)
+  predict = lambda state, frozen, x: method.predict(
+    state.params, state.memory, Env(frozen, state.task), x
+  )
+  turns = method.capacity.tasks
   layers = math.prod(mesh.values()) // mesh['data']
   lines = held(layout, state, frozen)
-  held_at_once = lambda kernels: fusion.peak(gradients, kernels, gradients.outputs)
-  apart = held_at_once(fusion.apart)
   memory = Memory(
     **lines,
     batch=tree_bytes(batch),
     gradients=lines['trained'] if trains else 0,
     gathered=gathered(layout, frozen),
-    activations=apart,
-    # What is computed late keeps what it is computed from, which no compiler must.
-    activations_fused=min(apart, held_at_once(fusion.fused)),
+    activations=gradient_bytes(method, state, frozen, batch)
+    if trains
+    else temporaries(step, state, frozen, batch),
   )
+  sending = sent(layout, state, frozen, backbone.sites, local)
   tokens = backbone.inputs.pad is not None
   return Plan(
     backbone=backbone.name,
@@ -138,10 +133,11 @@ def plan(
     backbone_parameters=tree_size(frozen),
     trained_parameters=tree_size(state.params),
     memory=memory,
-    step=flops(whole, trips).times(1 / layers),
-    predict=flops(predict, trips).times(1 / local),
-    traffic=fusion.traffic(whole, trips) // layers,
-    sent=sent(layout, state, frozen, backbone.sites, local),
+    dtype=_computed_in(backbone),
+    step=flops(step, state, frozen, batch, turns=turns) / layers,
+    predict=flops(predict, state, frozen, batch.x, turns=turns) / local,
+    traffic=_traffic(memory, sending, layers),
+    sent=sending,
     carried=tree_bytes((state.params, state.memory)),
     checkpoint=checkpoint_bytes(state),
   )
@@ -164,6 +160,20 @@ def plan_experiment(
   )
 
 
+def _computed_in(backbone: Backbone) -> str:
+  """The dtype of the first linear layer's inputs."""
+  linear = next(spec for spec in backbone.sites if spec.site.kind == 'linear')
+  return str(linear.args[0].dtype)
+
+
+def _traffic(memory: Memory, sending: Sent, layers: int) -> int:
+  updated = memory.trained + memory.gradients + memory.optimizer
+  passes = 2 if memory.gradients else 1
+  # As many weights come from other devices as are sent to them.
+  weights = passes * memory.frozen + sending.weights
+  return int(weights + 2 * memory.activations / layers + 2 * updated)
+
+
 def abstract_state(method: ContinualMethod, recipe: Recipe, frozen: Params) -> TrainState:
   """The shapes of a run's state."""
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -184,47 +194,23 @@ def abstract_batch(
   return Batch(x, rows(jnp.int32), rows(jnp.bool_), rows(jnp.int32))
 
 
-def step_programs(
-  method: ContinualMethod, recipe: Recipe, state: TrainState, frozen: Params, batch: Batch
-) -> tuple[Program, Program]:
-  """The program of a training step, and the part of it that makes the gradients."""
-  count = len(jax.tree.leaves(state.params))
-
-  def marked(grads: Params, memory: Any, env: Env) -> Params:
-    return jax.lax.optimization_barrier(method.project(grads, memory, env))
-
-  step = lambda state, frozen, batch: train_step(
-    method._replace(project=marked), recipe, state, frozen, batch
+def training_step(
+  method: ContinualMethod, recipe: Recipe
+) -> Callable[[TrainState, Params, Batch], Any]:
+  """What is planned: one update, or one batch of a method's pass where it never trains."""
+  if method.trains(0):
+    return lambda state, frozen, batch: train_step(method, recipe, state, frozen, batch)
+  return lambda state, frozen, batch: method.consolidate(
+    state.params, state.memory, Env(frozen, state.task), batch
   )
-  program = program_of(step, state, frozen, batch)
-  marks = [
-    i
-    for i, op in enumerate(program.ops)
-    if op.name == 'optimization_barrier' and len(op.inputs) == count
-  ]
-  mark = program.ops[marks[-1]]
-  before = Program(program.inputs, program.ops[: marks[-1]], mark.inputs)
-  return _without(program, marks[-1]), pruned(before)
 
 
-def _without(program: Program, place: int) -> Program:
-  """A program without an operation that changes nothing."""
-  mark = program.ops[place]
-  same = dict(zip(mark.outputs, mark.inputs, strict=True))
+def gradient_bytes(method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch) -> int:
+  """Temporaries of the gradients of a batch, without the gradients."""
 
-  def renamed(op: Op) -> Op:
-    return op._replace(inputs=tuple(same.get(value, value) for value in op.inputs))
+  def gradients(state: TrainState, frozen: Params, batch: Batch) -> Any:
+    env = Env(frozen, state.task)
+    loss = jax.grad(method.loss, has_aux=True)
+    return loss(state.params, state.memory, env, batch, state.key)[0]
 
-  ops = (*program.ops[:place], *map(renamed, program.ops[place + 1 :]))
-  return Program(program.inputs, ops, tuple(same.get(v, v) for v in program.outputs))
-
-
-def _pass_program(
-  method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch
-) -> Program:
-  return program_of(
-    lambda state, frozen, batch: method.consolidate(
-      state.params, state.memory, Env(frozen, state.task), batch
-    ),
-    state, frozen, batch,
-  )  # fmt: skip
+  return temporaries(gradients, state, frozen, batch)

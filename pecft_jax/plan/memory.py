@@ -16,9 +16,8 @@ from pecft_jax.typing import Params, TrainState
 class Memory(NamedTuple):
   """Bytes on each device while it trains.
 
-  All but the last three are exact. Activations are what the program of a step makes between
-  its inputs and its gradients, at the moment when most of it is held, with two models of a
-  compiler, see `pecft_jax.plan.fusion`. XLA for the CPU holds 0.95 to 1.35 times the larger figure.
+  All but the last is exact. Activations are what a step makes between its inputs and its
+  gradients, at the moment when most of it is held, see `pecft_jax.plan.cost.temporaries`.
 
   Attributes:
     frozen: weights of the backbone.
@@ -29,8 +28,7 @@ class Memory(NamedTuple):
     batch: one batch.
     gradients: of `trained`, laid out like it.
     gathered: the largest weight that is split over `data`, made whole where it is used.
-    activations: as they are with no operations joined.
-    activations_fused: as they are with all element-wise operations joined to what reads them.
+    activations: an estimate. Programs compiled for the CPU hold 0.95 to 1.35 times as much.
   """
 
   frozen: int
@@ -42,20 +40,11 @@ class Memory(NamedTuple):
   gradients: int
   gathered: int
   activations: int
-  activations_fused: int
 
   @property
   def total(self) -> int:
-    """With the larger figure of activations.
-
-    All gradients count, though not all are there yet when activations are the most.
-    """
-    return sum(self) - self.activations_fused
-
-  @property
-  def total_fused(self) -> int:
-    """With the smaller figure of activations."""
-    return sum(self) - self.activations
+    """All gradients count, though not all are there yet when activations are the most."""
+    return sum(self)
 
 
 def abstract_layout(axes: Mapping[str, int], rules: tuple[Rule, ...] = ()) -> Layout:

@@ -37,9 +37,8 @@ def memory_rows(plan: Plan) -> Rows:
   ]
   return [
     *rows,
-    ('activations, if all are fused', amount(memory.activations_fused, 'B')),
-    ('activations, if none are', amount(memory.activations, 'B')),
-    ('total', f'{amount(memory.total_fused, "B")} to {amount(memory.total, "B")}'),
+    ('activations, estimated', amount(memory.activations, 'B')),
+    ('total', amount(memory.total, 'B')),
   ]
 
 
@@ -47,19 +46,13 @@ def step_rows(plan: Plan) -> Rows:
   """What a step computes and moves, on each device, and what is kept of it."""
   one = plan.unit.removesuffix('s')
   what = 'a training step' if plan.trains else 'a pass over a batch'
-  rows = [
-    (f'{what}: {dtype} matrix products', amount(flops, 'FLOP'))
-    for dtype, flops in plan.step.matmul.items()
-  ]
-  sent = plan.sent
   return [
     ('parameters of the backbone', count(plan.backbone_parameters)),
     ('trained parameters', count(plan.trained_parameters)),
-    *rows,
-    (f'{what}: other operations', amount(plan.step.other, 'FLOP')),
-    (f'a prediction, per {one}', amount(plan.predict.total / plan.units, 'FLOP')),
-    ('to and from memory, if all is fused', amount(plan.traffic, 'B')),
-    ('sent to other devices', amount(sum(sent), 'B')),
+    (f'{what}, in {plan.dtype}', amount(plan.step, 'FLOP')),
+    (f'a prediction, per {one}', amount(plan.predict / plan.units, 'FLOP')),
+    ('to and from memory, at least', amount(plan.traffic, 'B')),
+    ('sent to other devices', amount(sum(plan.sent), 'B')),
     ('checkpoint, at most', amount(plan.checkpoint, 'B')),
   ]
 
@@ -67,7 +60,7 @@ def step_rows(plan: Plan) -> Rows:
 class Expected(NamedTuple):
   """A plan on one chip."""
 
-  share: tuple[float, float]  # Of the chip's memory, all fused and none.
+  share: float  # Of the chip's memory.
   bound: str
   seconds: float
   rate: float  # Images or tokens per second, over all devices.
@@ -75,15 +68,14 @@ class Expected(NamedTuple):
   @property
   def fits(self) -> str:
     """Whether the chip's memory is enough."""
-    low, high = self.share
-    return 'yes' if high <= 1 else 'if fused' if low <= 1 else 'no'
+    return 'yes' if self.share <= 1 else 'no'
 
 
 def expected(plan: Plan, chip: Chip, utilisation: float) -> Expected:
   """What a step takes on a chip that reaches a share of its roofline."""
-  busy = times(chip, plan.step, plan.traffic, sum(plan.sent))
+  busy = times(chip, plan.step, plan.traffic, sum(plan.sent), plan.dtype)
   seconds = busy.step(utilisation)
-  share = (plan.memory.total_fused / chip.memory, plan.memory.total / chip.memory)
+  share = plan.memory.total / chip.memory
   return Expected(share, busy.bound, seconds, plan.batch * plan.units / seconds)
 
 
@@ -92,8 +84,7 @@ def chip_rows(plan: Plan, chips: Iterable[Chip], utilisation: float) -> list[tup
   rows = []
   for chip in chips:
     got = expected(plan, chip, utilisation)
-    low, high = (f'{share:.1%}' if share < 0.1 else f'{share:.0%}' for share in got.share)
-    share = low if low == high else f'{low} to {high}'
+    share = f'{got.share:.1%}' if got.share < 0.1 else f'{got.share:.0%}'
     milliseconds = f'{got.seconds * 1e3:.3g}'
     rows.append((chip.name, share, got.fits, milliseconds, got.bound, f'{got.rate:,.0f}'))
   return rows
@@ -103,12 +94,13 @@ def assumptions(plan: Plan, chips: Sequence[Chip], utilisation: float) -> list[s
   """What the figures rest on."""
   notes = [
     'Exact: weights, parameters, optimizer state, memory of the method. Activations are an '
-    'estimate: XLA for the CPU holds 0.95 to 1.35 times the larger figure.',
+    'estimate: programs compiled for the CPU hold 0.95 to 1.35 times as much.',
     f'Times: the busiest of matrix units, memory and links, of which {utilisation:.0%} is '
-    'assumed to be reached (--utilisation).',
+    'assumed to be reached (--utilisation). Traffic to memory is the least that there must be: '
+    'attention without a fused kernel moves several times as much.',
   ]
   if len(plan.mesh) > 1:
-    notes.append('Axes but data are assumed to split matrix products evenly, activations not.')
+    notes.append('Axes but data are assumed to split FLOPs evenly, activations not.')
   if any(expected(plan, chip, utilisation).seconds < 1e-3 for chip in chips):
     notes.append('Starting a step takes a fraction of a millisecond, too, which is not counted.')
   if not plan.trains:

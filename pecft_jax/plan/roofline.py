@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from pecft_jax.plan.chips import Chip
-from pecft_jax.plan.operations import Flops
 
 
 class Times(NamedTuple):
@@ -34,16 +33,20 @@ def check_utilisation(share: float) -> None:
     raise ValueError(f'utilisation must be in (0, 1], got {share}')
 
 
-def times(chip: Chip, flops: Flops, traffic: float, sent: float) -> Times:
-  """Of one step on one device; only matrix products count as computation.
+def times(chip: Chip, flops: float, traffic: float, sent: float, dtype: str = 'bfloat16') -> Times:
+  """Seconds of one step on one device.
 
   Args:
     chip: its peaks.
     flops: per device.
     traffic: bytes to and from its memory.
     sent: bytes to other devices.
+    dtype: of the matrix products.
+
+  Example:
+    >>> from pecft_jax.plan.chips import find_chip
+    >>> times(find_chip('h100'), flops=989.4e12, traffic=0, sent=0).step(0.5)
+    2.0
   """
-  narrow = {'bfloat16', 'float16'}
-  peak = lambda dtype: chip.bf16 if dtype in narrow else chip.float32
-  compute = sum(count / peak(dtype) for dtype, count in flops.matmul.items())
-  return Times(compute, traffic / chip.bandwidth, sent / chip.link)
+  peak = chip.bf16 if dtype in {'bfloat16', 'float16'} else chip.float32
+  return Times(flops / peak, traffic / chip.bandwidth, sent / chip.link)

@@ -24,42 +24,42 @@ def planned(method='finetune', peft=None, axes=(('data', 1),), wrap=(), **option
 def test_every_method_can_be_planned(method):
   found = planned(method)
   assert found.trains == (method != 'simplecil')
-  assert found.step.total > 0.9 * found.predict.total
+  assert found.step > 0.9 * found.predict
   assert found.memory.activations > 0
   assert bool(found.trained_parameters) == found.trains
 
 
 def test_a_step_is_shared_by_the_devices():
   one, four = planned(), planned(axes=(('data', 4),))
-  assert four.step.total == pytest.approx(one.step.total / 4, rel=0.01)
+  assert four.step == pytest.approx(one.step / 4, rel=0.01)
   # Weights are read on each.
   assert one.traffic / 4 < four.traffic < one.traffic
   split = planned(axes=(('data', 2), ('model', 2)))
-  assert split.step.total == pytest.approx(one.step.total / 4, rel=0.01)
+  assert split.step == pytest.approx(one.step / 4, rel=0.01)
 
 
 def test_replay_costs_passes_over_what_is_replayed():
   one, replayed = planned(), planned(wrap=('derpp',))
   # Two draws as large as the batch beside it.
-  assert replayed.step.total == pytest.approx(3 * one.step.total, rel=0.02)
+  assert replayed.step == pytest.approx(3 * one.step, rel=0.02)
 
 
 def test_a_cached_query_saves_a_forward_pass():
   cached, anew = planned('l2p', cache_queries=True), planned('l2p')
-  once = planned('finetune', 'linear_probe').predict.total
-  assert anew.step.total - cached.step.total == pytest.approx(8 * once, rel=0.02)
+  once = planned('finetune', 'linear_probe').predict
+  assert anew.step - cached.step == pytest.approx(8 * once, rel=0.02)
 
 
 def test_ease_predicts_with_a_pass_for_each_task():
-  once = planned('finetune', 'adaptformer').predict.total
-  assert planned('ease').predict.total == pytest.approx(3 * once, rel=0.02)
+  once = planned('finetune', 'adaptformer').predict
+  assert planned('ease').predict == pytest.approx(3 * once, rel=0.02)
 
 
 def test_half_the_bytes_of_weights_are_half_the_bytes():
   wide, narrow = planned(), planned(frozen_dtype=jnp.bfloat16)
   assert 2 * narrow.memory.frozen == wide.memory.frozen
   assert narrow.trained_parameters == wide.trained_parameters
-  assert narrow.step.matmul.keys() == {'float32'}  # The computation has its own dtype.
+  assert narrow.dtype == 'float32'  # The computation has its own dtype.
 
 
 def test_recomputing_saves_activations_and_costs_a_forward_pass():
@@ -73,7 +73,7 @@ def test_recomputing_saves_activations_and_costs_a_forward_pass():
   kept, again = found.values()
   assert (kept.unit, kept.units) == ('tokens', 24)
   assert again.memory.activations < kept.memory.activations / 2
-  assert 1.2 * kept.step.total < again.step.total < 1.6 * kept.step.total
+  assert 1.2 * kept.step < again.step < 1.6 * kept.step
 
 
 @pytest.mark.slow
@@ -103,4 +103,4 @@ def test_seven_billion_parameters_are_planned_without_making_them():
   backward = forward - 3 * square
   # Attention between 128 tokens, LoRA and the like are a hundredth.
   step = 2 * (forward + again + backward) * 4 * 128
-  assert step < found.step.total * 8 < 1.02 * step
+  assert step < found.step * 8 < 1.02 * step

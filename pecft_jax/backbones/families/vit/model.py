@@ -219,6 +219,7 @@ def vit(
       mean=mean,
       std=std,
       fused=fused,
+      dtype=dtype,
     )
     sites = loop.sites
   spec = InputSpec(shape, tuple(mean), tuple(std))
