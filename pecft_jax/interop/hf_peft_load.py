@@ -1,40 +1,28 @@
 """Adapters of huggingface/peft as transforms and deltas."""
 
 import collections
-import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from pecft_jax.backbones.core.finite import check_finite
 from pecft_jax.backbones.families.vit.names import read_tensors
 from pecft_jax.continual.core import Head, abstract_delta
+from pecft_jax.interop.hf_peft_config import lora_config, read_config, scale_of, scales_inputs
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
-from pecft_jax.peft.lowrank.lora import LoraDelta, lora, lora_scale
+from pecft_jax.peft.lowrank.lora import LoraDelta, lora
 from pecft_jax.peft.scaling.ia3 import Ia3Delta, scaled_inputs, scaled_outputs
 from pecft_jax.typing import Adapted, Backbone, Delta, PeftTransform
-
-# What would change the forward pass in ways that are not read here.
-_REFUSED = {
-  'bias': ('none', None),
-  'fan_in_fan_out': (False, None),
-  'lora_bias': (False, None),
-  'use_qalora': (False, None),
-  'use_bdlora': (None, False),
-  'alora_invocation_tokens': (None,),
-  'layer_replication': (None,),
-  'target_parameters': (None, []),
-  'trainable_token_indices': (None,),
-}
 
 _Parts = dict[str, dict[str, np.ndarray]]
 
@@ -57,58 +45,67 @@ def load_hf_peft(
 
   Raises:
     ValueError: if the files are not there or not whole, the adapter is of
-      another kind, or the backbone has no such layers or other sizes.
+      another kind, an entry of its configuration is not understood, a tensor
+      is not finite or does not fit the configuration, or the backbone has no
+      such layers or other sizes; names the file and the entry.
   """
   directory = local_path(directory)
   naming = naming_of(backbone) if naming is None else naming
-  config = _config(directory / CONFIG)
-  kind = config.get('peft_type')
-  if kind not in ('LORA', 'IA3'):
-    raise ValueError(f'{directory}: expected an adapter of type LORA or IA3, got {kind!r}')
-  for key, allowed in _REFUSED.items():
-    if key in config and config[key] not in allowed:
-      raise ValueError(f'{directory}: {key}={config[key]!r} is not supported, only {allowed[0]!r}')
-  parts = _by_module(read_tensors(directory / TENSORS))
-  head = _head(parts.pop(naming.head, None))
+  config = read_config(directory / CONFIG)
+  tensors = read_tensors(directory / TENSORS)
+  try:
+    return _adapted(config, tensors, backbone, naming)
+  except ValueError as error:
+    raise ValueError(f'{directory}: {error}') from error
+
+
+def _adapted(
+  config: Mapping[str, Any], tensors: Mapping[str, Any], backbone: Backbone, naming: Naming
+) -> Adapted:
+  parts = _by_module(tensors)
+  head = _head(naming.head, parts.pop(naming.head, None), backbone.width)
   sites = _sites(backbone, naming)
-  # A model saved without its language-model head has no such prefix.
-  parts = {
-    n if n in sites or f'model.{n}' not in sites else f'model.{n}': p for n, p in parts.items()
-  }
-  if unknown := sorted(parts.keys() - sites.keys()):
+  if unknown := sorted(name for name in parts if _site_name(name, sites) is None):
     raise ValueError(
-      f'{directory} adapts {shortened(unknown)}, which {backbone.name} has not; linear layers: '
+      f'it adapts {shortened(unknown)}, which {backbone.name} has not; linear layers: '
       f'{shortened(sorted(sites))}'
     )
   if not parts:
-    raise ValueError(f'{directory} adapts no layer')
-  peft, delta = (_lora if kind == 'LORA' else _ia3)(config, parts, sites)
-  _check(directory, backbone, peft, delta)
+    raise ValueError('it adapts no layer')
+  several = collections.Counter(_site_name(name, sites) for name in parts)
+  if twice := sorted(str(name) for name, count in several.items() if count > 1):
+    raise ValueError(f'it has the layers {shortened(twice)} twice, with and without a prefix')
+  peft, delta = (_lora if config['peft_type'] == 'LORA' else _ia3)(config, parts, sites)
+  _check(backbone, peft, delta)
   return Adapted(peft, delta, head)
+
+
+def _site_name(name: str, sites: Mapping[str, Any]) -> str | None:
+  """The layer of a name; a model saved without its language-model head has no such prefix."""
+  return next((each for each in (name, f'model.{name}') if each in sites), None)
 
 
 def _lora(
   config: Mapping[str, Any], parts: _Parts, sites: Mapping[str, Any]
 ) -> tuple[PeftTransform, Delta]:
-  rank, alpha = (_entry(config, key) for key in ('r', 'lora_alpha'))
-  stabilised = bool(config.get('use_rslora'))
-  common = lora_scale(rank, alpha, rank_stabilised=stabilised)
+  settings = lora_config(config)
+  root = math.sqrt(settings.rank) if settings.stabilised else settings.rank
+  # What a layer's scale differs by goes into its B; so does the sign.
+  common = settings.alpha / root if settings.alpha > 0 else 1.0
+  expected = ('lora_A.weight', 'lora_B.weight', *(('lora_magnitude_vector',) * settings.dora))
   delta: Delta = {}
   for name, tensors in parts.items():
-    a, b = (_needed(name, tensors, f'lora_{letter}.weight').T for letter in 'AB')
-    own = _pattern(config.get('alpha_pattern'), name, alpha)
-    # As there: a rank of its own changes the scale, too.
-    own_rank = _pattern(config.get('rank_pattern'), name, rank)
-    scale = own / (math.sqrt(own_rank) if stabilised else own_rank)
-    b = b * np.float32(scale / common)
-    magnitude = tensors.get('lora_magnitude_vector')
-    if bool(config.get('use_dora')) != (magnitude is not None):
+    a, b, *magnitude = _exactly_parts(name, tensors, expected, config)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
       raise ValueError(
-        f'{name}: use_dora is {config.get("use_dora")}, but its tensors say otherwise'
+        f'{name}: expected lora_A [r, in] and lora_B [out, r], got {a.shape} and {b.shape}'
       )
-    for path, cut in _cuts(sites[name], b.shape[1]):
-      if magnitude is not None:
-        own_part = magnitude.reshape(-1)[cut]
+    a, b = a.T, b.T * np.float32(scale_of(settings, name, len(a)) / common)
+    check_finite(f'{name}.lora_B.weight times its scale', b)
+    at = sites[str(_site_name(name, sites))]
+    for path, cut in _cuts(name, at, b.shape[1]):
+      if magnitude:
+        own_part = _of_length(name, magnitude[0], b.shape[1])[cut]
         delta[path] = DoraDelta(jnp.asarray(a), jnp.asarray(b[:, cut]), jnp.asarray(own_part))
         continue
       # Where q, k and v were adapted apart, the others' rows are zeros.
@@ -117,34 +114,48 @@ def _lora(
         delta[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
   # With alpha / r the same scale, whatever it was there.
   most = collections.Counter(leaf.a.shape[1] for leaf in delta.values()).most_common(1)[0][0]
-  pattern, alpha = _exactly(delta), common * most
-  if config.get('use_dora'):
+  pattern, alpha = _pattern_of(delta), common * most
+  if settings.dora:
     return dora(pattern, most, alpha), delta
-  return lora(pattern, most, alpha, dropout=config.get('lora_dropout') or 0.0), delta
+  return lora(pattern, most, alpha, dropout=settings.dropout), delta
 
 
 def _ia3(
   config: Mapping[str, Any], parts: _Parts, sites: Mapping[str, Any]
 ) -> tuple[PeftTransform, Delta]:
-  del config
   delta: dict[str, Delta] = {'outputs': {}, 'inputs': {}}
   for name, tensors in parts.items():
-    scale = _needed(name, tensors, 'ia3_l')
-    if scale.shape[0] == 1:  # [1, d_in] of a feed-forward module, otherwise [d_out, 1].
-      if len(sites[name]) > 1:
+    (scale,) = _exactly_parts(name, tensors, ('ia3_l',), config)
+    # [1, d_in] of a feed-forward module, otherwise [d_out, 1].
+    if scale.ndim != 2 or 1 not in scale.shape:
+      raise ValueError(f'{name}: expected ia3_l [out, 1] or [1, in], got {scale.shape}')
+    inputs = scale.shape[0] == 1
+    if scales_inputs(config, name) not in (None, inputs):
+      raise ValueError(
+        f'{name}: feedforward_modules is {config["feedforward_modules"]}, but ia3_l has shape '
+        f'{scale.shape}'
+      )
+    at = sites[str(_site_name(name, sites))]
+    if inputs:
+      if len(at) > 1:
         raise ValueError(f'{name}: the inputs of q, k and v in one layer cannot be scaled here')
-      delta['inputs'][sites[name][0][1]] = Ia3Delta(jnp.asarray(scale[0]))
+      delta['inputs'][at[0][1]] = Ia3Delta(jnp.asarray(scale[0]))
       continue
-    for path, cut in _cuts(sites[name], len(scale)):
+    for path, cut in _cuts(name, at, len(scale)):
       delta['outputs'][path] = Ia3Delta(jnp.asarray(scale[cut, 0]))
   factories = {'outputs': scaled_outputs, 'inputs': scaled_inputs}
   delta = {part: leaves for part, leaves in delta.items() if leaves}
-  return chain(**{part: factories[part](_exactly(leaves)) for part, leaves in delta.items()}), delta
+  transforms = {part: factories[part](_pattern_of(leaves)) for part, leaves in delta.items()}
+  return chain(**transforms), delta
 
 
-def _cuts(places: list[tuple[int | None, str]], width: int) -> list[tuple[str, slice]]:
+def _cuts(name: str, places: list[tuple[int | None, str]], width: int) -> list[tuple[str, slice]]:
   """Each site of a layer with its part of the outputs."""
-  each = width if places[0][0] is None else width // 3
+  if places[0][0] is None:
+    return [(path, slice(width)) for _, path in places]
+  if width % 3:
+    raise ValueError(f'{name} has {width} outputs: expected as many for each of q, k and v')
+  each = width // 3
   return [(path, slice((third or 0) * each, ((third or 0) + 1) * each)) for third, path in places]
 
 
@@ -159,51 +170,54 @@ def _sites(backbone: Backbone, naming: Naming) -> dict[str, list[tuple[int | Non
 
 
 def _by_module(tensors: Mapping[str, np.ndarray]) -> _Parts:
-  """Tensors by the layer that they belong to."""
+  """Tensors by the layer that they belong to, in float32."""
   found: _Parts = {}
   pattern = r'(.+?)\.(lora_[AB]\.weight|lora_magnitude_vector|ia3_l|weight|bias)'
   for name, tensor in tensors.items():
-    match = re.fullmatch(pattern, name.removeprefix(PREFIX))
+    match = re.fullmatch(re.escape(PREFIX) + pattern, name)
     if match is None:
       raise ValueError(f'{name} is no tensor of a LoRA, DoRA or (IA)^3 adapter')
+    check_finite(name, tensor)
     found.setdefault(match[1], {})[match[2]] = np.asarray(tensor, np.float32)
   return found
 
 
-def _head(tensors: Mapping[str, np.ndarray] | None) -> Head | None:
+def _head(name: str, tensors: Mapping[str, np.ndarray] | None, width: int) -> Head | None:
   if tensors is None:
     return None
-  kernel = jnp.asarray(_needed('the classifier', tensors, 'weight').T)
-  bias = tensors.get('bias')
-  return Head(kernel, jnp.zeros(kernel.shape[1]) if bias is None else jnp.asarray(bias))
+  if not {'weight'} <= tensors.keys() <= {'weight', 'bias'}:
+    raise ValueError(f'{name}: expected weight and bias of a classifier, got {sorted(tensors)}')
+  weight = tensors['weight']
+  if weight.ndim != 2 or weight.shape[1] != width:
+    raise ValueError(f'{name}.weight: expected shape [classes, {width}], got {weight.shape}')
+  bias = _of_length(name, tensors.get('bias', np.zeros(len(weight), np.float32)), len(weight))
+  return Head(jnp.asarray(weight.T), jnp.asarray(bias))
 
 
-def _needed(name: str, tensors: Mapping[str, np.ndarray], part: str) -> np.ndarray:
-  if part not in tensors:
-    raise ValueError(f'{name} has no {part}; it has {sorted(tensors)}')
-  return tensors[part]
+def _exactly_parts(
+  name: str, tensors: Mapping[str, np.ndarray], expected: Sequence[str], config: Mapping[str, Any]
+) -> list[np.ndarray]:
+  """The tensors of a layer, in the order expected; no others may be there."""
+  if tensors.keys() != set(expected):
+    kind = f'use_dora={config["use_dora"]}' if config.get('use_dora') else config['peft_type']
+    raise ValueError(
+      f'{name}: expected {" and ".join(expected)} ({kind}), got {" and ".join(sorted(tensors))}'
+    )
+  return [tensors[part] for part in expected]
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-  """The value of the first pattern that a name ends with, at a dot."""
-  for pattern, value in (patterns or {}).items():
-    if re.fullmatch(rf'(.*\.)?({pattern})', name):
-      return value
-  return default
+def _of_length(name: str, vector: np.ndarray, length: int) -> np.ndarray:
+  if vector.shape != (length,):
+    raise ValueError(f'{name}: expected a vector of {length}, got shape {vector.shape}')
+  return vector
 
 
-def _entry(config: Mapping[str, Any], key: str) -> Any:
-  if not isinstance(config.get(key), int | float):
-    raise ValueError(f'{CONFIG}: expected a number for {key}, got {config.get(key)!r}')
-  return config[key]
-
-
-def _exactly(delta: Delta) -> str:
+def _pattern_of(delta: Delta) -> str:
   return f'^({"|".join(map(re.escape, delta))})$'
 
 
-def _check(directory: pathlib.Path, backbone: Backbone, peft: PeftTransform, delta: Delta) -> None:
-  """Holds a delta against the one that its transform would make; ranks may differ."""
+def _check(backbone: Backbone, peft: PeftTransform, delta: Delta) -> None:
+  """Checks a delta against the one that its transform would make; ranks may differ."""
   ranked = lambda name: name.rpartition('/')[2] in ('a', 'b')
   want = dict(named_leaves(abstract_delta(backbone, peft)))
   for name, leaf in named_leaves(delta):
@@ -213,16 +227,6 @@ def _check(directory: pathlib.Path, backbone: Backbone, peft: PeftTransform, del
       shape, other = shape[side : side + 1], other[side : side + 1]
     if shape != other:
       raise ValueError(
-        f'{directory}: {name} has shape {list(leaf.shape)}, {backbone.name} expects '
+        f'{name} has shape {list(leaf.shape)}, {backbone.name} expects '
         f'{list(want[name].shape)}, whatever the rank'
       )
-
-
-def _config(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    config = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{path} is no configuration of an adapter: {error}') from error
-  if not isinstance(config, dict):
-    raise ValueError(f'{path} is no configuration of an adapter: expected an object')
-  return config

@@ -3,6 +3,7 @@
 Tolerance 1e-4 in float32: sums of some hundred terms in another order.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from pecft_jax.backbones import decoder, load_llama, load_timm, vit
 from pecft_jax.continual.core import Head
-from pecft_jax.interop import load_hf_peft, save_hf_peft
+from pecft_jax.interop import hf_peft_config, load_hf_peft, save_hf_peft
 from pecft_jax.peft import at_layers, chain, dora, ia3, lora, rslora
 from pecft_jax.typing import Adapted
 
@@ -172,6 +173,16 @@ THEIRS = {
   'dora with rslora': dict(
     cls='LoraConfig', r=4, target_modules=['fc1'], use_dora=True, use_rslora=True
   ),
+  'random factors': dict(cls='LoraConfig', target_modules=['fc1'], init_lora_weights=False),
+  'gaussian': dict(cls='LoraConfig', target_modules=['fc1'], init_lora_weights='gaussian'),
+  'orthogonal': dict(cls='LoraConfig', target_modules=['qkv'], init_lora_weights='orthogonal'),
+  'mica': dict(cls='LoraConfig', r=4, target_modules=['fc1'], init_lora_weights='mica'),
+  'patterns with expressions': dict(
+    cls='LoraConfig', target_modules=['qkv', 'fc1', 'fc2'], r=2,
+    rank_pattern={r'^blocks\.[02]\.mlp\.fc1': 3, 'fc': 7},
+    alpha_pattern={r'[12]\.mlp\.fc\d': 5, '^mlp.fc1': 99, 'lp.fc2': 99, 'attn.(qkv|proj)': 3},
+  ),
+  'a negative alpha': dict(cls='LoraConfig', lora_alpha=-4, target_modules=['fc1']),
   'ia3': dict(cls='IA3Config', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
 }  # fmt: skip
 
@@ -191,6 +202,24 @@ def test_we_compute_the_same_with_what_they_write(case, images, tmp_path):
   found = load_hf_peft(tmp_path, ours)
   assert np.abs(logits(model) - logits(theirs())).max() > 0.1
   np.testing.assert_allclose(our_logits(ours, params, found, x), logits(model), atol=ATOL)
+
+
+@pytest.mark.parametrize('init', ['pissa', 'pissa_niter_4', 'olora'])
+def test_inits_that_change_the_base_are_refused_by_name(init, images, tmp_path):
+  theirs, ours, *_ = images
+  config = hf.LoraConfig(r=2, target_modules=['fc1'], init_lora_weights=init)
+  hf.get_peft_model(theirs(), config).save_pretrained(tmp_path)
+  with pytest.raises(ValueError, match=f'adapter_config.json: init_lora_weights={init!r}'):
+    load_hf_peft(tmp_path, ours)
+
+
+@pytest.mark.parametrize('kind', ['LORA', 'IA3'])
+def test_every_option_of_the_installed_library_is_sorted(kind):
+  cls = {'LORA': hf.LoraConfig, 'IA3': hf.IA3Config}[kind]
+  known = (
+    hf_peft_config.READ[kind] | hf_peft_config.HARMLESS[kind] | hf_peft_config.ONLY[kind].keys()
+  )
+  assert {field.name for field in dataclasses.fields(cls)} <= known
 
 
 def test_short_names_are_written_where_they_mean_the_same_layers(images, texts, tmp_path):

@@ -1,0 +1,34 @@
+"""A check of tensors that come from files."""
+
+import jax.numpy as jnp
+import numpy as np
+
+_CHUNK = 1 << 24
+
+
+def check_finite(name: str, tensor: np.ndarray) -> None:
+  """Checks that a tensor holds finite floating-point numbers.
+
+  Args:
+    name: of the tensor, for messages.
+    tensor: of any shape and dtype.
+
+  Raises:
+    ValueError: for integers and other types, NaN, or an infinity; tells where the first one is.
+
+  Example:
+    >>> check_finite('w', np.float32([1, np.nan]))
+    Traceback (most recent call last):
+    ValueError: w is not finite: nan at [1], and 0 more
+  """
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise ValueError(f'{name} has dtype {tensor.dtype}, expected floating-point numbers')
+  flat = tensor.reshape(-1)
+  # In parts, so that the masks of large tensors take little memory.
+  for start in range(0, flat.size, _CHUNK):
+    bad = np.flatnonzero(~np.isfinite(flat[start : start + _CHUNK]))
+    if bad.size:
+      at = [int(i) for i in np.unravel_index(start + bad[0], tensor.shape)]
+      raise ValueError(
+        f'{name} is not finite: {flat[start + bad[0]]} at {at}, and {bad.size - 1} more'
+      )
