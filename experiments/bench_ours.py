@@ -11,15 +11,15 @@ import numpy as np
 from pecft_jax.backbones import decoder, random_weights
 from pecft_jax.continual import ease, finetune, l2p, ranpac
 from pecft_jax.peft import adaptformer, linear_probe, lora
+from pecft_jax.problems import Judged
 from pecft_jax.train import adam, compile_steps, one_device
-from pecft_jax.train.step import Counts
 from pecft_jax.typing import (
   Backbone,
   Batch,
-  Cached,
   Capacity,
   ContinualMethod,
   Features,
+  Given,
   InputSpec,
   Task,
 )
@@ -108,7 +108,7 @@ def subspaces() -> tuple[Step, Facts]:
   steps, state, frozen = _begun(method, model.params)
   seen = np.arange(CLASSES) < 50
   state = state._replace(task=state.task._replace(index=np.int32(4), seen=seen))
-  batch, none = _batch(model.backbone, 32), Counts(*[jnp.zeros((), jnp.int32)] * 3)
+  batch, none = _batch(model.backbone, 32), Judged(*[jnp.zeros((), jnp.int32)] * 3)
   predict = lambda: steps.predict(state, frozen, batch, seen, none)
   return lambda: {'step': _timed(predict)}, {}
 
@@ -129,7 +129,7 @@ def _with_and_without_cache(
   method, batch = build(model.backbone), _batch(model.backbone, 8)
   plain, facts = _trainer(method, model.params, batch)
   query = jax.random.normal(jax.random.key(2), (8, model.backbone.width))
-  cached, _ = _trainer(method, model.params, batch._replace(x=Cached(batch.x, query)))
+  cached, _ = _trainer(method, model.params, batch._replace(x=Given(batch.x, query)))
   return lambda: {'step': _timed(plain), 'cached': _timed(cached)}, facts
 
 

@@ -20,7 +20,7 @@ from pecft_jax.catalog import METHODS, PEFTS, method_by_name
 from pecft_jax.train import adam
 from pecft_jax.train.heap import keep_heap
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import train_step
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Batch, Capacity, Task
 
 

@@ -24,7 +24,7 @@ from pecft_jax.plan.estimate import abstract_batch, abstract_state, gradient_byt
 from pecft_jax.plan.page import expected
 from pecft_jax.text import amount, count
 from pecft_jax.train import Rule, adam, fsdp, tensor_parallel
-from pecft_jax.train.step import train_step
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Backbone, Capacity
 
 CAPACITY = Capacity(tasks=10, classes=100)

@@ -4,17 +4,23 @@ Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from pecft_jax.problems import Problem, classification
+from pecft_jax.recipes import Recipe
 
 Array = jax.Array
 Key = jax.Array
 Params = Any  # A pytree of arrays: nested dicts with string keys.
 Delta = Any  # The trainable pytree of a PEFT transform.
-# What one batch feeds the model: images uint8 [B, H, W, C], token ids int32 [B, T], or a `Cached`.
+# What one batch feeds the model: images uint8 [B, H, W, C], token ids int32 [B, T], or a `Given`.
 Inputs = Any
+# (site, args, out) -> pytree of what is wanted of a site, or None; see `Backbone.apply`.
+Watch = Callable[['Site', tuple[Any, ...], Array], Any]
 
 
 class Site(NamedTuple):
@@ -51,44 +57,68 @@ class SiteSpec(NamedTuple):
   out: Any  # jax.ShapeDtypeStruct of the result.
 
 
-def _pass_through(delta: Delta, site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
-  del delta, site
-  return next_fn(*args)
+class Kept(NamedTuple):
+  """Arrays in a delta that are carried and not trained: masks, indices, frozen factors.
+
+  No gradient is taken of them and no optimizer sees them; they may have any dtype.
+  """
+
+  value: Any
 
 
-def _same_params(delta: Delta, params: Params) -> Params:
-  del delta
-  return params
+class Calibration(NamedTuple):
+  """Statistics of one pass over a task's data before training, and what a delta makes of them.
 
+  Attributes:
+    watch: what is wanted of the sites, as in `Backbone.apply`; the delta is in place.
+    empty: `(delta) -> statistics`, at their start: a pytree of arrays.
+    add: `(statistics, taps, valid) -> statistics`, one batch more. `taps` is
+      what `watch` gave by `kind:path`, `valid` [B] bool says which rows count.
+    finish: `(delta, statistics) -> delta`, of the same shapes.
+  """
 
-def _same_delta(delta: Delta, key: Key) -> Delta:
-  del key
-  return delta
+  watch: 'Watch'
+  empty: Callable[[Delta], Any]
+  add: Callable[[Any, dict[str, Any], Array], Any]
+  finish: Callable[[Delta, Any], Delta]
 
 
 class PeftTransform(NamedTuple):
-  """A parameter-efficient fine-tuning method as pure functions.
+  """A parameter-efficient fine-tuning method as pure functions; absent ones are None.
 
   Attributes:
     init: `(key, sites, params) -> delta`. Consumes the key. `sites` is a
       sequence of `SiteSpec`; raises ValueError where a pattern matches none.
     intercept: `(delta, site, next_fn, *args) -> out`. Pure; calls `next_fn`
       at most once. Passes through at sites that the delta does not name.
-    weights: `(delta, params) -> params`. Puts trained weights in the place of
-      frozen ones before the forward pass; the identity but for selective methods.
+    replace: `(delta, params) -> params`. Puts trained weights in the place of
+      frozen ones before the forward pass (selective methods).
     merge: `(delta, params) -> params`, the weight-space form, equal to
-      `weights` and `intercept` together; None where there is none (prompts,
+      `replace` and `intercept` together; None where there is none (prompts,
       adapters with a non-linearity).
-    noise: `(delta, key) -> delta`, for one forward pass in training: what
+    with_dropout: `(delta, key) -> delta`, for one forward pass in training: what
       `intercept` needs for dropout. Consumes the key.
+    update: `(delta, path, w) -> dW`, the change of the weight `w` [d_in, d_out]
+      of the linear site at `path`, where the transform is a sum W + dW.
+    after: `(delta, grads, progress) -> delta`, after each update of a task
+      (AdaLoRA's budget). `grads` is a tree like the delta with None in the place
+      of what is `Kept`; `progress` [] in [0, 1] is that of the task.
+    penalty: `(delta) -> []`, added to the training loss.
+    calibrate: a pass over the data before a fresh delta is trained (EVA).
+    selective: whether replacing weights is all that the transform does.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   init: Callable[[Key, Any, Params], Delta]
-  intercept: Callable[..., Array] = _pass_through
-  weights: Callable[[Delta, Params], Params] = _same_params
+  intercept: Callable[..., Array] | None = None
+  replace: Callable[[Delta, Params], Params] | None = None
   merge: Callable[[Delta, Params], Params] | None = None
-  noise: Callable[[Delta, Key], Delta] = _same_delta
+  with_dropout: Callable[[Delta, Key], Delta] | None = None
+  update: Callable[[Delta, str, Array], Array] | None = None
+  after: Callable[[Delta, Delta, Array], Delta] | None = None
+  penalty: Callable[[Delta], Array] | None = None
+  calibrate: Calibration | None = None
+  selective: bool = False
   settings: Mapping[str, Any] | None = None
 
 
@@ -183,6 +213,7 @@ class Task(NamedTuple):
   classes: Array  # [C] bool, the classes of this task.
   seen: Array  # [C] bool, those of this task and all before it.
   past: Array  # [C] bool, those of the tasks before it.
+  home: Array  # [C] int32, the first task of each class; -1 for classes not seen yet.
   start: Array  # [] int32, training steps taken before this task.
   steps: Array  # [] int32, training steps planned for this task (at least 1).
 
@@ -192,28 +223,43 @@ class Env(NamedTuple):
 
   frozen: Params  # The backbone's weights; never differentiated, always an argument.
   task: Task
+  step: Array | int = 0  # [] int32, updates of this task so far.
+
+  @property
+  def progress(self) -> Array:
+    """Share of the task's updates that are done: [] in [0, 1]."""
+    return jnp.asarray(self.step / self.task.steps)
+
+
+class Given(NamedTuple):
+  """Inputs together with what is known of them."""
+
+  x: Array  # uint8 [B, H, W, C] or int32 [B, T]
+  query: Array | None = None  # [B, D], what the frozen backbone makes of each example.
+  task: Array | None = None  # [B] int32, the task of each example; -1 where it is not known.
 
 
 class Batch(NamedTuple):
   """One batch of constant shape; rows beyond the data are marked invalid."""
 
-  x: Inputs  # uint8 [B, H, W, C] or int32 [B, T], or a `Cached` around it.
-  y: Array  # [B] int32, position of the class in the class order.
+  x: Inputs  # uint8 [B, H, W, C] or int32 [B, T], or a `Given` around it.
+  y: Array  # [B, ...], as the problem's target: of classification, the position of the class.
   valid: Array  # [B] bool
   index: Array  # [B] int32, row of the example in its split.
+  slot: Array | None = None  # [B] int32, stored example in its place; -1: itself. See `joined`.
 
 
-class Cached(NamedTuple):
-  """Inputs together with what the frozen backbone makes of them."""
+class Update(NamedTuple):
+  """One update, as `observe` sees it; what is not read costs nothing."""
 
-  x: Array  # uint8 [B, H, W, C] or int32 [B, T]
-  query: Array  # [B, D]
+  grads: Params  # After `project`; None in the place of what is `Kept`.
+  before: Params  # The parameters that they were taken at.
 
 
 class Output(NamedTuple):
   """What a method's forward pass computes in training."""
 
-  logits: Array  # [B, C]
+  logits: Array  # [B, C], or as the problem's answers.
   aux_loss: Array  # [B] the method's own regulariser per example, already weighted.
   features: Array  # [B, D], what the head read.
 
@@ -231,52 +277,184 @@ class Capacity(NamedTuple):
 
   tasks: int
   classes: int
+  problem: Problem = classification
 
 
-def _same(params: Params, memory: Any, *_: Any) -> tuple[Params, Any]:
-  return params, memory
+# --- hooks: what a method does, and when -----------------------------------------------------
 
 
-def keep(params: Params, memory: Any, *_: Any) -> Any:
-  """The hook that does nothing; the trainer skips passes whose hook is this one."""
-  del params
-  return memory
+class ForwardHook(Protocol):
+  """The model in training mode, without the task's loss."""
+
+  def __call__(self, params: Params, memory: Any, env: Env, x: Inputs, key: Any, /) -> Output:
+    """Consumes the key; None means deterministic."""
+    ...
 
 
-def _same_grads(grads: Params, memory: Any, env: Env) -> Params:
-  del memory, env
-  return grads
+class LossHook(Protocol):
+  """What an update minimises."""
+
+  def __call__(
+    self, params: Params, memory: Any, env: Env, batch: Batch, key: Any, /
+  ) -> tuple[Array, Output]:
+    """Returns (loss [], output of the batch). Consumes the key."""
+    ...
+
+
+class PredictHook(Protocol):
+  """Answers at test time."""
+
+  def __call__(self, params: Params, memory: Any, env: Env, x: Inputs, /) -> Array:
+    """Returns logits [B, C] with -inf for unseen classes, or the problem's answers."""
+    ...
+
+
+class StateHook(Protocol):
+  """Between passes: a change of what is carried."""
+
+  def __call__(self, params: Params, memory: Any, env: Env, key: Key, /) -> tuple[Params, Any]:
+    """Returns (params, memory) of the same names, shapes and dtypes. Consumes the key."""
+    ...
+
+
+class EndHook(Protocol):
+  """After the last pass over a task."""
+
+  def __call__(self, params: Params, memory: Any, env: Env, /) -> tuple[Params, Any]:
+    """Returns (params, memory) of the same names, shapes and dtypes."""
+    ...
+
+
+class GatherHook(Protocol):
+  """One batch of a pass over the task's data, as they are and in order."""
+
+  def __call__(self, params: Params, memory: Any, env: Env, batch: Batch, /) -> Any:
+    """Returns memory; rows that are not valid must not count."""
+    ...
+
+
+class ProjectHook(Protocol):
+  """Before each update."""
+
+  def __call__(
+    self, grads: Params, params: Params, memory: Any, env: Env, batch: Batch, key: Key, /
+  ) -> Params:
+    """Returns the gradients that the optimizer sees. Consumes the key."""
+    ...
+
+
+class ObserveHook(Protocol):
+  """After each update."""
+
+  def __call__(
+    self, params: Params, memory: Any, env: Env, batch: Batch, out: Output, update: Update,
+    key: Key, /,
+  ) -> tuple[Params, Any]:  # fmt: skip
+    """Returns what the next step starts from. Consumes the key."""
+    ...
+
+
+class FitLoss(Protocol):
+  """The loss of a `Fit`."""
+
+  def __call__(
+    self, params: Params, memory: Any, env: Env, batch: Batch | None, key: Key, /
+  ) -> Array:
+    """Returns the loss []; `batch` is None where the fit draws from memory. Consumes the key."""
+    ...
+
+
+class Once(NamedTuple):
+  """A phase of one call.
+
+  Attributes:
+    name: of the phase in checkpoints, logs and messages; its own in a plan.
+    hook: what is called.
+    after: the phase that it follows: 'begin', 'prepare', 'train', 'consolidate',
+      or another of the method's own.
+    when: whether task `t` has it, as `(t) -> bool`.
+  """
+
+  name: str
+  hook: StateHook
+  after: str
+  when: Callable[[int], bool] = lambda task: True
+
+
+class Gather(NamedTuple):
+  """A phase that is one pass over the task's training data; fields as those of `Once`."""
+
+  name: str
+  hook: GatherHook
+  after: str
+  when: Callable[[int], bool] = lambda task: True
+
+
+class Fit(NamedTuple):
+  """A phase of updates, on the task's data or on what memory holds.
+
+  Attributes:
+    name: as of `Once`.
+    loss: `(params, memory, env, batch, key) -> []`.
+    after: as of `Once`.
+    recipe: its optimizer, whose state starts afresh with each task.
+    trains: the top-level entries of `params` that it updates.
+    steps: updates in task `t` on what memory holds, as `(t) -> int`; None for
+      `epochs` passes over the task's data.
+    epochs: passes over the task's data, where `steps` is None.
+    when: as of `Once`.
+  """
+
+  name: str
+  loss: FitLoss
+  after: str
+  recipe: Recipe
+  trains: tuple[str, ...]
+  steps: Callable[[int], int] | None = None
+  epochs: int = 1
+  when: Callable[[int], bool] = lambda task: True
+
+
+Phase = Once | Gather | Fit
 
 
 class ContinualMethod(NamedTuple):
   """A continual-learning method as pure functions over (params, memory, env).
 
-  `params` is exactly what the optimizer sees now; `memory` is every other
-  array that is carried: past slots, buffers, statistics. No leaf is in both.
-  All shapes are constant over the whole sequence. Keys are consumed; `None`
-  means deterministic.
+  `params` is exactly what the optimizer sees now, but for what is `Kept`;
+  `memory` is every other array that is carried: past slots, buffers,
+  statistics. No leaf is in both. All shapes are constant over the whole
+  sequence. Keys are consumed; `None` means deterministic. Hooks that are None
+  are skipped and cost nothing.
+
+  A task has the phases begin, prepare, train, consolidate and end, with the
+  method's own `phases` between them; see `pecft_jax.continual.plan`.
 
   Attributes:
     name: for reports.
+    backbone: the frozen model that it stands on.
     capacity: the static sizes of its state.
-    inputs: what its backbone eats.
     init: `(key, frozen) -> (params, memory)`.
-    forward: `(params, memory, env, x, key | None) -> Output`, in training mode.
-    loss: `(params, memory, env, batch, key) -> (loss [], Output)`.
-    predict: `(params, memory, env, x) -> logits [B, C]`, unseen classes -inf.
-    begin_task: `(params, memory, env, key) -> (params, memory)`.
-    prepare: `(params, memory, env, batch) -> memory`, one pass over the new
-      data before training.
-    observe: `(params, memory, env, batch, out, key) -> memory`, after each update.
-    consolidate: `(params, memory, env, batch) -> memory`, one pass after training.
-    end_task: `(params, memory, env) -> (params, memory)`.
-    project: `(grads, memory, env) -> grads`.
+    forward: the model in training mode.
+    loss: what an update minimises.
+    predict: answers at test time.
+    begin_task: called once when a task begins.
+    prepare: one pass over the new data before training.
+    project: changes gradients before each update.
+    observe: called after each update.
+    consolidate: one pass over the task's data after training.
+    end_task: called once when a task ends.
+    phases: further phases, in order.
+    transforms: the entries of `params` that are deltas, with the transform of each:
+      the trainer calls the transforms' `after`, `penalty` and `calibrate`.
     query: `(frozen, x) -> [B, D]`, what may be computed once per example and
-      handed to `forward` as a `Cached`; None where there is nothing to cache.
+      handed to `forward` as a `Given`; None where there is nothing to cache.
     trains: whether task `t` has a training phase, as `(t) -> bool` (SimpleCIL:
       never; RanPAC: the first task only).
     cumulative: whether the method trains on the data of all tasks so far
       (joint training, the upper bound); continual methods do not.
+    joined: `(task) -> int`, stored examples that each epoch visits beside the
+      task's own, of a `Task` of numpy arrays; their rows have a `Batch.slot`. None: none.
     passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
     adapted: `(params, memory, env) -> Adapted`, after `end_task`, outside of
       jit; None where no single delta does what `predict` needs.
@@ -286,25 +464,33 @@ class ContinualMethod(NamedTuple):
   """
 
   name: str
+  backbone: Backbone
   capacity: Capacity
-  inputs: InputSpec
   init: Callable[[Key, Params], tuple[Params, Any]]
-  forward: Callable[..., Output]
-  loss: Callable[..., tuple[Array, Output]]
-  predict: Callable[..., Array]
-  begin_task: Callable[..., tuple[Params, Any]] = _same
-  prepare: Callable[..., Any] = keep
-  observe: Callable[..., Any] = keep
-  consolidate: Callable[..., Any] = keep
-  end_task: Callable[..., tuple[Params, Any]] = _same
-  project: Callable[[Params, Any, Env], Params] = _same_grads
+  forward: ForwardHook
+  loss: LossHook
+  predict: PredictHook
+  begin_task: StateHook | None = None
+  prepare: GatherHook | None = None
+  project: ProjectHook | None = None
+  observe: ObserveHook | None = None
+  consolidate: GatherHook | None = None
+  end_task: EndHook | None = None
+  phases: tuple[Phase, ...] = ()
+  transforms: Mapping[str, PeftTransform] = {}
   query: Callable[[Params, Array], Array] | None = None
   trains: Callable[[int], bool] = lambda task: True
   cumulative: bool = False
+  joined: Callable[[Task], int] | None = None
   passes: Callable[[int], float] = lambda tasks: 1.0
   adapted: Callable[[Params, Any, Env], Adapted] | None = None
   renewed: tuple[str, ...] = ()
   settings: Mapping[str, Any] | None = None
+
+  @property
+  def inputs(self) -> InputSpec:
+    """What the backbone reads."""
+    return self.backbone.inputs
 
 
 class TrainState(NamedTuple):
@@ -316,3 +502,4 @@ class TrainState(NamedTuple):
   task: Task
   step: Array  # [] int32, updates over the whole sequence.
   key: Key
+  extra: Any = {}  # By phase: optimizer states of fits, statistics of calibrations.

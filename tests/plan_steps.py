@@ -11,7 +11,7 @@ from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.catalog import method_by_name
 from pecft_jax.plan.estimate import abstract_batch, abstract_state
 from pecft_jax.train import adam
-from pecft_jax.train.step import train_step
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Backbone, Capacity, Env
 
 CAPACITY = Capacity(tasks=3, classes=12)

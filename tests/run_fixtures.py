@@ -15,13 +15,15 @@ _compiled = {}
 def shared_steps(monkeypatch):
   """Compiles the functions of each method once for all tests."""
 
-  def shared(method, recipe, layout, frozen, stacked=False):
+  def shared(method, recipe, layout, frozen, stacked=False, restart=True):
     if stacked:  # Of as many seeds as come: other shapes in other tests.
-      return _compile_steps(method, recipe, layout, frozen, stacked=True)
-    key = (method, recipe, layout)
+      return _compile_steps(method, recipe, layout, frozen, stacked=True, restart=restart)
+    # The objects are kept, so that no other has their identity.
+    key = (id(method), id(recipe), id(layout.mesh), layout.rules, restart)
     if key not in _compiled:
-      _compiled[key] = _compile_steps(*key, frozen)
-    return _compiled[key]
+      steps = _compile_steps(method, recipe, layout, frozen, restart=restart)
+      _compiled[key] = steps, method, recipe, layout
+    return _compiled[key][0]
 
   monkeypatch.setattr(job, 'compile_steps', shared)
 

@@ -5,26 +5,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from pecft_jax.peft.halves import split_kept
 from pecft_jax.typing import (
   Array,
   Backbone,
   Batch,
-  Cached,
   Capacity,
   ContinualMethod,
   Delta,
   Env,
+  Features,
+  Given,
   Inputs,
   InputSpec,
   Key,
   Output,
   Params,
   PeftTransform,
+  Watch,
 )
-
-_OUT = -1e9  # The logit of a class that may not be chosen: finite, so that gradients are.
 
 
 class Head(NamedTuple):
@@ -62,19 +62,36 @@ def normalised(inputs: InputSpec, x: Array) -> Array:
 
 
 def raw(x: Inputs) -> Array:
-  """The images or token ids of a batch, with or without a cached query."""
-  return x.x if isinstance(x, Cached) else x
+  """The images or token ids of a batch, without what else is known of them."""
+  return x.x if isinstance(x, Given) else x
+
+
+def query_of(x: Inputs) -> Array | None:
+  """What the frozen backbone makes of each example [B, D], where it is at hand."""
+  return x.query if isinstance(x, Given) else None
+
+
+def task_of(x: Inputs) -> Array:
+  """The task of each example [B] int32, -1 where it is not known."""
+  if isinstance(x, Given) and x.task is not None:
+    return x.task
+  return jnp.full(raw(x).shape[0], -1, jnp.int32)
 
 
 class Model(NamedTuple):
-  """A backbone with a transform on it, as two functions of the frozen weights."""
+  """A backbone with a transform on it, as functions of the frozen weights."""
 
   init: Callable[[Key, Params], Delta]  # (key, frozen) -> delta
   features: Callable[..., Array]  # (frozen, delta, x, key=None) -> [B, D]
+  # (frozen, delta, x, key=None, watch=None, rows=1) -> Features, with tokens and taps.
+  run: Callable[..., Features]
 
 
 def model(backbone: Backbone, peft: PeftTransform) -> Model:
-  """Joins a backbone and a transform; computes just what the pooled feature reads.
+  """Joins a backbone and a transform; by default computes just what the pooled feature reads.
+
+  `run` also gives tokens (with `rows=None` all of them) and what `watch` wants of the sites, in
+  `Features.taps`.
 
   Raises:
     ValueError: if the transform finds no site in the backbone.
@@ -84,11 +101,15 @@ def model(backbone: Backbone, peft: PeftTransform) -> Model:
   def init(key, frozen):
     return peft.init(key, backbone.sites, frozen)
 
-  def features(frozen, delta, x, key=None):
+  def run(frozen, delta, x, key=None, *, watch: Watch | None = None, rows: int | None = 1):
     x = normalised(backbone.inputs, raw(x))
-    return backbone.apply(frozen, x, delta, peft=peft, key=key, rows=1).pooled
+    extra = {} if watch is None else {'watch': watch}
+    return backbone.apply(frozen, x, delta, peft=peft, key=key, rows=rows, **extra)
 
-  return Model(init, features)
+  def features(frozen, delta, x, key=None):
+    return run(frozen, delta, x, key).pooled
+
+  return Model(init, features, run)
 
 
 def abstract_delta(backbone: Backbone, peft: PeftTransform) -> Delta:
@@ -104,27 +125,15 @@ def abstract_delta(backbone: Backbone, peft: PeftTransform) -> Delta:
 
 def frozen_features(backbone: Backbone, frozen: Params, x: Inputs) -> Array:
   """The pooled feature of the backbone alone [B, D]; read off the cache where there is one."""
-  if isinstance(x, Cached):
-    return x.query
-  images = normalised(backbone.inputs, x)
+  if (query := query_of(x)) is not None:
+    return query
+  images = normalised(backbone.inputs, raw(x))
   return jax.lax.stop_gradient(backbone.apply(frozen, images, rows=1).pooled)
 
 
 def mean_of_valid(values: Array, valid: Array) -> Array:
   """The mean of [B] values over valid examples; 0 if there are none."""
   return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
-
-
-def cross_entropy(logits: Array, labels: Array, allowed: Array) -> Array:
-  """Per-example cross-entropy [B] over the allowed classes.
-
-  Args:
-    logits: [B, C]
-    labels: [B] int32, each of an allowed class.
-    allowed: [C] bool; other classes are left out of the softmax.
-  """
-  logits = jnp.where(allowed, logits.astype(jnp.float32), _OUT)
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def only(seen: Array, logits: Array) -> Array:
@@ -147,7 +156,7 @@ def from_forward(
   masked: bool,
   **hooks: Any,
 ) -> ContinualMethod:
-  """Completes a method from its forward pass: cross-entropy plus its own regulariser.
+  """Completes a method from its forward pass: the problem's loss plus its own regulariser.
 
   Args:
     name: for reports.
@@ -160,14 +169,46 @@ def from_forward(
     **hooks: any other field of `ContinualMethod`.
   """
 
+  problem = capacity.problem
+
+  def checked(params, memory, env: Env, x, key):
+    return check_output(name, forward(params, memory, env, x, key))
+
   def loss(params, memory, env: Env, batch: Batch, key):
-    out = forward(params, memory, env, batch.x, key)
+    out = checked(params, memory, env, batch.x, key)
     allowed = env.task.classes if masked else env.task.seen
-    losses = cross_entropy(out.logits, batch.y, allowed) + out.aux_loss
+    losses = problem.losses(out.logits, batch.y, allowed) + out.aux_loss
     return mean_of_valid(losses, batch.valid), out
 
   def predict(params, memory, env: Env, x):
-    return only(env.task.seen, forward(params, memory, env, x, None).logits)
+    logits = checked(params, memory, env, x, None).logits
+    return only(env.task.seen, logits) if problem.classes else logits
 
   fields = {'loss': loss, 'predict': predict, **hooks}
-  return ContinualMethod(name, capacity, backbone.inputs, init, forward, **fields)
+  return ContinualMethod(name, backbone, capacity, init, checked, **fields)
+
+
+def check_output(name: str, out: Any) -> Output:
+  """What a forward pass gave, if it is an `Output` whose regulariser is one number per example.
+
+  Raises:
+    TypeError: if it is no `Output`.
+    ValueError: for a regulariser that is not [B].
+  """
+  if not isinstance(out, Output):
+    raise TypeError(
+      f'{name}: forward must return Output(logits, aux_loss, features), got {type(out).__name__}'
+    )
+  rows = jnp.shape(out.logits)[:1]
+  if jnp.shape(out.aux_loss) != rows:
+    raise ValueError(
+      f'{name}: aux_loss must be one number per example {list(rows)}, got shape '
+      f'{list(jnp.shape(out.aux_loss))}; use jnp.broadcast_to(value, {rows}) for one that all share'
+    )
+  return out
+
+
+def held_of(inner: ContinualMethod, params: Params) -> Params:
+  """What a wrapper may tie to old values: trained, and not started afresh with each task."""
+  lasting = {name: tree for name, tree in params.items() if name not in inner.renewed}
+  return split_kept(lasting)[0]

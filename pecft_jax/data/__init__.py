@@ -24,7 +24,7 @@ from pecft_jax.data.npz_files import npz
 from pecft_jax.data.order import class_order
 from pecft_jax.data.pipeline import eval_batches, steps_for, train_batches
 from pecft_jax.data.resizing import resize
-from pecft_jax.data.scenario import Scenario, Split, TaskData, joined, task_masks
+from pecft_jax.data.scenario import Probe, Scenario, Split, TaskData, joined, task_masks
 from pecft_jax.data.source import (
   Source,
   check_inputs,
@@ -36,6 +36,7 @@ from pecft_jax.data.tfds import tfds_source
 
 __all__ = (
   'Augmentation',
+  'Probe',
   'Scenario',
   'Source',
   'Split',

@@ -19,7 +19,7 @@ import numpy as np
 from pecft_jax.data.augment import Augmentation
 from pecft_jax.data.counter import fold_seed, permutation, uniforms
 from pecft_jax.data.scenario import Split
-from pecft_jax.typing import Batch, Cached
+from pecft_jax.typing import Batch, Given
 
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
@@ -40,6 +40,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   query: np.ndarray | None = None,
+  stored: int | None = None,
 ) -> grain.DatasetIterator[Batch]:
   """Shuffled batches for training.
 
@@ -55,12 +56,15 @@ def train_batches(
     process_index: of this process, which gets its contiguous part of each batch.
     process_count: must divide `batch_size`.
     query: float32 [n, D], what the frozen backbone makes of each example; `x`
-      then is a `Cached`.
+      then is a `Given`.
+    stored: number of further examples that each epoch visits, which the method
+      has in its memory: their rows have a `slot` in 0..stored - 1, all others -1,
+      and an input and a label without meaning. None leaves slots out.
 
   Returns:
     An iterator over `Batch`es of numpy arrays, with B / process_count rows each.
   """
-  n = len(split.rows)
+  n = len(split.rows) + (stored or 0)
   for what, value in (('epochs', epochs), ('steps', steps)):
     if value is not None and value < 1:
       raise ValueError(f'expected {what} of at least 1, got {value}')
@@ -88,6 +92,7 @@ def train_batches(
     part=(process_index, process_count),
     view=None if augment is None else _view(augment, fold_seed(seed, 1)),
     query=query,
+    slots=stored is not None,
   )
   return _iterate(stream)
 
@@ -142,6 +147,7 @@ class _Stream:
   part: tuple[int, int]  # Index and count of processes.
   view: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # (images, positions) -> images
   query: Any  # np.float32 [n, D] or None.
+  slots: bool = False  # Whether rows beyond the split are examples of the method's memory.
 
   def __len__(self) -> int:
     return self.steps
@@ -154,14 +160,20 @@ class _Stream:
     # Padding repeats row 0: real pixels, so that nothing computed from it is NaN.
     rows = np.zeros(local, np.int64)
     rows[valid] = self.order(positions[valid])
+    slot: Any = None
+    if self.slots:
+      n = len(self.split.rows)
+      slot = np.where(rows < n, -1, rows - n).astype(np.int32)
+      rows[rows >= n] = 0
     x: Any = self.split.inputs[self.split.rows[rows]]
     if self.view is not None:
       x = self.view(x, positions)
     if self.query is not None:
-      x = Cached(x, self.query[rows])
-    y: Any = self.split.labels[rows].astype(np.int32)
+      x = Given(x, self.query[rows])
+    labels = self.split.labels[rows]
+    y: Any = labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else labels
     index: Any = rows.astype(np.int32)
-    return Batch(x, y, valid, index)
+    return Batch(x, y, valid, index, slot)
 
 
 def _iterate(stream: _Stream) -> grain.DatasetIterator[Batch]:

@@ -17,7 +17,7 @@ class Split(NamedTuple):
 
   inputs: Any  # Random access, shared by all splits of a source.
   rows: np.ndarray  # np.int64 [n], rows of `inputs`.
-  labels: np.ndarray  # np.int32 [n], position of the class in the class order.
+  labels: np.ndarray  # np.int32 [n], position of the class in the class order; or targets [n, ...].
 
 
 class TaskData(NamedTuple):
@@ -27,6 +27,13 @@ class TaskData(NamedTuple):
   classes: tuple[int, ...]  # Positions in the class order.
   train: Split
   test: Split
+
+
+class Probe(NamedTuple):
+  """A test set that is no task's: what the model was able to do before, or should transfer to."""
+
+  name: str
+  split: Split
 
 
 class Scenario(NamedTuple):
@@ -42,6 +49,9 @@ class Scenario(NamedTuple):
     digest: sha256 of everything that makes the split: the kind, the class
       order, and each task's rows and labels. Equal digests over the same data
       mean the same benchmark.
+    boundaries: whether methods are told where a task begins and ends; without
+      them the sequence is one stream, and phases around training run at its ends.
+    probes: test sets apart from the tasks, evaluated after each of them.
   """
 
   name: str
@@ -50,6 +60,8 @@ class Scenario(NamedTuple):
   class_names: tuple[str, ...]
   tasks: tuple[TaskData, ...]
   digest: str
+  boundaries: bool = True
+  probes: tuple[Probe, ...] = ()
 
   @property
   def capacity(self) -> Capacity:
@@ -89,10 +101,16 @@ def split_digest(kind: str, order: Sequence[int], tasks: Sequence[TaskData]) -> 
     # Fixed width and byte order, with the length first, so that no two lists read alike.
     digest.update(np.array([len(values), *values], '<i8').tobytes())
 
+  def add_labels(labels: np.ndarray) -> None:
+    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+      return add(labels)
+    digest.update(f'{labels.dtype.str} {labels.shape}'.encode())
+    digest.update(np.ascontiguousarray(labels).tobytes())
+
   add(order)
   for task in tasks:
     add(task.classes)
     for split in (task.train, task.test):
       add(split.rows)
-      add(split.labels)
+      add_labels(split.labels)
   return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Putting transforms together, and handling whole deltas as values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +9,23 @@ import jax.numpy as jnp
 from pecft_jax.peft.leaves import layer_of, of_layers
 from pecft_jax.peft.sites import site_key
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site, SiteSpec
+from pecft_jax.typing import (
+  Array,
+  Calibration,
+  Delta,
+  Kept,
+  Key,
+  Params,
+  PeftTransform,
+  Site,
+  SiteSpec,
+)
 
 
 @recorded
 def nothing() -> PeftTransform:
   """No fine-tuning of the backbone at all: a linear probe trains the head alone."""
-  return PeftTransform(init=lambda key, sites, params: {}, merge=lambda delta, params: params)
+  return PeftTransform(lambda key, sites, params: {}, merge=lambda delta, params: params)
 
 
 @recorded
@@ -41,12 +51,12 @@ def chain(**parts: PeftTransform) -> PeftTransform:
       next_fn = _around(part, delta[name], site, next_fn)
     return next_fn(*args)
 
-  def weights(delta: Delta, params: Params) -> Params:
+  def replace(delta: Delta, params: Params) -> Params:
     for name, part in parts.items():
-      params = part.weights(delta[name], params)
+      params = params if part.replace is None else part.replace(delta[name], params)
     return params
 
-  order = sorted(parts, key=lambda name: not _selective(parts[name]))  # Stable.
+  order = sorted(parts, key=lambda name: not parts[name].selective)  # Stable.
 
   def merge(delta: Delta, params: Params) -> Params:
     for name in order:
@@ -55,22 +65,66 @@ def chain(**parts: PeftTransform) -> PeftTransform:
       params = part.merge(delta[name], params)
     return params
 
-  def noise(delta: Delta, key: Key) -> Delta:
-    return {name: part.noise(delta[name], site_key(key, name)) for name, part in parts.items()}
+  def with_dropout(delta: Delta, key: Key) -> Delta:
+    def one(name: str, part: PeftTransform) -> Delta:
+      own = delta[name]
+      return own if part.with_dropout is None else part.with_dropout(own, site_key(key, name))
 
-  if all(_selective(part) for part in parts.values()):
-    return PeftTransform(init, intercept, weights, weights)
-  mergeable = all(part.merge is not None for part in parts.values())
-  return PeftTransform(init, intercept, weights, merge if mergeable else None, noise)
+    return {name: one(name, part) for name, part in parts.items()}
+
+  def after(delta: Delta, grads: Delta, progress: Array) -> Delta:
+    def one(name: str, part: PeftTransform) -> Delta:
+      own = delta[name]
+      return own if part.after is None else part.after(own, grads[name], progress)
+
+    return {name: one(name, part) for name, part in parts.items()}
+
+  def penalty(delta: Delta) -> Array:
+    penalties = {name: part.penalty for name, part in parts.items() if part.penalty is not None}
+    return sum((fn(delta[name]) for name, fn in penalties.items()), jnp.zeros(()))
+
+  has = lambda field: any(getattr(part, field) is not None for part in parts.values())
+  return PeftTransform(
+    init,
+    intercept if has('intercept') else None,
+    replace if has('replace') else None,
+    merge if all(part.merge is not None for part in parts.values()) else None,
+    with_dropout if has('with_dropout') else None,
+    after=after if has('after') else None,
+    penalty=penalty if has('penalty') else None,
+    calibrate=_calibrated_together(parts) if has('calibrate') else None,
+    selective=all(part.selective for part in parts.values()),
+  )
 
 
-def _selective(part: PeftTransform) -> bool:
-  """Whether replacing weights is all that a transform does."""
-  return part.merge is part.weights
+def _calibrated_together(parts: Mapping[str, PeftTransform]) -> Calibration:
+  """One pass over the data for all parts that ask for one."""
+  asking = {name: part.calibrate for name, part in parts.items() if part.calibrate is not None}
+
+  def watch(site: Site, args: tuple[Any, ...], out: Array) -> Any:
+    found = {name: each.watch(site, args, out) for name, each in asking.items()}
+    found = {name: tree for name, tree in found.items() if tree is not None}
+    return found or None
+
+  def empty(delta: Delta) -> Any:
+    return {name: each.empty(delta[name]) for name, each in asking.items()}
+
+  def add(statistics: Any, taps: dict[str, Any], valid: Array) -> Any:
+    own = lambda name: {at: found[name] for at, found in taps.items() if name in found}
+    return {name: each.add(statistics[name], own(name), valid) for name, each in asking.items()}
+
+  def finish(delta: Delta, statistics: Any) -> Delta:
+    new = {name: each.finish(delta[name], statistics[name]) for name, each in asking.items()}
+    return {**delta, **new}
+
+  return Calibration(watch, empty, add, finish)
 
 
-def _around(part: PeftTransform, delta: Delta, site: Site, next_fn: Any) -> Callable[..., Array]:
-  return lambda *args: part.intercept(delta, site, next_fn, *args)
+def _around(
+  part: PeftTransform, delta: Delta, site: Site, next_fn: Callable[..., Array]
+) -> Callable[..., Array]:
+  run = part.intercept
+  return next_fn if run is None else lambda *args: run(delta, site, next_fn, *args)
 
 
 @recorded
@@ -119,9 +173,10 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
       next_fn = _around(transform, take(delta, slot), site, next_fn)
     return next_fn(*args)
 
-  def weights(delta: Delta, params: Params) -> Params:
+  def replace(delta: Delta, params: Params) -> Params:
+    assert transform.replace is not None
     for slot in range(size):
-      params = transform.weights(take(delta, slot), params)
+      params = transform.replace(take(delta, slot), params)
     return params
 
   def merge(delta: Delta, params: Params) -> Params:
@@ -130,12 +185,33 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
       params = transform.merge(take(delta, slot), params)
     return params
 
-  def noise(delta: Delta, key: Key) -> Delta:
-    return jax.vmap(transform.noise)(delta, jax.random.split(key, size))
+  def with_dropout(delta: Delta, key: Key) -> Delta:
+    assert transform.with_dropout is not None
+    return jax.vmap(transform.with_dropout)(delta, jax.random.split(key, size))
 
-  if _selective(transform):
-    return PeftTransform(init, intercept, weights, weights)
-  return PeftTransform(init, intercept, weights, merge if transform.merge else None, noise)
+  def after(delta: Delta, grads: Delta, progress: Array) -> Delta:
+    assert transform.after is not None
+    return jax.vmap(transform.after, (0, 0, None))(delta, grads, progress)
+
+  def penalty(delta: Delta) -> Array:
+    assert transform.penalty is not None
+    return jax.vmap(transform.penalty)(delta).sum()
+
+  if transform.calibrate is not None:
+    raise ValueError(
+      'a bank has no calibration: all its slots are active, and would be calibrated on one '
+      'another; calibrate the transform of one task, and keep it in a slot'
+    )
+  return PeftTransform(
+    init,
+    intercept if transform.intercept else None,
+    replace if transform.replace else None,
+    merge if transform.merge else None,
+    with_dropout if transform.with_dropout else None,
+    after=after if transform.after else None,
+    penalty=penalty if transform.penalty else None,
+    selective=transform.selective,
+  )
 
 
 def take(delta: Delta, index: Array | int) -> Delta:
@@ -144,10 +220,16 @@ def take(delta: Delta, index: Array | int) -> Delta:
 
 
 def mix(delta: Delta, weights: Array) -> Delta:
-  """The weighted sum of a bank's slots.
+  """The weighted sum of a bank's slots; what is `Kept` is that of slot 0.
 
   Args:
     delta: a tree with a leading slot axis [S, ...] on every leaf.
     weights: [S]
   """
-  return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1), delta)
+
+  def one(leaf: Any) -> Any:
+    if isinstance(leaf, Kept):
+      return take(leaf, 0)
+    return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
+
+  return jax.tree.map(one, delta, is_leaf=lambda leaf: isinstance(leaf, Kept))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from pecft_jax.paths import map_named, matching
-from pecft_jax.typing import Array, Params
+from pecft_jax.typing import Array, Kept, Params
 
 Mask = Any  # A prefix of a tree with bools, or arrays of bools, as leaves.
 
@@ -18,6 +18,27 @@ def mask_of(pattern: str, tree: Params) -> Mask:
   """True at the leaves whose path matches. Raises ValueError where none does."""
   matching(pattern, tree)
   return map_named(lambda name, _: bool(re.search(pattern, name)), tree)
+
+
+def trained(tree: Params) -> Mask:
+  """True but for what is `Kept`: a prefix of the tree's structure."""
+  is_kept = lambda node: isinstance(node, Kept)
+  return jax.tree.map(lambda node: not is_kept(node), tree, is_leaf=is_kept)
+
+
+def split_kept(tree: Params) -> tuple[Params, Params]:
+  """Splits a tree into (trained, kept); `combine` puts them together again.
+
+  Whatever differentiates a method differentiates the first half alone.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from pecft_jax.typing import Kept
+    >>> active, kept = split_kept({'a': jnp.ones(2), 'mask': Kept(jnp.arange(2))})
+    >>> active['mask'], kept['a']
+    (Kept(value=None), None)
+  """
+  return partition(tree, trained(tree))
 
 
 def partition(tree: Params, mask: Mask) -> tuple[Params, Params]:

@@ -51,12 +51,17 @@ def linen_apply(module: nn.Module, peft: PeftTransform) -> Callable[..., Any]:
 
   Jit it as a whole; `kwargs` go to `module.apply`, so a `method`, `rngs` and
   `variables` (further collections beside `params`) can be given. For dropout
-  give it `peft.noise(delta, key)`.
+  give it `peft.with_dropout(delta, key)`.
   """
 
   def apply(params: Params, delta: Delta, *inputs: Any, **kwargs: Any) -> Any:
-    tap = lambda site, next_fn, *args: peft.intercept(delta, site, next_fn, *args)
-    return _call(module, peft.weights(delta, params), tap, inputs, kwargs)
+    run = peft.intercept
+
+    def tap(site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
+      return next_fn(*args) if run is None else run(delta, site, next_fn, *args)
+
+    replaced = params if peft.replace is None else peft.replace(delta, params)
+    return _call(module, replaced, tap, inputs, kwargs)
 
   return apply
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pecft_jax.paths import shortened
 from pecft_jax.peft import weights
@@ -42,6 +43,7 @@ def per_site(
   run: Callable[..., Array],
   merge_one: Callable[[Any, weights.Weights], weights.Weights] | None = None,
   dropout: float | None = None,
+  update: Callable[[Any, Array], Array] | None = None,
 ) -> PeftTransform:
   """A transform that acts on each matching site by itself.
 
@@ -55,13 +57,20 @@ def per_site(
     merge_one: `(leaf, weights) -> weights`, the weight-space form, if any.
     dropout: share of the entries of an array that `drop` sets to zero in
       training.
+    update: `(leaf, w [d_in, d_out]) -> dW`, where a linear site becomes
+      x (W + dW) + b; `merge_one` follows from it.
 
   Returns:
     A transform whose delta is `{site path: leaf}`.
 
   Raises:
-    ValueError: for a share outside [0, 1).
+    ValueError: for a share outside [0, 1), or an `update` at sites that are not
+      linear.
   """
+  if update is not None and kind != 'linear':
+    raise ValueError(f"update= is for 'linear' sites, got {kind!r}")
+  if update is not None and merge_one is None:
+    merge_one = _summing(update)
   rate = 0.0 if dropout is None else check_rate(dropout)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
@@ -92,8 +101,21 @@ def per_site(
       params = weights.write(params, path, new)
     return params
 
-  def noise(delta: Delta, key: Key) -> Delta:
+  def with_dropout(delta: Delta, key: Key) -> Delta:
     return {path: Noisy(leaf, site_key(key, path)) for path, leaf in delta.items()}
 
-  found = PeftTransform(init, intercept, merge=merge if merge_one else None)
-  return found._replace(noise=noise) if rate else found
+  def update_at(delta: Delta, path: str, w: Array) -> Array:
+    assert update is not None
+    return update(delta[path], w) if path in delta else jnp.zeros_like(w)
+
+  return PeftTransform(
+    init,
+    intercept,
+    merge=merge if merge_one else None,
+    with_dropout=with_dropout if rate else None,
+    update=update_at if update else None,
+  )
+
+
+def _summing(update: Callable[[Any, Array], Array]) -> Callable[..., weights.Weights]:
+  return lambda leaf, old: weights.Weights(old.main + update(leaf, old.main), old.bias)

@@ -13,11 +13,11 @@ from pecft_jax.plan.carried import checkpoint_bytes
 from pecft_jax.plan.cost import flops, temporaries
 from pecft_jax.plan.links import Sent, sent
 from pecft_jax.plan.memory import Memory, gathered, held, stored_as
+from pecft_jax.recipes import Recipe
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.optimizer import Recipe
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import train_step
-from pecft_jax.typing import Backbone, Batch, Cached, ContinualMethod, Env, Params, TrainState
+from pecft_jax.train.update import loss_and_grads, train_step
+from pecft_jax.typing import Backbone, Batch, ContinualMethod, Env, Given, Params, TrainState
 
 
 class Plan(NamedTuple):
@@ -190,7 +190,7 @@ def abstract_batch(
 
   x: Any = jax.ShapeDtypeStruct((size, *method.inputs.shape), method.inputs.dtype)
   if cache_queries and method.query is not None:
-    x = Cached(x, jax.eval_shape(method.query, frozen, x))
+    x = Given(x, jax.eval_shape(method.query, frozen, x))
   return Batch(x, rows(jnp.int32), rows(jnp.bool_), rows(jnp.int32))
 
 
@@ -210,7 +210,8 @@ def gradient_bytes(method: ContinualMethod, state: TrainState, frozen: Params, b
 
   def gradients(state: TrainState, frozen: Params, batch: Batch) -> Any:
     env = Env(frozen, state.task)
-    loss = jax.grad(method.loss, has_aux=True)
-    return loss(state.params, state.memory, env, batch, state.key)[0]
+    key = jax.random.wrap_key_data(state.key)
+    loss_of = lambda params: method.loss(params, state.memory, env, batch, key)
+    return loss_and_grads(loss_of, state.params)[1]
 
   return temporaries(gradients, state, frozen, batch)

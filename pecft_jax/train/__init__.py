@@ -2,11 +2,11 @@
 
 from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
+from pecft_jax.recipes import Recipe, adam, constant, cosine, recipe, sgd, warmup
 from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.job import Stopped
 from pecft_jax.train.loop import NonFiniteLoss
-from pecft_jax.train.optimizer import Recipe, adam, constant, cosine, recipe, sgd, warmup
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.running import run, run_seeds
 from pecft_jax.train.step import Steps, compile_steps

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.problems import Judged
 from pecft_jax.train.state import no_task
-from pecft_jax.train.step import Counts, Steps
+from pecft_jax.train.step import Steps
 from pecft_jax.typing import Batch, ContinualMethod, Params
 
 
@@ -48,15 +49,18 @@ def arguments(steps: Steps, method: ContinualMethod, frozen: Params, batch_size:
 
   whole = lambda tree: jax.tree.map(lambda leaf: put(leaf, steps.counts_sharding), tree)
   x, number = rows(spec.shape, spec.dtype), rows((), jnp.int32)
-  batch = Batch(x, number, rows((), bool), number)
+  target = method.capacity.problem.target
+  slot = None if method.joined is None else number
+  batch = Batch(x, rows(target.shape, target.dtype), rows((), bool), number)
   task = whole(jax.eval_shape(lambda: no_task(method.capacity)))
   count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=steps.counts_sharding)
+  score: Any = jax.ShapeDtypeStruct((), steps.score_dtype, sharding=steps.counts_sharding)
   return Arguments(
     init=(whole(key), frozen),
     begin=(state, frozen, task),
     gather=(state, frozen, batch),
-    train=(state, frozen, batch),
+    train=(state, frozen, batch._replace(slot=slot)),
     end=(state, frozen),
-    predict=(state, frozen, batch, task.classes, Counts(count, count, count)),
+    predict=(state, frozen, batch, task.classes, Judged(score, score, count)),
     query=(frozen, x),
   )

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pecft_jax.data import Augmentation, Scenario
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.rules import Rule
 from pecft_jax.paths import shortened
-from pecft_jax.train.optimizer import Recipe
+from pecft_jax.recipes import Recipe
 from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params, Pretrained
 
 
@@ -25,6 +25,12 @@ class Training(NamedTuple):
     cache_queries: compute the frozen features of each training example once a
       task, for methods that read them (references may do without). Possible
       only without augmentation.
+    evaluate: 'seen': after each task, it and those before it; 'all': all tasks,
+      and once before the first, for forward transfer. Classes that were not
+      seen yet are not among the answers, so 'all' tells most where tasks share
+      their classes.
+    evaluate_every: also evaluate after so many steps within a task.
+    restart: whether each task starts with a fresh optimizer.
   """
 
   recipe: Recipe
@@ -34,6 +40,9 @@ class Training(NamedTuple):
   augment: Augmentation | None = None
   log_every: int = 20
   cache_queries: bool = False
+  evaluate: Literal['seen', 'all'] = 'seen'
+  evaluate_every: int | None = None
+  restart: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +113,7 @@ def check_experiment(experiment: Experiment) -> None:
         f'task {task.name!r} has {example.dtype}'
       )
   for name, each in {'method': method, **experiment.references}.items():
+    _check_backbone(name, each, experiment.backbone)
     capacity = each.capacity
     if capacity.tasks < len(scenario.tasks) or capacity.classes != len(scenario.class_order):
       raise ValueError(
@@ -149,3 +159,15 @@ def _value_range(spec: InputSpec) -> str:
     return f'token ids, {spec.pad} for padding'
   mean, std = (shortened(map(str, values)).replace("'", '') for values in (spec.mean, spec.std))
   return f'(x / 255 - {mean}) / {std}'
+
+
+def _check_backbone(role: str, method: ContinualMethod, backbone: Backbone) -> None:
+  """Raises ValueError for a method that stands on another backbone than the experiment's."""
+  facts = lambda each: (each.name, each.width, each.depth, each.inputs, each.sites)
+  if facts(method.backbone) != facts(backbone):
+    raise ValueError(
+      f'{role} {method.name} stands on the backbone {method.backbone.name!r} '
+      f'({len(method.backbone.sites)} sites, width {method.backbone.width}), the experiment on '
+      f'{backbone.name!r} ({len(backbone.sites)} sites, width {backbone.width}): make the method '
+      'with the backbone of the experiment'
+    )

@@ -103,7 +103,12 @@ def run_job(job: Job) -> list[dict[str, Any]]:
   """
   experiment, layout = job.experiment, job.layout
   steps = compile_steps(
-    job.method, experiment.training.recipe, layout, experiment.frozen, stacked=job.stacked
+    job.method,
+    experiment.training.recipe,
+    layout,
+    experiment.frozen,
+    stacked=job.stacked,
+    restart=experiment.training.restart,
   )
   frozen = place(experiment.frozen, steps.frozen_shardings)
   checkpoints = Checkpoints(

@@ -1,22 +1,33 @@
 """The loop over a sequence of tasks; it may be left and entered at any batch."""
 
 import dataclasses
+import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pecft_jax.continual.plan import Calibrating, Step, has_phase, plan_of
 from pecft_jax.data import Split, eval_batches, fold_seed, steps_for, task_masks, train_batches
 from pecft_jax.devices.sharding import place
+from pecft_jax.problems import Judged
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.schedule import task_arrays, training_split, training_steps
-from pecft_jax.train.step import Counts, Steps
-from pecft_jax.typing import Batch, ContinualMethod, Params, TrainState
-from pecft_jax.workdir.position import PHASES, Position
+from pecft_jax.train.schedule import (
+  boundary_of,
+  fit_steps,
+  stored_examples,
+  task_arrays,
+  training_split,
+  training_steps,
+)
+from pecft_jax.train.step import Steps
+from pecft_jax.typing import Batch, ContinualMethod, Fit, Gather, Given, Params, TrainState
+from pecft_jax.workdir.position import Findings, Position
 from pecft_jax.workdir.record import Record, Unwritten
 
 
@@ -52,6 +63,14 @@ class Loop:
   tell: Callable[[Position, float | None], None]
 
 
+class TestSet(NamedTuple):
+  """What an evaluation goes through."""
+
+  split: Split
+  classes: np.ndarray  # [C] bool, those of its task.
+  task: int  # -1 for a set that is no task's.
+
+
 def run_tasks(loop: Loop, state: TrainState, position: Position) -> TrainState:
   """Runs from a position to the end of the sequence.
 
@@ -63,14 +82,12 @@ def run_tasks(loop: Loop, state: TrainState, position: Position) -> TrainState:
   Raises:
     NonFiniteLoss: where a training loss is not finite.
   """
-  phases = {
-    'begin': _begin,
-    'prepare': _prepare,
-    'train': _train,
-    'consolidate': _consolidate,
-    'end': _end,
-    'evaluate': _evaluate,
-  }
+  plan = plan_of(loop.method)
+  phases: dict[str, Phase] = {'start': _start}
+  for step in plan:
+    name = step if isinstance(step, str) else step.name
+    phases[name] = functools.partial(_skipping, step, _PHASES.get(step, _own))
+  phases['evaluate'] = _evaluate
   while position.task < len(loop.experiment.scenario.tasks):
     started = time.perf_counter()
     spent = position.seconds[position.task] if position.task < len(position.seconds) else 0.0
@@ -80,21 +97,37 @@ def run_tasks(loop: Loop, state: TrainState, position: Position) -> TrainState:
       position.seconds[position.task :] = [spent + time.perf_counter() - started]
       position.tick += 1
       loop.after_batch(state, position)
-    _advance(position)
+    _advance(position, list(phases))
   return state
 
 
-def _advance(position: Position) -> None:
-  following = PHASES.index(position.phase) + 1
+Phase = Callable[[Loop, TrainState, Position], Iterator[TrainState]]
+
+
+def _advance(position: Position, order: list[str]) -> None:
+  following = order.index(position.phase) + 1
   position.batch = 0
   position.data = None
-  if following == len(PHASES):
+  if following == len(order):
     position.task += 1
     following = 0
-  position.phase = PHASES[following]
+  position.phase = order[following]
 
 
-def _begin(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+def _skipping(
+  step: Step, run: Any, loop: Loop, state: TrainState, position: Position
+) -> Iterator[TrainState]:
+  """The batches of a phase; none where the task at hand has no such phase."""
+  scenario, t = loop.experiment.scenario, position.task
+  at = t if scenario.boundaries else boundary_of(loop.method, step, t, len(scenario.tasks))
+  if at is None:
+    if step == 'begin':
+      yield from _enter(loop, state, position)
+  elif has_phase(loop.method, step, at):
+    yield from run(loop, state, position, step)
+
+
+def _begin(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterator[TrainState]:
   if position.batch:
     return
   task = task_arrays(loop.experiment, loop.method, position.task)
@@ -103,29 +136,30 @@ def _begin(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainS
   yield state
 
 
-def _end(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+def _enter(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+  """The next part of a stream whose boundaries the method is not told."""
   if position.batch:
     return
-  state = loop.steps.end(state, loop.frozen)
+  state = loop.steps.enter(state, task_arrays(loop.experiment, loop.method, position.task))
   position.batch = 1
   yield state
 
 
-def _prepare(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
-  yield from _gather(loop, loop.steps.prepare, state, position)
-
-
-def _consolidate(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
-  yield from _gather(loop, loop.steps.consolidate, state, position)
-
-
-def _gather(loop: Loop, step: Any, state: TrainState, position: Position) -> Iterator[TrainState]:
-  """One pass over the task's training data, as they are and in order."""
-  if step is None:
+def _once(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
+  if position.batch:
     return
+  run = loop.steps.end if step == 'end' else loop.steps.own[step.name]
+  state = run(state, loop.frozen)
+  position.batch = 1
+  yield state
+
+
+def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
+  """One pass over the task's training data, as they are and in order."""
+  run = getattr(loop.steps, step) if isinstance(step, str) else loop.steps.own[step.name]
   split = training_split(loop.experiment, loop.method, position.task)
   for batch in _in_order(loop, split, position.batch):
-    state = step(state, loop.frozen, batch)
+    state = run(state, loop.frozen, batch)
     position.batch += 1
     loop.tell(position, None)
     yield state
@@ -142,34 +176,88 @@ def _in_order(loop: Loop, split: Split, start: int = 0) -> Iterator[Batch]:
     yield on_devices(batch, loop.steps.batch_sharding, loop.part)
 
 
-def _train(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterator[TrainState]:
   experiment, t = loop.experiment, position.task
   training = experiment.training
   total = training_steps(experiment, loop.method, t)
+  split = training_split(experiment, loop.method, t)
+  stored = stored_examples(experiment, loop.method, t)
+  if position.inside is not None:
+    yield from _evaluate_inside(loop, state, position)
   if position.batch == total:
     return
-  split = training_split(experiment, loop.method, t)
-  streams = _streams(loop, split, t)
-  if position.data is not None:
-    for stream in streams:
-      stream.set_state(position.data)
   started, spent = time.perf_counter(), position.training_seconds
-  for batches in zip(*streams, strict=True):
-    batch = _stacked(loop, batches)
+  for batch in _training_batches(loop, position, split, training.epochs, stored):
     state, log = loop.steps.train(state, loop.frozen, batch)
     # Losses wait on their device, so that no step waits for the host.
     position.logs.append(log)
     position.batch += 1
-    position.data = streams[0].get_state()
     position.images += training.batch_size * len(loop.seeds)
     position.training_seconds = spent + time.perf_counter() - started
     if position.batch % training.log_every == 0 or position.batch == total:
       _fetch(position)
-      _write_training_rows(loop, position, len(split.rows), total)
+      _write_training_rows(loop, position, len(split.rows) + stored, total)
+    if training.evaluate_every is not None and position.batch % training.evaluate_every == 0:
+      position.inside = 0
+      yield state
+      yield from _evaluate_inside(loop, state, position)
+    else:
+      yield state
+
+
+def _training_batches(
+  loop: Loop, position: Position, split: Split, epochs: int, stored: int = 0
+) -> Iterator[Batch]:
+  """Shuffled batches from the position on, on their devices; keeps the state of their stream."""
+  streams = _streams(loop, split, position.task, epochs, stored)
+  if position.data is not None:
+    for stream in streams:
+      stream.set_state(position.data)
+  for batches in zip(*streams, strict=True):
+    position.data = streams[0].get_state()
+    yield _stacked(loop, batches)
+
+
+def _fit(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
+  """The updates of a phase of the method's own."""
+  total = fit_steps(loop.experiment, loop.method, step, position.task)
+  run, one = loop.steps.own[step.name], loop.steps.counts_sharding
+  if step.steps is None:
+    split = training_split(loop.experiment, loop.method, position.task)
+    batches: Any = ((batch,) for batch in _training_batches(loop, position, split, step.epochs))
+  else:
+    batches = itertools.repeat(())
+  for number, given in zip(range(position.batch, total), batches, strict=False):
+    at, of = place((np.int32(number), np.int32(total)), (one, one))
+    state, log = run(state, loop.frozen, *given, at, of)
+    position.logs.append(log)
+    position.batch += 1
+    if position.batch % loop.experiment.training.log_every == 0 or position.batch == total:
+      _fetch(position)
+      _write_fit_rows(loop, position, step, total)
     yield state
 
 
-def _streams(loop: Loop, split: Split, t: int) -> list[Any]:
+def _own(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
+  """A phase of the method's own."""
+  match step:
+    case Fit():
+      return _fit(loop, state, position, step)
+    case Gather() | Calibrating():
+      return _gather(loop, state, position, step)
+  return _once(loop, state, position, step)
+
+
+_PHASES: Mapping[Any, Any] = {
+  'begin': _begin,
+  'prepare': _gather,
+  'train': _train,
+  'consolidate': _gather,
+  'end': _once,
+}
+
+
+def _streams(loop: Loop, split: Split, t: int, epochs: int, stored: int) -> list[Any]:
   """Training batches of a task, an iterator for each seed."""
   training = loop.experiment.training
   cached = training.cache_queries and loop.steps.query is not None
@@ -179,10 +267,11 @@ def _streams(loop: Loop, split: Split, t: int) -> list[Any]:
     train_batches(
       split,
       batch_size=training.batch_size,
-      epochs=training.epochs,
+      epochs=epochs,
       seed=fold_seed(seed, t),
       augment=training.augment,
       query=query,
+      stored=stored if loop.method.joined is not None else None,
       process_index=index,
       process_count=count,
     )
@@ -217,17 +306,18 @@ def _fetch(position: Position) -> None:
   done = position.batch - len(position.logs)
   for step, log in enumerate(jax.device_get(position.logs), done + 1):
     columns = zip(*(np.ravel(values) for values in log), strict=True)
-    for i, (found, (loss, correct, total, finite)) in enumerate(
+    for i, (found, (loss, score, total, finite)) in enumerate(
       zip(position.seeds, columns, strict=True)
     ):
-      where = f'task {position.task}, step {step} of the task'
+      what = 'the task' if position.phase == 'train' else position.phase
+      where = f'task {position.task}, step {step} of {what}'
       if len(position.seeds) > 1:
         where += f', of seed number {i}'
       if not math.isfinite(loss):
         raise NonFiniteLoss(f'the loss is {float(loss)} at {where}')
       if not finite:
         raise NonFiniteLoss(f'the parameters are not finite after {where}')
-      found.losses.append([float(loss), int(correct), int(total)])
+      found.losses.append([float(loss), score.item(), int(total)])
   position.logs = []
 
 
@@ -260,57 +350,152 @@ def _queries(loop: Loop, split: Split) -> np.ndarray:
   return np.concatenate(queries)[: len(split.rows)]
 
 
+def _write_fit_rows(loop: Loop, position: Position, step: Any, total: int) -> None:
+  means = []
+  for found, record in zip(position.seeds, loop.records, strict=True):
+    means.append(sum(row[0] for row in found.losses) / len(found.losses))
+    row = {
+      'kind': step.name,
+      'task': position.task,
+      'step': position.batch,
+      'loss': means[-1],
+      'learning_rate': float(step.recipe.rate(jnp.float32((position.batch - 1) / total))),
+      'seconds': round(sum(position.seconds), 3),
+    }
+    found.losses = []
+    record.write(row)
+    found.rows = record.rows
+  loop.tell(position, sum(means) / len(means))
+
+
+def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
+  """What is evaluated after task `t`, or before the first one (-1): tasks, then probes."""
+  scenario = experiment.scenario
+  last = len(scenario.tasks) if experiment.training.evaluate == 'all' else t + 1
+  sets = [TestSet(scenario.tasks[j].test, task_masks(scenario, j)[0], j) for j in range(last)]
+  every = np.ones(len(scenario.class_order), bool)
+  return [*sets, *(TestSet(probe.split, every, -1) for probe in scenario.probes)]
+
+
+def _start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+  """What the model knows before it has learnt anything; any class may be answered."""
+  if position.task or loop.experiment.training.evaluate != 'all':
+    return
+  seen = place(np.ones(state.task.seen.shape, bool), loop.steps.state_shardings.task.seen)
+  open_to_all = state._replace(task=state.task._replace(seen=seen))
+  for _ in _measured(loop, open_to_all, position, test_sets(loop.experiment, -1)):
+    yield state
+  settle(position)
+  for found in position.seeds:
+    shares = _shares(found)
+    found.start = shares[0][: len(loop.experiment.scenario.tasks)]
+    found.counts = []
+  yield state
+
+
 def _evaluate(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
-  """Every task so far, batch by batch; partial sums are in the position."""
-  scenario, t = loop.experiment.scenario, position.task
-  size = loop.experiment.training.eval_batch_size
-  done = position.batch
-  for j in range(t + 1):
-    test = scenario.tasks[j].test
-    count = steps_for(len(test.rows), size, 1)
-    if done >= count:
-      done -= count
-      continue
-    classes, _ = task_masks(scenario, j)
-    sums = _counts_so_far(loop, position, j)
-    for batch in _in_order(loop, test, done):
-      sums = loop.steps.predict(state, loop.frozen, batch, classes, sums)
-      position.batch += 1
-      position.sums[j] = sums
-      loop.tell(position, None)
-      yield state
-    done = 0
-  if position.evaluated() == t:
+  """Test sets batch by batch; partial sums are in the position."""
+  yield from _measured(loop, state, position, test_sets(loop.experiment, position.task))
+  if position.evaluated() == position.task:
     _write_accuracies(loop, position)
     yield state
 
 
-def _counts_so_far(loop: Loop, position: Position, j: int) -> Counts:
-  """Sums over the examples of task j that were evaluated, on their devices."""
+def _evaluate_inside(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+  """The evaluation after some updates of a task."""
+  yield from _measured(
+    loop, state, position, test_sets(loop.experiment, position.task), inside=True
+  )
+  settle(position)
+  for found, record in zip(position.seeds, loop.records, strict=True):
+    shares = _shares(found)[0]
+    row = {'kind': 'anytime', 'task': position.task, 'step': position.batch, 'evaluated': shares}
+    found.anytime.append({key: value for key, value in row.items() if key != 'kind'})
+    found.counts = []
+    record.write(row)
+    found.rows = record.rows
+  position.inside = None
+  yield state
+
+
+def _measured(
+  loop: Loop, state: TrainState, position: Position, sets: list[TestSet], *, inside: bool = False
+) -> Iterator[TrainState]:
+  """Adds up what the problem judges over test sets."""
+  size = loop.experiment.training.eval_batch_size
+  done = position.inside if inside else position.batch
+  assert done is not None
+  for j, test in enumerate(sets):
+    count = steps_for(len(test.split.rows), size, 1)
+    if done >= count:
+      done -= count
+      continue
+    sums = _sums_so_far(loop, position, j)
+    for batch in _in_order(loop, test.split, done):
+      sums = loop.steps.predict(state, loop.frozen, _given(loop, batch, test), test.classes, sums)
+      if inside:
+        assert position.inside is not None
+        position.inside += 1
+      else:
+        position.batch += 1
+      position.sums[j] = sums
+      loop.tell(position, None)
+      yield state
+    done = 0
+
+
+def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:
+  """Tells the task of each example where the scenario does."""
+  if loop.experiment.scenario.kind != 'task':
+    return batch
+  size = loop.experiment.training.eval_batch_size
+  task = on_devices(
+    np.full(size // loop.part[1], test.task, np.int32), loop.steps.batch_sharding, loop.part
+  )
+  return batch._replace(x=Given(batch.x, task=task))
+
+
+def _sums_so_far(loop: Loop, position: Position, j: int) -> Judged:
+  """Sums over the examples of a test set that were evaluated, on their devices."""
   rows = [found.counts[j] if len(found.counts) > j else [0, 0, 0] for found in position.seeds]
-  columns = np.array(rows, np.int32).T
+  score = loop.steps.score_dtype
+  columns = [
+    np.array(each, dtype)
+    for each, dtype in zip(zip(*rows, strict=True), (score, score, np.int32), strict=True)
+  ]
   if not loop.steps.seed_axes:
-    columns = columns[:, 0]
-  return place(Counts(*columns), Counts(*[loop.steps.counts_sharding] * 3))
+    columns = [each[0] for each in columns]
+  return place(Judged(*columns), Judged(*[loop.steps.counts_sharding] * 3))
+
+
+def _shares(found: Findings) -> tuple[list[float], list[float]]:
+  """The measure on each test set, and with the task known."""
+  score, aware, total = zip(*found.counts, strict=True)
+  share = lambda right: [r / n for r, n in zip(right, total, strict=True)]
+  return share(score), share(aware)
 
 
 def _write_accuracies(loop: Loop, position: Position) -> None:
-  tasks = len(loop.experiment.scenario.tasks)
-  blank: list[float | None] = [None] * (tasks - position.task - 1)
+  tasks, probes = len(loop.experiment.scenario.tasks), len(loop.experiment.scenario.probes)
   settle(position)
   for found, record in zip(position.seeds, loop.records, strict=True):
-    correct, aware, total = zip(*found.counts, strict=True)
-    share = lambda right, total=total: [r / n for r, n in zip(right, total, strict=True)]
+    counts = found.counts[: len(found.counts) - probes]
+    seen = counts[: position.task + 1]
+    scores, awares = _shares(found)
+    own = len(counts)
+    blank: list[float | None] = [None] * (tasks - own)
     row = {
       'kind': 'eval',
       'task': position.task,
-      'accuracy': sum(correct) / sum(total),
-      'evaluated': share(correct),
-      'aware': share(aware),
+      'accuracy': sum(each[0] for each in seen) / sum(each[2] for each in seen),
+      'evaluated': scores[:own],
+      'aware': awares[:own],
       'seconds': round(sum(position.seconds), 3),
     }
-    found.accuracy.append([*share(correct), *blank])
-    found.aware.append([*share(aware), *blank])
+    found.accuracy.append([*scores[:own], *blank])
+    found.aware.append([*awares[:own], *blank])
+    if probes:
+      found.probes.append(scores[own:])
     found.counts = []
     record.write(row)
     found.rows = record.rows

@@ -6,11 +6,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
 from pecft_jax.data import steps_for
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.schedule import training_split, training_steps
-from pecft_jax.typing import ContinualMethod, keep
-from pecft_jax.workdir.position import PHASES, Position
+from pecft_jax.train.schedule import fit_steps, training_split, training_steps
+from pecft_jax.typing import ContinualMethod, Fit, Gather
+from pecft_jax.workdir.position import Position
 
 # Rough cost of a batch against one forward pass of as many examples.
 _TRAIN_COST = 3.0
@@ -25,12 +26,24 @@ def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[st
     n = len(training_split(experiment, method, t).rows)
     tests = sum(len(task.test.rows) for task in scenario.tasks[: t + 1])
     steps = training_steps(experiment, method, t)
-    out.append({
-      'prepare': 0.0 if method.prepare is keep else n,
+    costs = {
+      'prepare': n,
       'train': steps * training.batch_size * _TRAIN_COST,
-      'consolidate': 0.0 if method.consolidate is keep else n * method.passes(t + 1),
-      'evaluate': tests * method.passes(t + 1),
-    })  # fmt: skip
+      'consolidate': n * method.passes(t + 1),
+    }
+    found = {}
+    for step in plan_of(method):
+      name = step if isinstance(step, str) else step.name
+      if not has_phase(method, step, t):
+        continue
+      match step:
+        case Gather() | Calibrating():
+          found[name] = float(n)
+        case Fit(steps=None):
+          found[name] = n * step.epochs * _TRAIN_COST
+        case _:
+          found[name] = costs.get(name, 0.0)
+    out.append({**found, 'evaluate': tests * method.passes(t + 1)})
   return out
 
 
@@ -39,12 +52,18 @@ def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> di
   training, scenario = experiment.training, experiment.scenario
   size = training.eval_batch_size
   gathered = steps_for(len(training_split(experiment, method, t).rows), size, 1)
-  return {
+  found = {
     'prepare': gathered,
     'train': training_steps(experiment, method, t),
     'consolidate': gathered,
     'evaluate': sum(steps_for(len(s.test.rows), size, 1) for s in scenario.tasks[: t + 1]),
   }
+  for step in plan_of(method):
+    if isinstance(step, Fit):
+      found[step.name] = fit_steps(experiment, method, step, t)
+    elif isinstance(step, Gather | Calibrating):
+      found[step.name] = gathered
+  return found
 
 
 class Reporter:
@@ -53,6 +72,7 @@ class Reporter:
   def __init__(self, experiment: Experiment, method: ContinualMethod, name: str, console: Console):
     self._experiment, self._method, self._name = experiment, method, name
     self._console = console
+    self._order = ('start', *phase_names(method), 'evaluate')
     self._costs = phase_costs(experiment, method)
     tasks = range(len(experiment.scenario.tasks))
     self._batches = [phase_batches(experiment, method, t) for t in tasks]
@@ -95,8 +115,7 @@ class Reporter:
   def _done(self, position: Position) -> float:
     past = sum(sum(costs.values()) for costs in self._costs[: position.task])
     costs = self._costs[position.task]
-    for phase in PHASES[: PHASES.index(position.phase)]:
-      past += costs.get(phase, 0.0)
+    past += sum(costs.get(phase, 0.0) for phase in self._order[: self._order.index(position.phase)])
     batches = self._batches[position.task].get(position.phase, 1)
     share = position.batch / max(1, batches)
     return (past + share * costs.get(position.phase, 0.0)) / self._total

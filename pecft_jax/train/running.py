@@ -178,7 +178,10 @@ def _check_shared(directory: pathlib.Path) -> None:
 def _config(job: Job) -> dict[str, Any]:
   """What must be the same on resuming."""
   training, branch = job.experiment.training, job.options.branch
-  numbers = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'cache_queries')
+  numbers = (
+    'epochs', 'batch_size', 'eval_batch_size', 'log_every', 'cache_queries', 'evaluate',
+    'evaluate_every', 'restart',
+  )  # fmt: skip
   found = {
     'settings': dict(job.options.config),
     'method': job.method.name,

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.continual.plan import Step, plan_of
 from pecft_jax.data import Split, joined, steps_for, task_masks
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.typing import ContinualMethod, Task
+from pecft_jax.typing import ContinualMethod, Fit, Task
 
 
 def training_split(experiment: Experiment, method: ContinualMethod, t: int) -> Split:
@@ -15,19 +16,69 @@ def training_split(experiment: Experiment, method: ContinualMethod, t: int) -> S
   return joined([task.train for task in experiment.scenario.tasks[first : t + 1]])
 
 
+def stored_examples(experiment: Experiment, method: ContinualMethod, t: int) -> int:
+  """How many stored examples each epoch of task t visits beside the task's own."""
+  if method.joined is None:
+    return 0
+  return method.joined(_arrays(experiment, t, steps=1))
+
+
 def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> int:
   """Training steps of task t; 0 where the method does not train."""
   if not method.trains(t):
     return 0
   training = experiment.training
-  n = len(training_split(experiment, method, t).rows)
+  n = len(training_split(experiment, method, t).rows) + stored_examples(experiment, method, t)
   return steps_for(n, training.batch_size, training.epochs)
 
 
+def fit_steps(experiment: Experiment, method: ContinualMethod, phase: Fit, t: int) -> int:
+  """Updates of a phase of the method's own in task t."""
+  if phase.steps is not None:
+    return phase.steps(t)
+  n = len(training_split(experiment, method, t).rows)
+  return steps_for(n, experiment.training.batch_size, phase.epochs)
+
+
+def boundary_of(method: ContinualMethod, step: Step, t: int, tasks: int) -> int | None:
+  """Where a phase runs in a stream whose boundaries the method is not told.
+
+  Phases before training run once, before the first part of the stream; those after it once, after
+  the last.
+
+  Returns:
+    The task that the phase counts as; None where it does not run at part `t`.
+  """
+  plan = plan_of(method)
+  at, training = plan.index(step), plan.index('train')
+  if at < training:
+    return 0 if t == 0 else None
+  if at > training:
+    return 0 if t == tasks - 1 else None
+  return 0
+
+
 def task_arrays(experiment: Experiment, method: ContinualMethod, t: int) -> Task:
-  """Task t as the compiled functions see it."""
-  classes, seen = task_masks(experiment.scenario, t)
-  past = task_masks(experiment.scenario, t - 1)[1] if t else np.zeros_like(seen)
-  steps = max(1, training_steps(experiment, method, t))
-  arrays: Any = (np.int32(t), classes, seen, past, np.int32(0), np.int32(steps))
+  """Task t as the compiled functions see it.
+
+  Without boundaries all parts are one task, with the classes that came so far.
+  """
+  if experiment.scenario.boundaries:
+    return _arrays(experiment, t, steps=max(1, training_steps(experiment, method, t)))
+  parts = range(len(experiment.scenario.tasks))
+  steps = max(1, sum(training_steps(experiment, method, part) for part in parts))
+  seen = task_masks(experiment.scenario, t)[1]
+  whole = _arrays(experiment, 0, steps=steps)
+  home: Any = np.where(seen, 0, -1).astype(np.int32)
+  return whole._replace(classes=seen, seen=seen, home=home)
+
+
+def _arrays(experiment: Experiment, t: int, *, steps: int) -> Task:
+  scenario = experiment.scenario
+  classes, seen = task_masks(scenario, t)
+  past = task_masks(scenario, t - 1)[1] if t else np.zeros_like(seen)
+  home = np.full(seen.shape, -1, np.int32)
+  for j in reversed(range(t + 1)):
+    home[list(scenario.tasks[j].classes)] = j
+  arrays: Any = (np.int32(t), classes, seen, past, home, np.int32(0), np.int32(steps))
   return Task(*arrays)

@@ -5,13 +5,13 @@ shapes. Frozen weights are always an argument, so they are never constants of
 a program, and never differentiated.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 
+from pecft_jax.continual.plan import Calibrating, plan_of
 from pecft_jax.devices.sharding import (
   Layout,
   batched,
@@ -22,36 +22,22 @@ from pecft_jax.devices.sharding import (
   traced_on,
   tree_shardings,
 )
-from pecft_jax.train.optimizer import Recipe
-from pecft_jax.train.state import init_state, key_for
+from pecft_jax.problems import Judged
+from pecft_jax.recipes import Recipe
+from pecft_jax.train import phases
+from pecft_jax.train.state import init_state
+from pecft_jax.train.update import StepLog, fit_step, train_step
 from pecft_jax.typing import (
   Array,
-  Batch,
   ContinualMethod,
-  Env,
+  Fit,
+  Gather,
+  GatherHook,
   Key,
+  Once,
   Params,
-  Task,
   TrainState,
-  keep,
 )
-
-
-class Counts(NamedTuple):
-  """Sums over the examples of one test set."""
-
-  correct: Array  # [] int32, among all classes seen.
-  aware: Array  # [] int32, correct among the classes of the example's own task.
-  total: Array  # [] int32
-
-
-class StepLog(NamedTuple):
-  """What one update tells."""
-
-  loss: Array  # []
-  correct: Array  # [] int32, training examples right among the classes seen.
-  total: Array  # [] int32
-  finite: Array  # [] bool, whether all parameters are numbers after it.
 
 
 class Steps(NamedTuple):
@@ -63,6 +49,7 @@ class Steps(NamedTuple):
   Attributes:
     init: `(key, frozen) -> state`
     begin: `(state, frozen, task) -> state`
+    enter: `(state, task) -> state`, the next part of a stream without boundaries.
     prepare: `(state, frozen, batch) -> state`, or None where the method has no such pass.
     train: `(state, frozen, batch) -> (state, StepLog)`
     consolidate: `(state, frozen, batch) -> state`, or None.
@@ -70,53 +57,44 @@ class Steps(NamedTuple):
     predict: `(state, frozen, batch, classes, counts) -> counts`, where `classes`
       [C] are those of the batch's own task.
     query: `(frozen, x) -> [B, D]`, or None.
+    own: of the method's own phases, by name: as `end` (once), `prepare` (gather),
+      or, of fits, `(state, frozen, [batch,] step, steps) -> (state, StepLog)`.
     state_shardings: of the state.
     frozen_shardings: of the frozen weights.
     batch_sharding: of every array of a batch.
     train_batch_sharding: of every array of a training batch.
     counts_sharding: of counts: whole on every device.
+    score_dtype: of the scores that the problem's judge adds up.
     seed_axes: 1 where there is a leading axis for seeds, else 0.
   """
 
   init: Callable[..., TrainState]
   begin: Callable[..., TrainState]
+  enter: Callable[..., TrainState]
   prepare: Callable[..., TrainState] | None
   train: Callable[..., tuple[TrainState, StepLog]]
   consolidate: Callable[..., TrainState] | None
   end: Callable[..., TrainState]
-  predict: Callable[..., Counts]
+  predict: Callable[..., Judged]
   query: Callable[..., Array] | None
+  own: Mapping[str, Callable[..., Any]]
   state_shardings: Any
   frozen_shardings: Any
   batch_sharding: Any
   train_batch_sharding: Any
   counts_sharding: Any
+  score_dtype: Any
   seed_axes: int
 
 
-def train_step(
-  method: ContinualMethod, recipe: Recipe, state: TrainState, frozen: Params, batch: Batch
-) -> tuple[TrainState, StepLog]:
-  """One update, as a pure function. Its randomness is a function of the step's number alone."""
-  task = state.task
-  env = Env(frozen, task)
-  k_loss, k_observe = jax.random.split(key_for(state, task, state.step))
-  grad_fn = jax.value_and_grad(method.loss, has_aux=True)
-  (loss, out), grads = grad_fn(state.params, state.memory, env, batch, k_loss)
-  grads = method.project(grads, state.memory, env)
-  progress = (state.step - task.start) / task.steps
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, progress=progress)
-  params = optax.apply_updates(state.params, updates)
-  memory = method.observe(params, state.memory, env, batch, out, k_observe)
-  guess = jnp.where(task.seen, out.logits, -jnp.inf).argmax(-1)
-  right = ((guess == batch.y) & batch.valid).sum(dtype=jnp.int32)
-  finite = jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), params, jnp.array(True))
-  log = StepLog(loss, right, batch.valid.sum(dtype=jnp.int32), finite)
-  return state._replace(params=params, opt_state=opt_state, memory=memory, step=state.step + 1), log
-
-
 def compile_steps(
-  method: ContinualMethod, recipe: Recipe, layout: Layout, frozen: Params, *, stacked: bool = False
+  method: ContinualMethod,
+  recipe: Recipe,
+  layout: Layout,
+  frozen: Params,
+  *,
+  stacked: bool = False,
+  restart: bool = True,
 ) -> Steps:
   """Jits the functions of a method for a layout of devices.
 
@@ -127,10 +105,13 @@ def compile_steps(
     frozen: the backbone's weights, or their shapes.
     stacked: whether the functions are those of several seeds at once, on a
       leading axis; it is split over the mesh's axis `seed`, if it has one.
+    restart: whether each task starts with a fresh optimizer.
 
   Raises:
-    ValueError: if a rule of the layout does not fit, or is of no use.
+    ValueError: if a rule of the layout does not fit or matches nothing, or for
+      a plan of phases that is none.
   """
+  plan, shared = plan_of(method), phases.Run(method, recipe, restart)
 
   def init(key: Key, frozen: Params) -> TrainState:
     return init_state(method, recipe, key, frozen)
@@ -146,38 +127,6 @@ def compile_steps(
     state_s = jax.tree.map(stacked_sharding, state_s)
     train_batch_s = stacked_sharding(batch_s)
 
-  def begin(state: TrainState, frozen: Params, task: Task) -> TrainState:
-    task = task._replace(start=state.step)
-    key = key_for(state, task, 2**32 - 1)  # A number that no training step has.
-    params, memory = method.begin_task(state.params, state.memory, Env(frozen, task), key)
-    return state._replace(params=params, memory=memory, opt_state=recipe.tx.init(params), task=task)
-
-  def gather(hook):
-    def run(state: TrainState, frozen: Params, batch: Batch) -> TrainState:
-      memory = hook(state.params, state.memory, Env(frozen, state.task), batch)
-      return state._replace(memory=memory)
-
-    return run
-
-  def train(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepLog]:
-    return train_step(method, recipe, state, frozen, batch)
-
-  def end(state: TrainState, frozen: Params) -> TrainState:
-    params, memory = method.end_task(state.params, state.memory, Env(frozen, state.task))
-    # The next task starts with a fresh one; zeros take no room in the checkpoints that are kept.
-    return state._replace(params=params, memory=memory, opt_state=recipe.tx.init(params))
-
-  def predict(
-    state: TrainState, frozen: Params, batch: Batch, classes: Array, counts: Counts
-  ) -> Counts:
-    logits = method.predict(state.params, state.memory, Env(frozen, state.task), batch.x)
-    right = lambda logits: ((logits.argmax(-1) == batch.y) & batch.valid).sum(dtype=jnp.int32)
-    return Counts(
-      counts.correct + right(logits),
-      counts.aware + right(jnp.where(classes, logits, -jnp.inf)),
-      counts.total + batch.valid.sum(dtype=jnp.int32),
-    )
-
   def jit(fn, inputs, outputs, axes, donate=True):
     fn = traced_on(layout, fn)
     if stacked:
@@ -186,35 +135,67 @@ def compile_steps(
       fn, in_shardings=inputs, out_shardings=outputs, donate_argnums=(0,) if donate else ()
     )
 
-  def gathering(hook):
-    if hook is keep:
+  def gathering(hook: GatherHook | None, name: str) -> Any:
+    if hook is None:
       return None
-    return jit(gather(hook), (state_s, frozen_s, batch_s), state_s, (0, None, None))
+    run = functools.partial(phases.gather, method, hook, name)
+    return jit(run, (state_s, frozen_s, batch_s), state_s, (0, None, None))
+
+  def own(step: Any, number: int) -> Any:
+    """The compiled function of a phase that is not one of every method."""
+    fit = functools.partial(fit_step, method, step, number)
+    match step:
+      case Once():
+        run = functools.partial(phases.once, shared, step, number)
+      case Gather():
+        return gathering(step.hook, step.name)
+      case Fit(steps=None):
+        inputs = (state_s, frozen_s, train_batch_s, one, one)
+        return jit(fit, inputs, (state_s, one), (0, None, 0, None, None))
+      case Fit():
+        on_memory = lambda state, frozen, at, of: fit(state, frozen, None, at, of)
+        inputs = (state_s, frozen_s, one, one)
+        return jit(on_memory, inputs, (state_s, one), (0, None, None, None))
+      case Calibrating():
+        run = functools.partial(phases.calibrate, method, step)
+        return jit(run, (state_s, frozen_s, batch_s), state_s, (0, None, None))
+      case _:
+        run = functools.partial(phases.calibrated, shared, step)
+    return jit(run, (state_s, frozen_s), state_s, (0, None))
 
   query = None
   if method.query is not None:
     # Whole everywhere: a shuffled batch may hold any example.
     query = jax.jit(method.query, in_shardings=(frozen_s, batch_s), out_shardings=one)
-  inputs, shared = (state_s, frozen_s, batch_s, one, one), None
+  inputs = (state_s, frozen_s, batch_s, one, one)
+  begin, end = (functools.partial(fn, shared) for fn in (phases.begin, phases.end))
+  predict = functools.partial(phases.predict, method)
+  train = functools.partial(train_step, method, recipe)
   return Steps(
-    init=jit(init, (one, frozen_s), state_s, (0, shared), donate=False),
-    begin=jit(begin, (state_s, frozen_s, one), state_s, (0, shared, shared)),
-    prepare=gathering(method.prepare),
-    train=jit(train, (state_s, frozen_s, train_batch_s), (state_s, one), (0, shared, 0)),
-    consolidate=gathering(method.consolidate),
-    end=jit(end, (state_s, frozen_s), state_s, (0, shared)),
-    predict=jit(predict, inputs, one, (0, shared, shared, shared, 0), donate=False),
+    init=jit(init, (one, frozen_s), state_s, (0, None), donate=False),
+    begin=jit(begin, (state_s, frozen_s, one), state_s, (0, None, None)),
+    enter=jit(phases.enter, (state_s, one), state_s, (0, None)),
+    prepare=gathering(method.prepare, 'prepare'),
+    train=jit(train, (state_s, frozen_s, train_batch_s), (state_s, one), (0, None, 0)),
+    consolidate=gathering(method.consolidate, 'consolidate'),
+    end=jit(end, (state_s, frozen_s), state_s, (0, None)),
+    predict=jit(predict, inputs, one, (0, None, None, None, 0), donate=False),
     query=query,
+    own={
+      step.name: own(step, number)
+      for number, step in enumerate(step for step in plan if not isinstance(step, str))
+    },
     state_shardings=state_s,
     frozen_shardings=frozen_s,
     batch_sharding=batch_s,
     train_batch_sharding=train_batch_s,
     counts_sharding=one,
+    score_dtype=method.capacity.problem.score_dtype,
     seed_axes=int(stacked),
   )
 
 
-JITTED = ('train', 'begin', 'prepare', 'consolidate', 'end', 'predict', 'query')
+JITTED = ('train', 'begin', 'enter', 'prepare', 'consolidate', 'end', 'predict', 'query')
 
 
 def compilations(steps: Steps, before: Mapping[str, int]) -> dict[str, int]:
@@ -227,7 +208,7 @@ def compilations(steps: Steps, before: Mapping[str, int]) -> dict[str, int]:
   Returns:
     Counts by name; functions that never ran are left out.
   """
-  here = {name: getattr(steps, name) for name in JITTED}
+  here = {**{name: getattr(steps, name) for name in JITTED}, **steps.own}
   counts = {
     name: max(0 if step is None else step._cache_size(), before.get(name, 0))
     for name, step in here.items()

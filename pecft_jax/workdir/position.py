@@ -3,28 +3,32 @@
 import dataclasses
 from typing import Any
 
-PHASES = ('begin', 'prepare', 'train', 'consolidate', 'end', 'evaluate')
-
 
 @dataclasses.dataclass
 class Findings:
   """What was gathered on the way, of one seed.
 
   Attributes:
-    counts: [task, 3] correct, correct among the task's own classes, and total,
-      of the evaluation under way.
+    counts: [test set, 3] score, score with the task known, and total, of the
+      evaluation under way.
     accuracy: rows of the accuracy matrix so far, None above the diagonal.
     aware: the same, with the task known at test time.
     losses: of the steps since the last row of the log, with right and total
       examples.
     rows: of the log.
+    start: accuracies before the first task, where they are asked for.
+    probes: rows of accuracies on the probes, after each task.
+    anytime: evaluations within tasks: `task`, `step`, and `evaluated`.
   """
 
-  counts: list[list[int]] = dataclasses.field(default_factory=list)
+  counts: list[list[float]] = dataclasses.field(default_factory=list)
   accuracy: list[list[float | None]] = dataclasses.field(default_factory=list)
   aware: list[list[float | None]] = dataclasses.field(default_factory=list)
   losses: list[list[float]] = dataclasses.field(default_factory=list)
   rows: int = 0
+  start: list[float] = dataclasses.field(default_factory=list)
+  probes: list[list[float]] = dataclasses.field(default_factory=list)
+  anytime: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -33,8 +37,9 @@ class Position:
 
   Attributes:
     task: at hand, from 0; the number of tasks when all is done.
-    phase: one of `PHASES`.
+    phase: 'start' (before the first task), one of the method's plan, or 'evaluate'.
     batch: batches done within the phase.
+    inside: batches done of an evaluation within training; None outside of one.
     tick: batches and boundaries done in the whole run; numbers checkpoints.
     data: state of the training data's iterators, which seeds share.
     seconds: spent on each task so far.
@@ -48,8 +53,9 @@ class Position:
   """
 
   task: int = 0
-  phase: str = 'begin'
+  phase: str = 'start'
   batch: int = 0
+  inside: int | None = None
   tick: int = 0
   data: Any = None
   seconds: list[float] = dataclasses.field(default_factory=list)

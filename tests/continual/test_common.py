@@ -23,8 +23,9 @@ from pecft_jax.continual.core import normalised
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import adaptformer, lora, rslora
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import compilations, train_step
-from pecft_jax.typing import Backbone, ContinualMethod, Env, keep
+from pecft_jax.train.step import compilations
+from pecft_jax.train.update import train_step
+from pecft_jax.typing import Backbone, ContinualMethod, Env, Update
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.position import Position
 
@@ -261,18 +262,21 @@ def trained(method: ContinualMethod, updates: int = 2):
   step = jax.jit(lambda state, batch: train_step(method, RECIPE, state, frozen, batch)[0])
   for t in range(2):
     where = env(frozen, t)
-    params, memory = method.begin_task(state.params, state.memory, where, jax.random.key(t))
+    params, memory = state.params, state.memory
+    if method.begin_task is not None:
+      params, memory = method.begin_task(params, memory, where, jax.random.key(t))
     state = state._replace(
       params=params, memory=memory, task=where.task, opt_state=RECIPE.tx.init(params)
     )
     some = batch(method.inputs.shape, CLASSES[t], t)
     for _ in range(updates):
       state = step(state, some)
-    if method.consolidate is not keep:
+    if method.consolidate is not None:
       memory = jax.jit(method.consolidate)(state.params, state.memory, where, some)
       state = state._replace(memory=memory)
-    params, memory = method.end_task(state.params, state.memory, where)
-    state = state._replace(params=params, memory=memory)
+    if method.end_task is not None:
+      params, memory = method.end_task(state.params, state.memory, where)
+      state = state._replace(params=params, memory=memory)
   return state.params
 
 
@@ -304,15 +308,24 @@ def life(method, frozen, some):
   where = env(frozen, 0)
   params, memory = method.init(jax.random.key(0), frozen)
   start = params, memory
-  params, memory = method.begin_task(params, memory, where, jax.random.key(1))
-  memory = method.prepare(params, memory, where, some)
+  if method.begin_task is not None:
+    params, memory = method.begin_task(params, memory, where, jax.random.key(1))
+  if method.prepare is not None:
+    memory = method.prepare(params, memory, where, some)
   loss = jax.value_and_grad(method.loss, has_aux=True)
   (_, out), grads = loss(params, memory, where, some, jax.random.key(2))
-  params = method.project(grads, memory, where)
-  memory = method.observe(params, memory, where, some, out, jax.random.key(3))
-  memory = method.consolidate(params, memory, where, some)
+  update, params = Update(grads, params), grads
+  if method.project is not None:
+    params = method.project(grads, params, memory, where, some, jax.random.key(4))
+  if method.observe is not None:
+    key = jax.random.key(3)
+    params, memory = method.observe(params, memory, where, some, out, update, key)
+  if method.consolidate is not None:
+    memory = method.consolidate(params, memory, where, some)
   method.predict(params, memory, where, some.x)
-  return start, method.end_task(params, memory, where)
+  if method.end_task is not None:
+    params, memory = method.end_task(params, memory, where)
+  return start, (params, memory)
 
 
 @pytest.mark.parametrize('outer', WRAPPERS)

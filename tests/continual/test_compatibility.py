@@ -10,7 +10,7 @@ from pecft_jax.continual import derpp, ease, ewc, finetune, joint, l2p, olora, r
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import PEFTS
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import train_step
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Env
 
 from .tiny import CAPACITY, CLASSES, MODEL, RECIPE, batch, task

@@ -14,7 +14,7 @@ from pecft_jax.continual.core import (
   unit,
 )
 from pecft_jax.peft import lora
-from pecft_jax.typing import Cached, InputSpec
+from pecft_jax.typing import Given, InputSpec
 
 from .tiny import MODEL, TOY, batch, close, frozen_of
 
@@ -105,5 +105,5 @@ def test_a_cached_query_is_read_instead_of_computed():
   frozen = frozen_of(TOY)
   x = batch(TOY.inputs.shape, (0, 1), 0).x
   query = jnp.ones((5, 6))
-  assert frozen_features(TOY, frozen, Cached(x, query)) is query
-  assert raw(Cached(x, query)) is x and raw(x) is x
+  assert frozen_features(TOY, frozen, Given(x, query)) is query
+  assert raw(Given(x, query)) is x and raw(x) is x

@@ -9,10 +9,10 @@ import pytest
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import finetune, l2p
 from pecft_jax.peft import at_layers, full, linear_probe, lora
-from pecft_jax.train.optimizer import adam
+from pecft_jax.recipes import adam
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import train_step
-from pecft_jax.typing import Batch, Cached, Capacity
+from pecft_jax.train.update import train_step
+from pecft_jax.typing import Batch, Capacity, Given
 
 DEPTH, BATCH = 6, 8
 MODEL = vit(
@@ -86,5 +86,5 @@ def test_the_last_block_computes_the_class_token_alone():
 def test_a_cached_query_saves_the_forward_pass_that_makes_it():
   method = l2p(MODEL, CAPACITY, length=2)
   query = SHAPE((BATCH, 192), jnp.float32)
-  saved = flops(update(method)) - flops(update(method, Cached(IMAGES, query)))
+  saved = flops(update(method)) - flops(update(method, Given(IMAGES, query)))
   assert saved == pytest.approx(forward(1), rel=0.02)

@@ -15,8 +15,10 @@ from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.backbones.families.vit.model import find_sites, vit
 from pecft_jax.devices.sharding import one_device
 from pecft_jax.paths import map_named, named_leaves
-from pecft_jax.train.optimizer import adam
-from pecft_jax.train.step import Counts, StepLog, Steps, compile_steps
+from pecft_jax.problems import Judged
+from pecft_jax.recipes import adam
+from pecft_jax.train.step import Steps, compile_steps
+from pecft_jax.train.update import StepLog
 from pecft_jax.typing import (
   Backbone,
   Batch,
@@ -67,8 +69,8 @@ def toy() -> Backbone:
 
   def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
     del key, rows
-    if peft is not None:
-      params = peft.weights(delta, params)
+    if peft is not None and peft.replace is not None:
+      params = peft.replace(delta, params)
     weights = params['block_0']['fc']
     x = inputs.reshape(inputs.shape[0], -1)
     site = Site('linear', 'block_0/fc')
@@ -93,8 +95,17 @@ def task(t: int, classes: tuple[tuple[int, ...], ...] = CLASSES, size: int = 7) 
   """Task t of a sequence as arrays."""
   mask = lambda sets: np.isin(np.arange(size), [c for each in sets for c in each])
   count = lambda n: np.asarray(n, np.int32)
+  home = np.full(size, -1, np.int32)
+  for i in reversed(range(t + 1)):
+    home[list(classes[i])] = i
   return Task(
-    count(t), mask([classes[t]]), mask(classes[: t + 1]), mask(classes[:t]), count(2 * t), count(2)
+    index=count(t),
+    classes=mask([classes[t]]),
+    seen=mask(classes[: t + 1]),
+    past=mask(classes[:t]),
+    home=home,
+    start=count(2 * t),
+    steps=count(2),
   )
 
 
@@ -212,6 +223,6 @@ def run(
   return Run(method, steps, frozen, start, stages)
 
 
-def counts() -> Counts:
+def counts() -> Judged:
   """Counts of zero."""
-  return Counts(*(np.zeros((), np.int32) for _ in range(3)))
+  return Judged(*(np.zeros((), np.int32) for _ in range(3)))

@@ -15,7 +15,7 @@ from pecft_jax.data import (
   steps_for,
   train_batches,
 )
-from pecft_jax.typing import Batch, Cached
+from pecft_jax.typing import Batch, Given
 
 AUGMENT = compose(random_crop(1), horizontal_flip())
 small = settings(max_examples=15, deadline=None)
@@ -160,7 +160,7 @@ def test_orbax_checkpoints_the_iterator_as_it_is(tmp_path):
 def test_queries_come_with_their_examples():
   query = np.arange(20, dtype=np.float32).reshape(10, 2)
   for batch in train_batches(split(), batch_size=4, epochs=1, seed=0, query=query):
-    assert isinstance(batch.x, Cached)
+    assert isinstance(batch.x, Given)
     np.testing.assert_array_equal(batch.x.query, query[batch.index])
     assert batch.x.x.shape == (4, 4, 4, 3)
   (batch, *_) = eval_batches(split(), batch_size=4, query=query)

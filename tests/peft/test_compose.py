@@ -27,7 +27,6 @@ from pecft_jax.peft import (
   vera,
   vpt_deep,
 )
-from pecft_jax.peft.compose import _selective
 
 
 def pooled(tiny, peft, delta):
@@ -83,11 +82,10 @@ def test_a_chain_with_tokens_does_not_merge():
 
 
 def test_only_selective_transforms_count_as_selective():
-  assert (
-    _selective(full()) and _selective(chain(a=full(), b=bitfit())) and _selective(bank(full(), 2))
-  )
-  assert _selective(at_layers(full(), [0]))
-  assert not any(map(_selective, (lora(), prefix(), linear_probe(), chain(a=full(), b=lora()))))
+  assert full().selective and chain(a=full(), b=bitfit()).selective and bank(full(), 2).selective
+  assert at_layers(full(), [0]).selective
+  others = (lora(), prefix(), linear_probe(), chain(a=full(), b=lora()))
+  assert not any(part.selective for part in others)
 
 
 def test_a_chain_needs_a_part():

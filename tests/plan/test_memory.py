@@ -11,7 +11,7 @@ from pecft_jax.plan.estimate import abstract_state
 from pecft_jax.plan.memory import gathered, held
 from pecft_jax.train import fsdp, tensor_parallel
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import train_step
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Batch
 
 

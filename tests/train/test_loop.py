@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from pecft_jax.devices.sharding import batched, one_device
+from pecft_jax.problems import Judged
 from pecft_jax.train.loop import NonFiniteLoss, on_devices, settle
-from pecft_jax.train.step import Counts, StepLog
+from pecft_jax.train.update import StepLog
 from pecft_jax.workdir.position import Findings, Position
 
 
@@ -15,7 +16,7 @@ def _logs(*losses, finite=True):
 
 
 def test_settling_fetches_losses_and_counts():
-  sums = {1: Counts(*np.arange(4, 7, dtype=np.int32))}
+  sums = {1: Judged(*np.arange(4, 7, dtype=np.int32))}
   found = Findings(counts=[[1, 2, 3]])
   position = Position(phase='train', batch=2, logs=_logs(0.5, 0.25), seeds=[found], sums=sums)
   settle(position)
@@ -24,7 +25,7 @@ def test_settling_fetches_losses_and_counts():
 
 
 def test_settling_parts_what_seeds_found():
-  sums = {0: Counts(*np.arange(6, dtype=np.int32).reshape(3, 2))}
+  sums = {0: Judged(*np.arange(6, dtype=np.int32).reshape(3, 2))}
   log = StepLog(np.array([0.5, 0.25]), np.array([1, 2]), np.array([4, 4]), np.ones(2, bool))
   found = [Findings(counts=[[9, 9, 9]]), Findings()]
   settle(Position(phase='train', batch=1, logs=[log], seeds=found, sums=sums))
@@ -34,7 +35,7 @@ def test_settling_parts_what_seeds_found():
 
 def test_settling_names_the_seed_that_diverged():
   log = StepLog(np.array([0.5, np.nan]), np.array([1, 2]), np.array([4, 4]), np.ones(2, bool))
-  position = Position(batch=1, logs=[log], seeds=[Findings(), Findings()])
+  position = Position(phase='train', batch=1, logs=[log], seeds=[Findings(), Findings()])
   with pytest.raises(NonFiniteLoss, match='task 0, step 1 of the task, of seed number 1'):
     settle(position)
 

@@ -1,5 +1,7 @@
 """The schedule of each task."""
 
+import dataclasses
+
 import numpy as np
 from tiny_runs import TRAINING, tiny_experiment, tiny_method
 
@@ -18,7 +20,9 @@ def test_training_data_of_a_task():
 
 def test_training_steps_of_a_task():
   steps = lambda name, **fields: [
-    training_steps(EXPERIMENT._replace(training=TRAINING._replace(**fields)), tiny_method(name), t)
+    training_steps(
+      dataclasses.replace(EXPERIMENT, training=TRAINING._replace(**fields)), tiny_method(name), t
+    )
     for t in range(2)
   ]
   assert steps('finetune') == [6, 6]
@@ -34,5 +38,6 @@ def test_tasks_as_arrays():
   assert second.classes.tolist() == [False, False, True, True]
   assert second.past.tolist() == first.seen.tolist()
   assert second.seen.all()
+  assert first.home.tolist() == [0, 0, -1, -1] and second.home.tolist() == [0, 0, 1, 1]
   assert (first.steps, second.steps) == (6, 1)  # At least one, so that progress is defined.
   assert all(leaf.dtype in (np.bool_, np.int32) for leaf in second)

@@ -7,7 +7,7 @@ from tiny_runs import tiny_frozen, tiny_method
 
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.paths import tree_bytes, tree_size
-from pecft_jax.train.optimizer import adam, sgd
+from pecft_jax.recipes import adam, sgd
 from pecft_jax.train.state import init_state, key_for, no_task
 from pecft_jax.typing import Capacity
 

@@ -14,11 +14,13 @@ from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.sharding import one_device
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.problems import Judged
+from pecft_jax.recipes import adam, constant, sgd
 from pecft_jax.train.loop import on_devices
-from pecft_jax.train.optimizer import adam, constant, sgd
 from pecft_jax.train.schedule import task_arrays
 from pecft_jax.train.state import init_state
-from pecft_jax.train.step import Counts, compilations, compile_steps, train_step
+from pecft_jax.train.step import compilations, compile_steps
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Batch, Capacity, Env
 
 LAYOUT = one_device()
@@ -162,7 +164,7 @@ def test_predictions_are_counted(steps, state):
   state.params['head'] = head._replace(kernel=jnp.zeros_like(head.kernel), bias=bias)
   batch = _batch([0, 1, 6, 7, 8], task=1)._replace(y=jnp.array([2, 3, 3, 0, 3]))
   batch = batch._replace(valid=jnp.array([True, True, True, True, False]))
-  zeros = jax.device_put(Counts(*np.zeros((3,), np.int32)), steps.counts_sharding)
+  zeros = jax.device_put(Judged(*np.zeros((3,), np.int32)), steps.counts_sharding)
   counts = steps.predict(state, frozen, _put(batch, steps), task.classes, zeros)
   # Class 0 is right once; among classes 2 and 3 of the task, 3 is right twice.
   assert [int(n) for n in counts] == [1, 2, 4]

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.backbones.core.taps import Watch, tap_of
+from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.peft.leaves import block_of, inside, with_inside
-from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site
+from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site, Watch
 
 RunBlock = Callable[..., Array]  # (params, tap, name, x, mask, rows) -> x
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site
+from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site, Watch
 
 Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
-Watch = Callable[[Site, tuple[Any, ...], Array], Any]  # (site, args, out) -> pytree or None
 
 
 def put_on(
@@ -22,7 +21,9 @@ def put_on(
   """
   if peft is None or delta is None:
     return {}, params
-  return delta if key is None else peft.noise(delta, key), peft.weights(delta, params)
+  replaced = params if peft.replace is None else peft.replace(delta, params)
+  dropping = key is not None and peft.with_dropout is not None
+  return peft.with_dropout(delta, key) if dropping else delta, replaced
 
 
 def tap_of(
@@ -48,10 +49,12 @@ def tap_of(
     `(site, next_fn, *args) -> out`.
   """
 
+  run = None if peft is None else peft.intercept
+
   def tap(site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:
     if stack or layer is not None:
       site = site._replace(stack=stack, layer=layer)
-    out = next_fn(*args) if peft is None else peft.intercept(delta, site, next_fn, *args)
+    out = next_fn(*args) if run is None else run(delta, site, next_fn, *args)
     if watch is not None and taps is not None and (found := watch(site, args, out)) is not None:
       taps[f'{site.kind}:{site.path}'] = found
     return out

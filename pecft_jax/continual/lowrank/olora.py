@@ -59,9 +59,9 @@ def olora(
   """
   peft = lora() if peft is None else peft
   shapes = abstract_delta(backbone, peft)
-  leaves = shapes.values() if isinstance(shapes, dict) else [shapes]
+  leaves = list(shapes.values()) if isinstance(shapes, dict) else [shapes]
   kinds = sorted({type(leaf).__name__ for leaf in leaves})
-  if kinds != [LoraDelta.__name__]:
+  if peft.update is None or not leaves or not all(isinstance(leaf, LoraDelta) for leaf in leaves):
     raise ValueError(
       'O-LoRA needs a transform whose delta is LoRA factors at every site, such as lora(...); '
       f'got a delta of {kinds or "nothing"}'
@@ -109,6 +109,7 @@ def olora(
     begin_task=begin_task,
     end_task=end_task,
     adapted=adapted,
+    transforms={'delta': peft},
     renewed=('delta',),
   )
 
@@ -130,20 +131,12 @@ def _summed(peft: PeftTransform) -> PeftTransform:
   def intercept(bank, site, next_fn, *args):
     if site.kind != 'linear' or site.path not in bank:
       return next_fn(*args)
-    return _in_weights(peft, {site.path: joined(bank[site.path])}, site, next_fn, *args)
+    x, w, b = args
+    assert peft.update is not None
+    change = peft.update({site.path: joined(bank[site.path])}, site.path, w)
+    return next_fn(x, w + change.astype(w.dtype), b)
 
   return PeftTransform(peft.init, intercept)
-
-
-def _in_weights(peft, delta, site, next_fn, x, w, b) -> Array:
-  """Moves a LoRA from the activations into the weight of one call.
-
-  The update is the transform's own action on the unit vectors, so its scale
-  need not be known here.
-  """
-  eye = jnp.eye(w.shape[0], dtype=w.dtype)
-  update = peft.intercept(delta, site, lambda x, w, b: jnp.zeros(()), eye, w, b)
-  return next_fn(x, w + update, b)
 
 
 def _overlap(bank: LoraDelta, delta: LoraDelta, squared: bool) -> Array:

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.core import cross_entropy, mean_of_valid, raw
+from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
-from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.continual.wrappers.wrap import observed, wrap
+from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
@@ -29,10 +30,12 @@ def derpp(
   Raises:
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
   """
+  problem = inner.capacity.problem
+  need_classes(problem, 'derpp')
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
   item = {
     'x': example,
-    'y': jax.ShapeDtypeStruct((), jnp.int32),
+    'y': problem.target,
     'z': jax.ShapeDtypeStruct((inner.capacity.classes,), jnp.float32),
   }
   buffers.empty(size, item)
@@ -51,15 +54,15 @@ def derpp(
     x = jnp.concatenate([dark['x'], plain['x']])
     logits = inner.forward(params, memory['inner'], env, x, k_forward).logits
     squares = jnp.square(logits[:rows] - dark['z']).mean(-1)
-    entropies = cross_entropy(logits[rows:], plain['y'], env.task.seen)
+    entropies = problem.losses(logits[rows:], plain['y'], env.task.seen)
     value += alpha * mean_of_valid(squares, valid) + beta * mean_of_valid(entropies, valid)
     return value, out
 
-  def observe(params, memory, env, batch, out, key):
+  def observe(params, memory, env, batch, out, update, key):
     k_inner, k_offer = jax.random.split(key)
     items = {'x': raw(batch.x), 'y': batch.y, 'z': out.logits.astype(jnp.float32)}
     kept = buffers.offer(memory['buffer'], items, batch.valid, k_offer)
-    new = inner.observe(params, memory['inner'], env, batch, out, k_inner)
-    return {**memory, 'inner': new, 'buffer': kept}
+    params, new = observed(inner, params, memory['inner'], env, batch, out, update, k_inner)
+    return params, {**memory, 'inner': new, 'buffer': kept}
 
   return wrap(inner, 'derpp', init=init, loss=loss, observe=observe)

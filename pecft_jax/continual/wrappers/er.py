@@ -1,11 +1,10 @@
 """ER: experience replay (Chaudhry et al., 2019, arXiv:1902.10486)."""
 
 import jax
-import jax.numpy as jnp
 
-from pecft_jax.continual.core import cross_entropy, mean_of_valid, raw
+from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
-from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.continual.wrappers.wrap import observed, wrap
 from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
@@ -14,7 +13,7 @@ from pecft_jax.typing import ContinualMethod
 def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> ContinualMethod:
   """Trains on stored examples beside the new ones: CE(batch) + strength x CE(replayed batch).
 
-  Replayed examples are told apart from all classes seen. The buffer keeps the
+  Replayed examples are classified among all classes seen. The buffer keeps the
   inputs as training saw them, and is filled by reservoir sampling.
 
   Args:
@@ -26,7 +25,8 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
   """
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
-  item = {'x': example, 'y': jax.ShapeDtypeStruct((), jnp.int32)}
+  problem = inner.capacity.problem
+  item = {'x': example, 'y': problem.target}
   buffers.empty(size, item)
 
   def init(key, frozen):
@@ -38,14 +38,14 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
     value, out = inner.loss(params, memory['inner'], env, batch, k_inner)
     old, valid = buffers.sample(memory['buffer'], batch.y.shape[0], k_draw)
     again = inner.forward(params, memory['inner'], env, old['x'], k_forward)
-    replayed = mean_of_valid(cross_entropy(again.logits, old['y'], env.task.seen), valid)
+    replayed = mean_of_valid(problem.losses(again.logits, old['y'], env.task.seen), valid)
     return value + strength * replayed, out
 
-  def observe(params, memory, env, batch, out, key):
+  def observe(params, memory, env, batch, out, update, key):
     k_inner, k_offer = jax.random.split(key)
     items = {'x': raw(batch.x), 'y': batch.y}
     kept = buffers.offer(memory['buffer'], items, batch.valid, k_offer)
-    new = inner.observe(params, memory['inner'], env, batch, out, k_inner)
-    return {**memory, 'inner': new, 'buffer': kept}
+    params, new = observed(inner, params, memory['inner'], env, batch, out, update, k_inner)
+    return params, {**memory, 'inner': new, 'buffer': kept}
 
   return wrap(inner, 'er', init=init, loss=loss, observe=observe)

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.core import cross_entropy
-from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.continual.core import held_of
+from pecft_jax.continual.wrappers.wrap import consolidated, ended, wrap
+from pecft_jax.peft.halves import combine, split_kept
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, ContinualMethod, Params
+from pecft_jax.typing import Array, ContinualMethod
 
 
 @recorded
@@ -36,12 +37,12 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
   if strength < 0 or not 0 <= decay <= 1:
     raise ValueError(f'expected strength >= 0 and 0 <= decay <= 1, got {strength} and {decay}')
 
-  def held(params: Params) -> Params:
-    return {name: tree for name, tree in params.items() if name not in inner.renewed}
+  problem = inner.capacity.problem
+  held = lambda params: held_of(inner, params)
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)
-    if not held(params):
+    if not jax.tree.leaves(held(params)):
       raise ValueError(f'ewc has nothing to hold in {inner.name}: all its parameters start afresh')
     zeros = lambda: jax.tree.map(jnp.zeros_like, held(params))
     extra = {'anchor': zeros(), 'fisher': zeros(), 'squares': zeros(), 'count': jnp.zeros(())}
@@ -54,13 +55,16 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
     return value + 0.5 * strength * sum(jax.tree.leaves(terms), jnp.zeros(())), out
 
   def consolidate(params, memory, env, batch):
-    def log_likelihood(part, x, y):
+    def negative_log_likelihood(part, x, y):
       one = jax.tree.map(lambda a: a[None], x)
-      out = inner.forward({**params, **part}, memory['inner'], env, one, None)
-      return cross_entropy(out.logits, y[None], env.task.seen)[0]
+      whole = {name: combine(part[name], kept[name]) for name in part}
+      out = inner.forward({**params, **whole}, memory['inner'], env, one, None)
+      return problem.losses(out.logits, y[None], env.task.seen)[0]
+
+    kept = split_kept(params)[1]
 
     def squared(x, y, valid):
-      grads = jax.grad(log_likelihood)(held(params), x, y)
+      grads = jax.grad(negative_log_likelihood)(held(params), x, y)
       return jax.tree.map(lambda g: jnp.where(valid, jnp.square(g), 0.0), grads)
 
     def add(squares, examples):
@@ -71,11 +75,11 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
     examples = _in_chunks((batch.x, batch.y, batch.valid), 16)
     squares, _ = jax.lax.scan(add, memory['squares'], examples)
     count = memory['count'] + batch.valid.sum()
-    new = inner.consolidate(params, memory['inner'], env, batch)
+    new = consolidated(inner, params, memory['inner'], env, batch)
     return {**memory, 'inner': new, 'squares': squares, 'count': count}
 
   def end_task(params, memory, env):
-    params, new = inner.end_task(params, memory['inner'], env)
+    params, new = ended(inner, params, memory['inner'], env)
     mean = lambda f, s: decay * f + s / jnp.maximum(memory['count'], 1)
     return params, {
       'inner': new,

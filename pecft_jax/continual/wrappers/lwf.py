@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.continual.core import mean_of_valid
-from pecft_jax.continual.wrappers.wrap import wrap
+from pecft_jax.continual.wrappers.wrap import ended, wrap
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, ContinualMethod
+from pecft_jax.typing import ContinualMethod
 
 
 @recorded
@@ -35,27 +35,22 @@ def lwf(
 
   def loss(params, memory, env, batch, key):
     value, out = inner.loss(params, memory['inner'], env, batch, key)
+    # Answers that are no classes are known once there was a task.
     known = env.task.past
 
     def distilled(logits):
       teacher = inner.forward(memory['teacher'], memory['inner'], env, batch.x, None)
-      losses = divergence(jax.lax.stop_gradient(teacher.logits), logits, known, temperature)
+      old = jax.lax.stop_gradient(teacher.logits)
+      losses = inner.capacity.problem.divergence(old, logits, known, temperature)
       return temperature**2 * mean_of_valid(losses, batch.valid)
 
     # The first task has no teacher, and is not to pay for one.
     first = lambda logits: jnp.zeros(())
-    term = jax.lax.cond(known.any(), distilled, first, out.logits)
+    term = jax.lax.cond(env.task.index > 0, distilled, first, out.logits)
     return value + strength * term, out
 
   def end_task(params, memory, env):
-    params, new = inner.end_task(params, memory['inner'], env)
+    params, new = ended(inner, params, memory['inner'], env)
     return params, {'inner': new, 'teacher': params}
 
   return wrap(inner, 'lwf', init=init, loss=loss, end_task=end_task)
-
-
-def divergence(old: Array, new: Array, known: Array, temperature: float) -> Array:
-  """KL(softmax(old / tau) || softmax(new / tau)) [B] over the known classes [C] bool."""
-  log = lambda logits: jax.nn.log_softmax(jnp.where(known, logits / temperature, -1e9))
-  p, q = log(old), log(new)
-  return (jnp.exp(p) * (p - q) * known).sum(-1)

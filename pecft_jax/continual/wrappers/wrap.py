@@ -5,16 +5,34 @@ A wrapper's memory is `{'inner': memory of the inner method, ...}`.
 
 from typing import Any
 
-from pecft_jax.typing import ContinualMethod
+from pecft_jax.typing import (
+  Batch,
+  ContinualMethod,
+  Env,
+  Fit,
+  Gather,
+  Key,
+  Once,
+  Output,
+  Params,
+  Phase,
+  Update,
+)
 
 
-def wrap(inner: ContinualMethod, name: str, **hooks: Any) -> ContinualMethod:
+def wrap(
+  inner: ContinualMethod, name: str, *, phases: tuple[Phase, ...] = (), **hooks: Any
+) -> ContinualMethod:
   """A method that does what `inner` does, but for the given hooks.
 
   Args:
     inner: any method.
     name: of the wrapper; the result is called `name(inner)`.
-    **hooks: fields of `ContinualMethod`; they see the wrapper's memory.
+    phases: of the wrapper, behind those of the inner method that follow the
+      same phase. They see the wrapper's memory.
+    **hooks: fields of `ContinualMethod`; they see the wrapper's memory. One that
+      replaces a hook calls the inner method's itself, where there is one:
+      `begun`, `observed`, `consolidated` and `ended` do.
 
   Raises:
     ValueError: if the inner method trains nothing after its first task (there
@@ -27,37 +45,92 @@ def wrap(inner: ContinualMethod, name: str, **hooks: Any) -> ContinualMethod:
     )
   if inner.cumulative:
     raise ValueError(f'{name} has no meaning around {inner.name}, which keeps all data anyway')
-
-  def read(hook):
-    return lambda params, memory, *args: hook(params, memory['inner'], *args)
-
-  def write(hook):
-    def run(params, memory, *args):
-      return {**memory, 'inner': hook(params, memory['inner'], *args)}
-
-    return run
-
-  def both(hook):
-    def run(params, memory, *args):
-      params, new = hook(params, memory['inner'], *args)
-      return params, {**memory, 'inner': new}
-
-    return run
-
   passed: dict[str, Any] = {
-    'forward': read(inner.forward),
-    'loss': read(inner.loss),
-    'predict': read(inner.predict),
-    'begin_task': both(inner.begin_task),
-    'end_task': both(inner.end_task),
-    'observe': write(inner.observe),
-    'project': lambda grads, memory, env: inner.project(grads, memory['inner'], env),
+    'forward': _reading(inner.forward),
+    'loss': _reading(inner.loss),
+    'predict': _reading(inner.predict),
+    'adapted': _reading(inner.adapted),
+    'begin_task': _changing_both(inner.begin_task),
+    'end_task': _changing_both(inner.end_task),
+    'observe': _changing_both(inner.observe),
+    'prepare': _changing_memory(inner.prepare),
+    'consolidate': _changing_memory(inner.consolidate),
+    'project': _projecting(inner.project),
+    'phases': (*lifted(inner.phases), *phases),
   }
-  if inner.adapted is not None:
-    passed['adapted'] = read(inner.adapted)
-  # Passes over the data that do nothing inside must stay recognisable as such.
-  defaults = ContinualMethod._field_defaults
-  for hook in ('prepare', 'consolidate'):
-    if getattr(inner, hook) is not defaults[hook]:
-      passed[hook] = write(getattr(inner, hook))
-  return inner._replace(name=f'{name}({inner.name})', **{**passed, **hooks})
+  # The settings are those of the wrapper, which its factory records.
+  return inner._replace(name=f'{name}({inner.name})', settings=None, **{**passed, **hooks})
+
+
+def lifted(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+  """The phases of an inner method as those of a wrapper."""
+
+  def one(phase: Phase) -> Phase:
+    if isinstance(phase, Once):
+      return phase._replace(hook=_changing_both(phase.hook))
+    if isinstance(phase, Gather):
+      return phase._replace(hook=_changing_memory(phase.hook))
+    assert isinstance(phase, Fit)
+    return phase._replace(loss=_reading(phase.loss))
+
+  return tuple(map(one, phases))
+
+
+def begun(
+  inner: ContinualMethod, params: Params, memory: Any, env: Env, key: Key
+) -> tuple[Params, Any]:
+  """What the inner method makes of a new task; the same where it has no such hook."""
+  return (
+    (params, memory) if inner.begin_task is None else inner.begin_task(params, memory, env, key)
+  )
+
+
+def observed(
+  inner: ContinualMethod, params: Params, memory: Any, env: Env, batch: Batch, out: Output,
+  update: Update, key: Key,
+) -> tuple[Params, Any]:  # fmt: skip
+  """What the inner method makes of an update; the same where it has no such hook."""
+  if inner.observe is None:
+    return params, memory
+  return inner.observe(params, memory, env, batch, out, update, key)
+
+
+def consolidated(
+  inner: ContinualMethod, params: Params, memory: Any, env: Env, batch: Batch
+) -> Any:
+  """What the inner method gathers from a batch; the same where it has no such hook."""
+  return memory if inner.consolidate is None else inner.consolidate(params, memory, env, batch)
+
+
+def ended(inner: ContinualMethod, params: Params, memory: Any, env: Env) -> tuple[Params, Any]:
+  """What the inner method makes of a task's end; the same where it has no such hook."""
+  return (params, memory) if inner.end_task is None else inner.end_task(params, memory, env)
+
+
+def _reading(hook: Any) -> Any:
+  """`(params, memory, ...) -> anything` on the inner memory."""
+  return hook and (lambda params, memory, *args: hook(params, memory['inner'], *args))
+
+
+def _changing_memory(hook: Any) -> Any:
+  """`(params, memory, ...) -> memory`"""
+
+  def run(params: Params, memory: Any, *args: Any) -> Any:
+    return {**memory, 'inner': hook(params, memory['inner'], *args)}
+
+  return hook and run
+
+
+def _changing_both(hook: Any) -> Any:
+  """`(params, memory, ...) -> (params, memory)`"""
+
+  def run(params: Params, memory: Any, *args: Any) -> tuple[Params, Any]:
+    params, new = hook(params, memory['inner'], *args)
+    return params, {**memory, 'inner': new}
+
+  return hook and run
+
+
+def _projecting(hook: Any) -> Any:
+  """`(grads, params, memory, ...) -> grads`"""
+  return hook and (lambda grads, params, memory, *args: hook(grads, params, memory['inner'], *args))

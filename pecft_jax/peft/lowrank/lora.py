@@ -53,15 +53,15 @@ def lora(
   def run(delta, next_fn, x, w, b, drop=no_drop):
     return next_fn(x, w, b) + low_rank(delta, drop(x)) * jnp.asarray(scale, x.dtype)
 
-  def merge(delta, weights):
-    update = scale * jnp.matmul(delta.a, delta.b, precision='highest')
-    return Weights(weights.main + update, weights.bias)
+  def update(delta, w):
+    del w
+    return scale * jnp.matmul(delta.a, delta.b, precision='highest')
 
   def init_one(key, spec, weights):
     del spec
     return init_lora(key, weights, rank)
 
-  return per_site('linear', pattern, init_one, run, merge, dropout)
+  return per_site('linear', pattern, init_one, run, dropout=dropout, update=update)
 
 
 @recorded

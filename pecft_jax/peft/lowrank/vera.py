@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.peft.sites import per_site, select
-from pecft_jax.peft.weights import Weights
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, SiteSpec
@@ -59,12 +58,11 @@ def vera(
     inner, outer = delta.inner.astype(x.dtype), delta.outer.astype(x.dtype)
     return next_fn(x, w, b) + product(product(x, first) * inner, second) * outer
 
-  def merge(delta, weights):
-    first, second = factors(weights.main)
-    update = jnp.matmul(first * delta.inner, second * delta.outer, precision='highest')
-    return Weights(weights.main + update, weights.bias)
+  def update(delta, w):
+    first, second = factors(w)
+    return jnp.matmul(first * delta.inner, second * delta.outer, precision='highest')
 
-  each = per_site('linear', pattern, init_one, run, merge)
+  each = per_site('linear', pattern, init_one, run, update=update)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
     widths = {spec.args[1].shape[0] for spec in select(sites, 'linear', pattern)}

@@ -104,5 +104,4 @@ def _chosen(choose: Choose) -> PeftTransform:
       for name in choose(sites, list(leaves))
     }
 
-  # One function twice: chain() knows by it that nothing happens at the sites.
-  return PeftTransform(init, weights=put_leaves, merge=put_leaves)
+  return PeftTransform(init, replace=put_leaves, merge=put_leaves, selective=True)

@@ -5,7 +5,7 @@ import pytest
 
 from pecft_jax.continual import finetune, joint
 from pecft_jax.peft import linear_probe, lora
-from pecft_jax.typing import Cached
+from pecft_jax.typing import Given
 
 from ..tiny import CAPACITY, CLASSES, TOY, batch, close, env, equal, frozen_of, shaken
 
@@ -61,7 +61,7 @@ def test_a_linear_probe_learns_the_same_from_cached_features(build):
   params, memory = method.init(jax.random.key(0), frozen)
   params = shaken(params, 5)
   some = batch(TOY.inputs.shape, CLASSES[0], 0)
-  cached = some._replace(x=Cached(some.x, method.query(frozen, some.x)))
+  cached = some._replace(x=Given(some.x, method.query(frozen, some.x)))
 
   def update(batch):
     loss = lambda params: method.loss(params, memory, env(frozen, 0), batch, None)[0]

@@ -7,7 +7,7 @@ from pecft_jax.backbones import decoder
 from pecft_jax.continual import l2p
 from pecft_jax.continual.core import normalised
 from pecft_jax.peft import prompt, vpt_deep
-from pecft_jax.typing import Cached, PeftTransform
+from pecft_jax.typing import Given, PeftTransform
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, close, env, equal, frozen_of, shaken
 
@@ -112,7 +112,7 @@ def test_batchwise_selection_is_the_vote_of_the_batch(x):
 
 def test_a_cached_query_changes_nothing(default, x):
   method, params, memory, where, out = default
-  cached = Cached(x, jax.jit(method.query)(where.frozen, x))
+  cached = Given(x, jax.jit(method.query)(where.frozen, x))
   again = jax.jit(method.forward)(params, memory, where, cached, None)
   close(again, out, atol=1e-6)
 

@@ -21,7 +21,8 @@ def made(offers=4, inner=INNER, **options):
   for i in range(offers):
     some = batch(TOY.inputs.shape, CLASSES[0], i)
     _, out = method.loss(params, memory, env(frozen, 0), some, jax.random.key(i))
-    memory = method.observe(params, memory, env(frozen, 0), some, out, jax.random.key(i))
+    where = env(frozen, 0)
+    _, memory = method.observe(params, memory, where, some, out, None, jax.random.key(i))
     outs.append(out)
   return method, shaken(params, 6), memory, env(frozen, 1), outs
 

@@ -5,7 +5,7 @@ import pytest
 from pecft_jax.continual import er, finetune
 from pecft_jax.continual.memory.buffer import sample
 from pecft_jax.peft import lora
-from pecft_jax.typing import Cached
+from pecft_jax.typing import Given
 
 from ..tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, shaken
 
@@ -22,7 +22,8 @@ def made(offers=4, **options):
   for i in range(offers):
     some = batch(TOY.inputs.shape, CLASSES[0], i)
     _, out = method.loss(params, memory, env(frozen, 0), some, jax.random.key(i))
-    memory = method.observe(params, memory, env(frozen, 0), some, out, jax.random.key(i))
+    where = env(frozen, 0)
+    _, memory = method.observe(params, memory, where, some, out, None, jax.random.key(i))
   return method, params, memory, env(frozen, 1)
 
 
@@ -64,8 +65,8 @@ def test_an_empty_buffer_adds_nothing():
 def test_cached_inputs_are_stored_without_their_query():
   method, params, memory, where = made(offers=0)
   some = batch(TOY.inputs.shape, CLASSES[1], 9)
-  cached = some._replace(x=Cached(some.x, np.zeros((5, 6), np.float32)))
-  after = method.observe(params, memory, where, cached, None, jax.random.key(0))
+  cached = some._replace(x=Given(some.x, np.zeros((5, 6), np.float32)))
+  _, after = method.observe(params, memory, where, cached, None, None, jax.random.key(0))
   equal(after['buffer'].items['x'][:4], some.x[:4])
 
 

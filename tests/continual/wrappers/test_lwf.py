@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from pecft_jax.continual import finetune, lwf
-from pecft_jax.continual.wrappers.lwf import divergence
 from pecft_jax.peft import lora
+from pecft_jax.problems import divergence
 
 from ..tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, repadded, shaken
 

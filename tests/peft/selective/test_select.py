@@ -50,7 +50,7 @@ def test_layers_restrict_weights_too(tiny):
 def test_one_projection_of_a_fused_weight_can_be_trained_alone(tiny):
   peft = select_weights('block_1/attn/q/bias')
   delta = peft.init(jax.random.key(0), tiny.stacked.sites, tiny.stacked_params)
-  after = peft.weights(jax.tree.map(lambda leaf: leaf + 1, delta), tiny.stacked_params)
+  after = peft.replace(jax.tree.map(lambda leaf: leaf + 1, delta), tiny.stacked_params)
   change = (
     after['blocks']['attn']['qkv']['bias'] - tiny.stacked_params['blocks']['attn']['qkv']['bias']
   )
@@ -63,7 +63,7 @@ def test_half_precision_weights_are_trained_in_float32(tiny):
   half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.params)
   delta = bitfit().init(jax.random.key(0), tiny.model.sites, half)
   assert {leaf.dtype for leaf in delta.values()} == {jnp.dtype('float32')}
-  assert bitfit().weights(delta, half)['norm']['bias'].dtype == jnp.float32
+  assert bitfit().replace(delta, half)['norm']['bias'].dtype == jnp.float32
 
 
 def test_an_unmatched_pattern_lists_the_leaves(tiny):

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array
 
+Array = jax.Array
 Schedule = Callable[[Array], Array]  # progress in [0, 1] through a task -> factor of the rate
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from pecft_jax.train.optimizer import adam, constant, cosine, recipe, sgd, warmup
+from pecft_jax.recipes import adam, constant, cosine, recipe, sgd, warmup
 
 STEPS = 12
 PARAMS = {'a': jnp.array([1.0, -2.0, 3.0]), 'b': jnp.array([[0.5, 0.1]])}

@@ -1,0 +1,184 @@
+"""What is asked of a model, and how its answers are judged.
+
+Axis letters: B batch, C classes, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Array = jax.Array
+
+_OUT = -1e9  # The logit of a class that may not be chosen: finite, so that gradients are.
+
+
+class Measure(NamedTuple):
+  """The number that an evaluation gives: a sum over examples (or tokens) divided by their count."""
+
+  name: str
+  low: float
+  high: float
+  higher_is_better: bool = True
+
+
+class Judged(NamedTuple):
+  """Sums over a batch; the measure is `score / total`."""
+
+  score: Array  # [] int32 or float32, with all that was seen as choices.
+  aware: Array  # The same with the task of each example known.
+  total: Array  # [] int32
+
+
+class Problem(NamedTuple):
+  """What one example is to be answered with, and how answers are judged.
+
+  Attributes:
+    name: for reports and errors.
+    target: shape and dtype of what one example is to be answered with.
+    losses: `(answers, y, allowed) -> [B]`, the training loss of each example.
+      `answers` are `Output.logits`; `allowed` [C] bool are the classes that
+      may be chosen, ignored where answers are no classes.
+    divergence: `(old, new, known, temperature) -> [B]`, of new answers from
+      old ones, for distillation. Times temperature^2, its gradient has the
+      size of that of `losses`.
+    judge: `(answers, y, valid, seen, own) -> Judged`, of answers as `predict`
+      or `Output.logits` gives them, among the classes `seen` [C], and with
+      the task known among its `own` [C].
+    measure: what `judge` sums up to.
+    classes: whether `y` is the position of a class.
+    score_dtype: of the sums of `judge`: int32 where it counts.
+  """
+
+  name: str
+  target: jax.ShapeDtypeStruct
+  losses: Callable[[Array, Array, Array], Array]
+  divergence: Callable[[Array, Array, Array, float], Array]
+  judge: Callable[[Array, Array, Array, Array, Array], Judged]
+  measure: Measure
+  classes: bool = False
+  score_dtype: Any = np.int32
+
+
+def cross_entropy(logits: Array, labels: Array, allowed: Array) -> Array:
+  """Per-example cross-entropy [B] over the allowed classes.
+
+  Args:
+    logits: [B, C]
+    labels: [B] int32, each of an allowed class.
+    allowed: [C] bool; other classes are left out of the softmax.
+  """
+  logits = jnp.where(allowed, logits.astype(jnp.float32), _OUT)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def divergence(old: Array, new: Array, known: Array, temperature: float) -> Array:
+  """KL(softmax(old / tau) || softmax(new / tau)) [B] over the known classes [C] bool."""
+  log = lambda logits: jax.nn.log_softmax(jnp.where(known, logits / temperature, _OUT))
+  p, q = log(old), log(new)
+  return (jnp.exp(p) * (p - q) * known).sum(-1)
+
+
+def _judge_classes(answers: Array, y: Array, valid: Array, seen: Array, own: Array) -> Judged:
+  def right(allowed: Array) -> Array:
+    guess = jnp.where(allowed, answers, -jnp.inf).argmax(-1)
+    return ((guess == y) & valid).sum(dtype=jnp.int32)
+
+  return Judged(right(seen), right(own), valid.sum(dtype=jnp.int32))
+
+
+ACCURACY = Measure('accuracy', 0.0, 1.0)
+
+# One class of all: `y` [B] is its position in the class order, answers are logits [B, C].
+classification = Problem(
+  'classification',
+  jax.ShapeDtypeStruct((), np.int32),
+  cross_entropy,
+  divergence,
+  _judge_classes,
+  ACCURACY,
+  classes=True,
+)
+
+
+def next_tokens(length: int) -> Problem:
+  """Tokens of a text: `y` [B, T] int32, -1 where none is asked for; answers are logits [B, T, V].
+
+  The loss of an example is the mean over its tokens; the measure counts tokens.
+
+  Args:
+    length: T, at least 1.
+
+  Raises:
+    ValueError: for a length below 1.
+  """
+  if length < 1:
+    raise ValueError(f'expected texts of at least one token, got length={length}')
+
+  def mean_of_asked(values: Array, y: Array) -> Array:
+    asked = y >= 0
+    return jnp.where(asked, values, 0).sum(-1) / jnp.maximum(asked.sum(-1), 1)
+
+  def losses(answers: Array, y: Array, allowed: Array) -> Array:
+    del allowed
+    logits = answers.astype(jnp.float32)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
+    return mean_of_asked(each, y)
+
+  def distance(old: Array, new: Array, known: Array, temperature: float) -> Array:
+    del known
+    p, q = (jax.nn.log_softmax(a.astype(jnp.float32) / temperature) for a in (old, new))
+    return (jnp.exp(p) * (p - q)).sum(-1).mean(-1)
+
+  def judge(answers: Array, y: Array, valid: Array, seen: Array, own: Array) -> Judged:
+    del seen, own
+    asked = (y >= 0) & valid[:, None]
+    right = ((answers.argmax(-1) == y) & asked).sum(dtype=jnp.int32)
+    return Judged(right, right, asked.sum(dtype=jnp.int32))
+
+  target = jax.ShapeDtypeStruct((length,), np.int32)
+  return Problem(
+    'next_tokens', target, losses, distance, judge, Measure('token accuracy', 0.0, 1.0)
+  )
+
+
+def regression(width: int) -> Problem:
+  """Numbers: `y` [B, width] float32; answers [B, width]; judged by the mean squared error.
+
+  Args:
+    width: of a target, at least 1.
+
+  Raises:
+    ValueError: for a width below 1.
+  """
+  if width < 1:
+    raise ValueError(f'expected targets of at least one number, got width={width}')
+
+  def losses(answers: Array, y: Array, allowed: Array) -> Array:
+    del allowed
+    return jnp.square(answers.astype(jnp.float32) - y).mean(-1)
+
+  def distance(old: Array, new: Array, known: Array, temperature: float) -> Array:
+    del known, temperature
+    return jnp.square(old - new).mean(-1)
+
+  def judge(answers: Array, y: Array, valid: Array, seen: Array, own: Array) -> Judged:
+    del seen, own
+    errors = jnp.where(valid, jnp.square(answers - y).mean(-1), 0).sum()
+    return Judged(errors, errors, valid.sum(dtype=jnp.int32))
+
+  target = jax.ShapeDtypeStruct((width,), np.float32)
+  measure = Measure('mean squared error', 0.0, float('inf'), higher_is_better=False)
+  return Problem('regression', target, losses, distance, judge, measure, score_dtype=np.float32)
+
+
+def need_classes(problem: Problem, name: str) -> None:
+  """Raises ValueError for a method that means classes on a problem that has none."""
+  if not problem.classes:
+    raise ValueError(
+      f'{name} needs classes, but the problem is {problem.name}: choose a method whose answers are '
+      'not classes, such as finetune, language_model, er or ewc around them'
+    )

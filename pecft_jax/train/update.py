@@ -1,0 +1,141 @@
+"""One update of the parameters, in training and in the fits of a method's own."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pecft_jax.continual.core import check_output
+from pecft_jax.peft.halves import combine, split_kept
+from pecft_jax.recipes import Recipe
+from pecft_jax.train.guard import calling, carried, check_loss, pair
+from pecft_jax.train.state import key_for, own_key
+from pecft_jax.typing import (
+  Array,
+  Batch,
+  ContinualMethod,
+  Env,
+  Fit,
+  Output,
+  Params,
+  TrainState,
+  Update,
+)
+
+
+class StepLog(NamedTuple):
+  """What one update tells."""
+
+  loss: Array  # []
+  score: Array  # [], as the problem judges, among the classes seen: training examples right.
+  total: Array  # [] int32
+  finite: Array  # [] bool, whether all parameters are numbers after it.
+
+
+def loss_and_grads(loss_of: Any, params: Params) -> Any:
+  """`jax.value_and_grad` with respect to what is trained: ((loss, aux), grads).
+
+  Args:
+    loss_of: `(params) -> (loss, aux)`.
+    params: whole; grads have None in the place of what is `Kept`.
+  """
+  active, kept = split_kept(params)
+  return jax.value_and_grad(lambda part: loss_of(combine(part, kept)), has_aux=True)(active)
+
+
+def updated(
+  recipe: Recipe, params: Params, grads: Params, opt_state: Any, progress: Array
+) -> tuple[Params, Any]:
+  """The parameters and the optimizer's state after an update."""
+  active, kept = split_kept(params)
+  updates, opt_state = recipe.tx.update(grads, opt_state, active, progress=progress)
+  return combine(optax.apply_updates(active, updates), kept), opt_state
+
+
+def all_finite(tree: Any) -> Array:
+  """[] bool, whether every number of a tree is one."""
+  return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), tree, jnp.array(True))
+
+
+def env_of(state: TrainState, frozen: Params) -> Env:
+  """What a method may read besides its own state."""
+  return Env(frozen, state.task, state.step - state.task.start)
+
+
+def train_step(
+  method: ContinualMethod, recipe: Recipe, state: TrainState, frozen: Params, batch: Batch
+) -> tuple[TrainState, StepLog]:
+  """One update, as a pure function. Its randomness is a function of the step's number alone."""
+  task, env = state.task, env_of(state, frozen)
+  key = key_for(state, task, state.step)
+  k_loss, k_observe = jax.random.split(key)
+  k_project = jax.random.fold_in(key, 2)  # 0 and 1 are those of the split.
+  penalties = {k: t.penalty for k, t in method.transforms.items() if t.penalty is not None}
+
+  def loss_of(params: Params) -> tuple[Array, Output]:
+    with calling(method, 'loss'):
+      loss, out = pair(method, 'loss', method.loss(params, state.memory, env, batch, k_loss))
+    for name, penalty in penalties.items():
+      loss += penalty(params[name])
+    return check_loss(method, loss), check_output(method.name, out)
+
+  (loss, out), grads = loss_and_grads(loss_of, state.params)
+  if method.project is not None:
+    with calling(method, 'project'):
+      grads = method.project(grads, state.params, state.memory, env, batch, k_project)
+  params, opt_state = updated(recipe, state.params, grads, state.opt_state, env.progress)
+  for name, transform in method.transforms.items():
+    if transform.after is not None:
+      params = {**params, name: transform.after(params[name], grads[name], env.progress)}
+  memory = state.memory
+  if method.observe is not None:
+    update = Update(grads, state.params)
+    with calling(method, 'observe'):
+      found = method.observe(params, memory, env, batch, out, update, k_observe)
+    params, memory = pair(method, 'observe', found)
+  judge = method.capacity.problem.judge
+  score, _, total = judge(out.logits, batch.y, batch.valid, task.seen, task.classes)
+  log = StepLog(loss, score, total, all_finite(params))
+  after = state._replace(params=params, opt_state=opt_state, memory=memory, step=state.step + 1)
+  return carried(method, 'observe', state, after), log
+
+
+def fit_step(
+  method: ContinualMethod,
+  phase: Fit,
+  number: int,
+  state: TrainState,
+  frozen: Params,
+  batch: Batch | None,
+  step: Array,
+  steps: Array,
+) -> tuple[TrainState, StepLog]:
+  """One update of a phase of the method's own.
+
+  Args:
+    method: whose phase it is.
+    phase: the fit.
+    number: of the phase among those of the method.
+    state: of the run.
+    frozen: the backbone's weights.
+    batch: of the task's data; None where the fit draws from memory.
+    step: [] int32, updates of the phase so far in this task.
+    steps: [] int32, those planned.
+  """
+  env = env_of(state, frozen)
+  key = jax.random.fold_in(own_key(state, number), step)
+  part = {name: state.params[name] for name in phase.trains}
+
+  def loss_of(part: Params) -> tuple[Array, None]:
+    with calling(method, phase.name):
+      loss = phase.loss({**state.params, **part}, state.memory, env, batch, key)
+    return check_loss(method, loss, phase.name), None
+
+  (loss, _), grads = loss_and_grads(loss_of, part)
+  part, opt_state = updated(phase.recipe, part, grads, state.extra[phase.name], step / steps)
+  params = {**state.params, **part}
+  none = jnp.zeros((), jnp.int32)
+  log = StepLog(loss, none, none + 1, all_finite(params))
+  extra = {**state.extra, phase.name: opt_state}
+  return carried(method, phase.name, state, state._replace(params=params, extra=extra)), log
