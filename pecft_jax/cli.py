@@ -3,16 +3,10 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
-
-from rich.console import Console
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pecft_jax import __version__
-from pecft_jax.commands.export import export
-from pecft_jax.commands.files import print_own_flags
-from pecft_jax.commands.look import inspect_directory, list_names, report
-from pecft_jax.commands.plan import PlanFlags, plan_file
-from pecft_jax.commands.run import RunFlags, run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,28 +58,58 @@ def main(argv: Sequence[str] | None = None) -> int:
   exporting.add_argument('--seed', type=int, help='which of seeds side by side')
   exporting.add_argument('--file', help='the experiment file, if it is no longer where it was')
   known, rest = parser.parse_known_args(argv)
-  console = Console()
+  if known.command in {'run', 'plan'} and known.file is None and not {'-h', '--help'} & set(rest):
+    parser.error(f'pecft {known.command} needs a FILE, a Python file with experiment(...)')
+  if known.command not in {'run', 'plan'} and rest:
+    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  from rich.console import Console
+
   try:
-    if known.command in {'run', 'plan'}:
-      if known.file is None:
-        if not {'-h', '--help'} & set(rest):
-          parser.error(f'pecft {known.command} needs a FILE, a Python file with experiment(...)')
-        print_own_flags(known.command, {'run': RunFlags, 'plan': PlanFlags}[known.command])
-        return 0
-      command = {'run': run_file, 'plan': plan_file}[known.command]
-      return command(known.file, rest, console)
-    if rest:
-      parser.error(f'unrecognized arguments: {" ".join(rest)}')
-    if known.command == 'list':
-      return list_names(known.kind, known.json, console)
-    if known.command == 'inspect':
-      return inspect_directory(known.dir, known.verify, known.leaves, known.json, console)
-    if known.command == 'export':
-      return export(known.dir, known.out, known.task, known.format, known.seed, known.file, console)
-    return report(known.dirs, known.out, known.markdown, console)
+    return _run(known, rest, Console())
   except (ValueError, ArithmeticError, OSError) as error:
     Console(stderr=True).print(f'error: {error}', style='red', highlight=False, markup=False)
     return 1
+
+
+def _run(known: argparse.Namespace, rest: list[str], console: Any) -> int:
+  """Runs one command; each is imported where it is run, so that `--help` is quick."""
+  match known.command:
+    case 'run':
+      from pecft_jax.commands.run import RunFlags, run_file
+
+      return _with_file(known, rest, console, RunFlags, run_file)
+    case 'plan':
+      from pecft_jax.commands.plan import PlanFlags, plan_file
+
+      return _with_file(known, rest, console, PlanFlags, plan_file)
+    case 'list':
+      from pecft_jax.commands.look import list_names
+
+      return list_names(known.kind, known.json, console)
+    case 'inspect':
+      from pecft_jax.commands.look import inspect_directory
+
+      return inspect_directory(known.dir, known.verify, known.leaves, known.json, console)
+    case 'export':
+      from pecft_jax.commands.export import export
+
+      return export(known.dir, known.out, known.task, known.format, known.seed, known.file, console)
+    case _:
+      from pecft_jax.commands.look import report
+
+      return report(known.dirs, known.out, known.markdown, console)
+
+
+def _with_file(
+  known: argparse.Namespace, rest: list[str], console: Any, flags: type, command: Callable[..., int]
+) -> int:
+  """A command on an experiment file; without one, the help of its own flags."""
+  from pecft_jax.commands.files import print_own_flags
+
+  if known.file is None:
+    print_own_flags(known.command, flags)
+    return 0
+  return command(known.file, rest, console)
 
 
 if __name__ == '__main__':

@@ -11,9 +11,8 @@ and orbax checkpoints the iterators as they are.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from pecft_jax.data.augment import Augmentation
@@ -21,7 +20,8 @@ from pecft_jax.data.counter import fold_seed, permutation, uniforms
 from pecft_jax.data.scenario import Split
 from pecft_jax.typing import Batch, Given
 
-_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+if TYPE_CHECKING:
+  import grain
 
 
 def steps_for(n: int, batch_size: int, epochs: int) -> int:
@@ -41,7 +41,7 @@ def train_batches(
   process_count: int = 1,
   query: np.ndarray | None = None,
   stored: int | None = None,
-) -> grain.DatasetIterator[Batch]:
+) -> 'grain.DatasetIterator[Batch]':
   """Shuffled batches for training.
 
   Args:
@@ -105,7 +105,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   query: np.ndarray | None = None,
-) -> grain.DatasetIterator[Batch]:
+) -> 'grain.DatasetIterator[Batch]':
   """The examples once, in order; the last batch is padded with invalid rows.
 
   Args:
@@ -176,9 +176,12 @@ class _Stream:
     return Batch(x, y, valid, index, slot)
 
 
-def _iterate(stream: _Stream) -> grain.DatasetIterator[Batch]:
+def _iterate(stream: _Stream) -> 'grain.DatasetIterator[Batch]':
+  import grain
+
   source: Any = stream
-  return iter(grain.MapDataset.source(source).to_iter_dataset(_READ_OPTIONS))
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
 def _shuffled(n: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from pecft_jax.data.source import Source, input_shape
 
+if TYPE_CHECKING:
+  from PIL.Image import Image
+
 
 def scale_part(
-  image: np.ndarray | Image.Image, size: Sequence[int], box: tuple[float, float, float, float]
+  image: 'np.ndarray | Image', size: Sequence[int], box: tuple[float, float, float, float]
 ) -> np.ndarray:
   """Scales a part of an image, with Pillow's bilinear filter.
 
@@ -25,6 +27,8 @@ def scale_part(
   Returns:
     uint8 [height, width, C].
   """
+  from PIL import Image
+
   if isinstance(image, np.ndarray):
     # Pillow knows no trailing axis of size one.
     image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
@@ -33,7 +37,7 @@ def scale_part(
   return np.asarray(scaled).reshape(height, width, -1)
 
 
-def centre_square(image: np.ndarray | Image.Image, size: int) -> np.ndarray:
+def centre_square(image: 'np.ndarray | Image', size: int) -> np.ndarray:
   """Scales the centre square of an image to uint8 [size, size, C].
 
   The same as scaling the shorter side to `size` and cropping the centre.

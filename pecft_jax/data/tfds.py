@@ -9,7 +9,6 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pecft_jax.data.resizing import centre_square
 from pecft_jax.data.source import Source
@@ -36,6 +35,8 @@ class _Encoded:
     return np.stack(images)
 
   def _decode(self, data: bytes) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(data)) as file:
       picture = file.convert(self.mode)
     if self.size is not None:

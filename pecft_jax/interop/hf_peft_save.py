@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
@@ -60,6 +59,8 @@ def save_hf_peft(
   Raises:
     ValueError: if the directory is not empty, or the transform has no form there.
   """
+  from safetensors.numpy import save
+
   directory = local_path(directory)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'{directory} is there already: give a new or empty directory')

@@ -1,10 +1,7 @@
 """Progress of a run on the terminal, with the time left for the whole sequence."""
 
 import time
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from typing import TYPE_CHECKING, Any
 
 from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
 from pecft_jax.data import steps_for
@@ -12,6 +9,9 @@ from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.schedule import fit_steps, training_split, training_steps
 from pecft_jax.typing import ContinualMethod, Fit, Gather
 from pecft_jax.workdir.position import Position
+
+if TYPE_CHECKING:
+  from rich.console import Console
 
 # Rough cost of a batch against one forward pass of as many examples.
 _TRAIN_COST = 3.0
@@ -69,7 +69,11 @@ def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> di
 class Reporter:
   """Shows task, epoch, step, loss and time left: a bar, or lines where there is no terminal."""
 
-  def __init__(self, experiment: Experiment, method: ContinualMethod, name: str, console: Console):
+  def __init__(
+    self, experiment: Experiment, method: ContinualMethod, name: str, console: 'Console'
+  ):
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
     self._experiment, self._method, self._name = experiment, method, name
     self._console = console
     self._order = ('start', *phase_names(method), 'evaluate')

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
 
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import barrier, is_first
@@ -78,6 +77,8 @@ class Checkpoints:
       state: copied on its devices before it is written.
       position: of the run.
     """
+    from orbax.checkpoint import v1 as ocp
+
     self.wait()
     # On the CPU a write may read the very buffers that the next step donates.
     state = jax.tree.map(jnp.copy, state)

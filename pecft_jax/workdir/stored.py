@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.paths import named_leaves
@@ -61,6 +60,8 @@ def read_contents(path: pathlib.Path) -> Contents:
     Damaged: if it is not what was written.
     Unread: if it cannot be read for another reason, such as missing rights.
   """
+  from orbax.checkpoint import v1 as ocp
+
   try:
     found: Any = ocp.metadata(str(path.absolute()))
     leaves = [card(leaf) for leaf in named_leaves(found.metadata)]
@@ -109,6 +110,8 @@ def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
     Damaged: if the arrays are not what was written.
     Unread: if they cannot be read for another reason.
   """
+  from orbax.checkpoint import v1 as ocp
+
   try:
     state = ocp.load(str(path.absolute()), target)
   except Exception as error:  # Whatever a broken file makes orbax raise.

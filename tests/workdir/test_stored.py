@@ -9,7 +9,6 @@ from orbax.checkpoint import v1 as ocp
 from tiny_runs import silent, tiny_experiment
 
 from pecft_jax.train import run
-from pecft_jax.workdir import stored
 from pecft_jax.workdir.inspection import inspect_run
 from pecft_jax.workdir.stored import Damaged, Unread, read_contents, verify
 
@@ -68,6 +67,6 @@ def test_a_missing_part_is_damage(workdir, monkeypatch):
   def fail(*_, **__):
     raise FileNotFoundError(errno.ENOENT, 'No such file')
 
-  monkeypatch.setattr(stored.ocp, 'metadata', fail)
+  monkeypatch.setattr(ocp, 'metadata', fail)
   with pytest.raises(Damaged, match='is damaged: FileNotFoundError'):
     read_contents(_newest(workdir))

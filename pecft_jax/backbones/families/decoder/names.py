@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
 from pecft_jax.backbones.families.vit.names import Checkpoint, filled, read_tensors, sha256_of
@@ -63,6 +62,8 @@ def save_llama(
     tensors[_HEAD] = np.asarray(head['kernel']).T
   tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
   # Readers of the format ask by this entry which library wrote it.
+  from safetensors.numpy import save_file
+
   save_file(tensors, str(path), metadata={'format': 'pt'})
   return sha256_of(path)
 

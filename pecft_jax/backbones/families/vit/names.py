@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
 from pecft_jax.paths import named_leaves, shortened
@@ -107,6 +105,8 @@ def save_timm(
   if head is not None:
     tensors['head.weight'] = np.asarray(head['kernel']).T
     tensors['head.bias'] = np.asarray(head['bias'])
+  from safetensors.numpy import save_file
+
   save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, str(path))
   return sha256_of(path)
 
@@ -144,6 +144,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """The tensors of a safetensors file. Raises ValueError if it is not there or not whole."""
   if not path.is_file():
     raise ValueError(f'no weights file at {path}')
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
   try:
     return load_file(str(path))
   except (SafetensorError, OSError, ValueError) as error:
