@@ -22,6 +22,7 @@ from split_digits import experiment
 
 from pecft_jax.catalog import METHODS, WRAPPERS
 from pecft_jax.data import train_batches
+from pecft_jax.files import plain
 from pecft_jax.paths import tree_bytes
 from pecft_jax.train import compile_steps, one_device
 from pecft_jax.train.experiment import describe
@@ -31,7 +32,6 @@ from pecft_jax.train.schedule import task_arrays
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.inspection import bytes_of
 from pecft_jax.workdir.position import Position
-from pecft_jax.workdir.record import plain
 
 MINUTE = 60.0
 

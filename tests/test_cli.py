@@ -160,7 +160,7 @@ def test_inspect_tells_what_is_there_and_fails_where_something_is_damaged(capsys
   (tmp_path / 'config.json').write_text('{')
   assert cli.main(['inspect', str(tmp_path), '--json', '--verify']) == 1
   facts = json.loads(capsys.readouterr().out)
-  assert facts['problems'][0].startswith('config.json is damaged')
+  assert 'config.json, line 1, is damaged' in facts['problems'][0]
   assert cli.main(['inspect', str(tmp_path / 'absent')]) == 1
   assert 'there is no directory' in capsys.readouterr().err
 

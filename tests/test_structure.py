@@ -13,7 +13,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Lowest first. A package imports from rungs below its own, never from its own rung or above;
 # imports inside functions count. The single files of the first rung may import each other.
 ORDER = (
-  ('local', 'paths', 'problems', 'product', 'recipes', 'settings', 'sources', 'text', 'typing'),
+  (
+    'files',
+    'local',
+    'paths',
+    'problems',
+    'product',
+    'recipes',
+    'settings',
+    'sources',
+    'text',
+    'typing',
+  ),
   ('peft',),
   ('backbones', 'continual', 'data', 'metrics', 'devices'),
   ('workdir',),

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from pecft_jax.devices.rules import Rule, decided, written
 from pecft_jax.paths import map_named, named_leaves, shortened
+from pecft_jax.text import size as in_bytes
 
 
 class Layout(NamedTuple):
@@ -183,14 +184,14 @@ def describe_rules(layout: Layout, *trees: Any) -> str:
   for name, leaf in (leaf for tree in trees for leaf in named_leaves(tree)):
     i, axes = decided(layout.mesh, rules, name, leaf.shape)
     parts = math.prod(layout.mesh.shape[axis] for axis in axes if axis is not None)
-    size = leaf.size * leaf.dtype.itemsize / 2**20
+    size = leaf.size * leaf.dtype.itemsize
     found[i] = [old + new for old, new in zip(found[i], (1, size, size / parts), strict=True)]
   heading = ', '.join(f'{axis} {size}' for axis, size in layout.mesh.shape.items())
-  lines = [f'{heading}', f'{"leaves":>7} {"MiB":>10} {"a device":>10}  {"axes":16}  pattern']
+  lines = [f'{heading}', f'{"leaves":>7} {"bytes":>10} {"a device":>10}  {"axes":16}  pattern']
   for i, (count, size, share) in found.items():
     axes = 'whole' if i is None else written(rules[i].axes)
     name = 'all others' if i is None else rules[i].pattern
-    lines.append(f'{count:7} {size:10.2f} {share:10.2f}  {axes:16}  {name}')
+    lines.append(f'{count:7} {in_bytes(size):>10} {in_bytes(share):>10}  {axes:16}  {name}')
   return '\n'.join(lines)
 
 

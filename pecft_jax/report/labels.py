@@ -12,8 +12,8 @@ _LONG = 24  # Letters of a value.
 def differing(mine: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:
   """The settings of one run that are others in another run, as `rank 8, epochs 5`.
 
-  Settings that differ in the same way (a flag, and the option that it sets) are named
-  once, under the shortest name.
+  Settings with the same values in all runs (a flag, and the option that it sets) are
+  named once, under the shortest name.
 
   Args:
     mine: by dotted name; one of `all_of_them`.
@@ -25,13 +25,12 @@ def differing(mine: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]])
   ''
   """
   names = sorted(set().union(*all_of_them), key=lambda name: (name.count('.'), len(name), name))
-  patterns: dict[tuple[int, ...], str] = {}
+  by_values: dict[tuple[str, ...], str] = {}
   for name in names:
-    values = [repr(settings.get(name)) for settings in all_of_them]
-    pattern = tuple(values.index(value) for value in values)
-    if len(set(pattern)) > 1:
-      patterns.setdefault(pattern, name)
-  found = sorted(patterns.values())
+    values = tuple(repr(settings.get(name)) for settings in all_of_them)
+    if len(set(values)) > 1:
+      by_values.setdefault(values, name)
+  found = sorted(by_values.values())
   shown = [f'{short(name, found)} {_value(mine.get(name))}' for name in found[:_MOST]]
   more = [f'{len(found) - _MOST} more'] if len(found) > _MOST else []
   return ', '.join(shown + more)

@@ -1,7 +1,6 @@
 """Reads a work directory: config.json, metrics.jsonl, results.json and the references beside it."""
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import local_path
 from pecft_jax.metrics import ACCURACY, Measure, average_accuracy, summarise, validate
 
@@ -97,14 +97,16 @@ def read_run(directory: str | Path) -> Run:
   matrix = _matrix(results[field], results, measure, where)
   aware = results.get(f'task_aware_{field}')
   references, problems = _references(path, results, measure, matrix.shape[1])
-  log, unreadable = _rows(path / 'metrics.jsonl')
-  if unreadable:
-    problems.append(f'Left out: {unreadable} unreadable lines of metrics.jsonl')
+  rows = read_rows(path / 'metrics.jsonl')
+  damaged = [row.problem for row in rows if row.problem]
+  if damaged:
+    more = f', and {len(damaged) - 1} more' if len(damaged) > 1 else ''
+    problems.append(f'Left out: {damaged[0]}{more}')
   return Run(
     path=path,
     results=results,
     config=_json(path / 'config.json') if (path / 'config.json').exists() else {},
-    log=tuple(log),
+    log=tuple(row.value for row in rows if row.value is not None),
     measure=measure,
     matrix=matrix,
     task_aware=None if aware is None else _matrix(aware, results, measure, where),
@@ -142,34 +144,11 @@ def _references(
 
 def _json(path: Path) -> dict[str, Any]:
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    return read_json(path)
   except FileNotFoundError:
     raise ValueError(
       f'{path} does not exist; expected a work directory written by `pecft run ... --workdir DIR`'
     ) from None
-  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f'{path} is not readable JSON: {error}') from None
-  if not isinstance(value, dict):
-    raise ValueError(f'{path}: expected a JSON object, got {type(value).__name__}')
-  return value
-
-
-def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-  """Rows of a JSON-lines file, and how many lines are broken (a run killed while writing)."""
-  if not path.exists():
-    return [], 0
-  text = path.read_text(encoding='utf-8', errors='replace')
-  lines = [line for line in text.split('\n') if line.strip()]
-  rows, unreadable = [], 0
-  for number, line in enumerate(lines, 1):
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      # The last line may just be in the making.
-      unreadable += number < len(lines)
-      continue
-    rows += [row] if isinstance(row, dict) else []
-  return rows, unreadable
 
 
 def _measure(value: Any, where: Path) -> Measure:

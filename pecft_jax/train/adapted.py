@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.devices.sharding import one_device, tree_shardings
+from pecft_jax.files import plain
 from pecft_jax.local import work_directory
 from pecft_jax.train.experiment import Experiment, describe, identified
 from pecft_jax.train.step import compile_steps
@@ -14,7 +15,6 @@ from pecft_jax.typing import Adapted, Env
 from pecft_jax.workdir.branch import check_identity, find_after
 from pecft_jax.workdir.checkpoint import read_checkpoint
 from pecft_jax.workdir.claim import read_config
-from pecft_jax.workdir.record import plain
 
 
 class After(NamedTuple):

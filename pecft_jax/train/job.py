@@ -14,6 +14,7 @@ import numpy as np
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import agreement, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
+from pecft_jax.files import plain, write_json
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
 from pecft_jax.train.options import RunOptions
@@ -23,7 +24,7 @@ from pecft_jax.train.step import Steps, compilations, compile_steps
 from pecft_jax.typing import ContinualMethod, Params, TrainState
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.position import Findings, Position
-from pecft_jax.workdir.record import Record, Unwritten, plain, write_json
+from pecft_jax.workdir.record import Record, Unwritten
 
 if TYPE_CHECKING:
   from rich.console import Console

@@ -10,6 +10,7 @@ import jax
 
 from pecft_jax.devices.processes import barrier, first_only, is_first
 from pecft_jax.devices.sharding import Layout, check_batches, make_mesh, one_device
+from pecft_jax.files import write_json
 from pecft_jax.local import work_directory
 from pecft_jax.train.experiment import Experiment, check_experiment, describe, identified
 from pecft_jax.train.job import Job, run_job
@@ -19,7 +20,6 @@ from pecft_jax.train.signals import stop_signals
 from pecft_jax.typing import ContinualMethod
 from pecft_jax.workdir.branch import copy_branch, find_branch
 from pecft_jax.workdir.claim import claim, locked
-from pecft_jax.workdir.record import write_json
 
 DEFAULTS = RunOptions()
 

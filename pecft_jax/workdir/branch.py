@@ -5,9 +5,9 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
+from pecft_jax.files import plain, read_rows, replace_text
 from pecft_jax.local import work_directory
 from pecft_jax.workdir.position import Position
-from pecft_jax.workdir.record import plain, replace_text
 from pecft_jax.workdir.stored import Contents, read_contents
 
 
@@ -92,9 +92,8 @@ def copy_branch(
   there, here = source / 'checkpoints', directory / 'checkpoints'
   position = Position.from_json(read_contents(there / str(tick)).position)
   for place, found in zip(places, position.seeds, strict=True):
-    log = (source / place / 'metrics.jsonl').read_text(encoding='utf-8')
-    kept = log.splitlines(keepends=True)[: found.rows]
-    replace_text(directory / place / 'metrics.jsonl', ''.join(kept))
+    kept = read_rows(source / place / 'metrics.jsonl')[: found.rows]
+    replace_text(directory / place / 'metrics.jsonl', ''.join(f'{row.line}\n' for row in kept))
   # Under another name first: a checkpoint that is there is a whole one.
   here.mkdir(exist_ok=True)
   part = here / f'{tick}.branching'

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pecft_jax.workdir.record import plain, write_json
+from pecft_jax.files import plain, read_json, write_json
 
 
 @contextlib.contextmanager
@@ -56,11 +56,10 @@ def claim(
     write_json(path, config if command is None else {**config, 'command': plain(command)})
     return
   try:
-    there = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # Of bytes that are no text, too.
-    raise ValueError(f'{path} is damaged: {error}; choose another --workdir') from error
-  if isinstance(there, dict):
-    there.pop('command', None)
+    there = read_json(path)
+  except ValueError as error:
+    raise ValueError(f'{error}; choose another --workdir') from error
+  there.pop('command', None)
   differing = sorted(_differences(path.name, there, config))
   if differing:
     raise ValueError(
@@ -73,12 +72,9 @@ def claim(
 def read_config(directory: pathlib.Path) -> dict[str, Any]:
   """What a run wrote to config.json. Raises ValueError if there is none, or it is damaged."""
   try:
-    config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+    return read_json(directory / 'config.json')
+  except OSError as error:
     raise ValueError(f'{directory} is no work directory of a run: {error}') from error
-  if not isinstance(config, dict):
-    raise ValueError(f'{directory}/config.json is damaged: expected an object, got {config!r:.60}')
-  return config
 
 
 def _differences(name: str, there: Any, here: Any) -> Iterator[str]:

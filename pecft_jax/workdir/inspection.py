@@ -3,7 +3,6 @@
 Nothing is written, removed or locked.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import work_directory
 from pecft_jax.workdir.checkpoint import UNFINISHED
 from pecft_jax.workdir.stored import Card, Contents, Damaged, Unread, read_contents, verify
@@ -151,20 +151,14 @@ def _status(results: dict[str, Any], process: int | None) -> str:
 
 def _read_json(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    return read_json(path)
   except FileNotFoundError:
     problems.append(f'{path.name} is missing')
-    return {}
   except OSError as error:
     problems.append(f'{path.name} could not be read: {error.strerror}')
-    return {}
   except ValueError as error:
-    problems.append(f'{path.name} is damaged: {error}')
-    return {}
-  if not isinstance(value, dict):
-    problems.append(f'{path.name} is damaged: expected an object, got {type(value).__name__}')
-    return {}
-  return value
+    problems.append(str(error))
+  return {}
 
 
 def _length(value: Any) -> int:
@@ -225,22 +219,21 @@ def _size(shape: Sequence[int], dtype: str) -> int:
 
 
 def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
-  rows = {'train': 0, 'eval': 0}
+  kinds = {'train': 0, 'eval': 0}
   for path in paths:
     try:
-      lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-    except FileNotFoundError:
-      continue
+      rows = read_rows(path)
     except OSError as error:
       problems.append(f'{path.name} could not be read: {error.strerror}')
       continue
-    for number, line in enumerate(lines, 1):
-      try:
-        rows[json.loads(line)['kind']] += 1
-      except (ValueError, KeyError, TypeError):
-        if number < len(lines):  # The last one may just be in the making.
-          problems.append(f'{path.name}, line {number}, is damaged')
-  return {'rows': sum(rows.values()), **rows}
+    for number, row in enumerate(rows, 1):
+      kind = None if row.value is None else row.value.get('kind')
+      if kind in kinds:
+        kinds[kind] += 1
+      else:
+        unknown = f'{path}, line {number}, is damaged: expected a kind among {list(kinds)}'
+        problems.append(row.problem or f'{unknown}, got {kind!r}')
+  return {'rows': sum(kinds.values()), **kinds}
 
 
 def _sizes(paths: Any) -> dict[str, int]:

@@ -1,13 +1,12 @@
-"""The log of a run: rows of metrics as JSON lines and CSV, and results.json."""
+"""The log of a run: rows of metrics as JSON lines and CSV."""
 
 import contextlib
 import csv
-import json
-import math
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any, Protocol
+
+from pecft_jax.files import Row, json_line, named, read_rows, replace_text
 
 COLUMNS: tuple[str, ...] = (
   'kind', 'task', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate', 'evaluated', 'aware',
@@ -37,29 +36,29 @@ class Record:
     self._writers = writers
     self.rows = rows
     path = directory / 'metrics.jsonl'
-    kept = _lines(path)[:rows]
-    known = [_row(path, i, line) for i, line in enumerate(kept, 1)]
+    kept = read_rows(path)[:rows]
+    known = [_known(path, i, row) for i, row in enumerate(kept, 1)]
     if len(kept) < rows:
       raise ValueError(
         f'{path} has {len(kept)} rows, the checkpoint was made after {rows}; bring the file back, '
         'or choose another --workdir'
       )
-    replace_text(path, ''.join(kept))
+    replace_text(path, ''.join(f'{row.line}\n' for row in kept))
     # Closed by `close`.
     self._json = open(path, 'a', encoding='utf-8')  # noqa: SIM115
     self._csv_file = open(directory / 'metrics.csv', 'w', encoding='utf-8', newline='')  # noqa: SIM115
     self._csv = csv.DictWriter(self._csv_file, COLUMNS, lineterminator='\n')
-    with _named(self._csv_file.name):
+    with named(self._csv_file.name):
       self._csv.writeheader()
       self._csv.writerows(known)
       self._csv_file.flush()
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends one row; its keys are among `COLUMNS`."""
-    with _named(self._json.name):
-      self._json.write(json.dumps(row) + '\n')
+    with named(self._json.name):
+      self._json.write(json_line(row))
       self._json.flush()
-    with _named(self._csv_file.name):
+    with named(self._csv_file.name):
       self._csv.writerow(row)
       self._csv_file.flush()
     self.rows += 1
@@ -68,7 +67,7 @@ class Record:
 
   def sync(self) -> None:
     """Returns once all rows are on disk: before a checkpoint that counts on them."""
-    with _named(self._json.name):
+    with named(self._json.name):
       os.fsync(self._json.fileno())
 
   def close(self) -> None:
@@ -76,15 +75,6 @@ class Record:
     for file in (self._json, self._csv_file):
       with contextlib.suppress(OSError):
         file.close()
-
-
-@contextlib.contextmanager
-def _named(path: str | pathlib.Path) -> Iterator[None]:
-  """Adds to an error of writing which file it was."""
-  try:
-    yield
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Unwritten:
@@ -105,52 +95,13 @@ class Unwritten:
     """Nothing is open."""
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-  """The complete lines of a file; none if there is no such file."""
-  if not path.exists():
-    return []
-  text = path.read_text(encoding='utf-8', errors='replace')
-  return [line for line in text.splitlines(keepends=True) if line.endswith('\n')]
-
-
-def _row(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{path}, line {number}, is damaged: {error}') from error
-  if not isinstance(row, dict) or not row.keys() <= set(COLUMNS):
-    raise ValueError(f'{path}, line {number}, is damaged: expected {COLUMNS}, got {line.strip()}')
-  return row
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  part = path.with_name(path.name + '.part')
-  with _named(part), open(part, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(part, path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON whole or not at all; NaN becomes null."""
-  replace_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + '\n')
-
-
-def plain(value: Any) -> Any:
-  """JSON's own types: NaN and infinities to null, numpy scalars to numbers."""
-  if isinstance(value, dict):
-    return {str(k): plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [plain(v) for v in value]
-  if hasattr(value, 'item') and not hasattr(value, '__len__'):
-    value = value.item()
-  if hasattr(value, 'tolist'):
-    return plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
+def _known(path: pathlib.Path, number: int, row: Row) -> dict[str, Any]:
+  """The row of a line. Raises ValueError where it is damaged."""
+  if row.problem or row.value is None:
+    raise ValueError(row.problem)
+  if not row.value.keys() <= set(COLUMNS):
+    raise ValueError(f'{path}, line {number}, is damaged: expected {COLUMNS}, got {row.line}')
+  return row.value
 
 
 def tensorboard(directory: pathlib.Path) -> Writer:

@@ -3,9 +3,14 @@
 from pecft_jax.report.labels import differing, short
 
 
-def test_settings_that_differ_alike_are_named_once():
+def test_settings_of_equal_values_are_named_once():
   runs = [{'flags.rank': r, 'method.peft.options.rank': r, 'epochs': 2} for r in (4, 8)]
   assert [differing(run, runs) for run in runs] == ['rank 4', 'rank 8']
+
+
+def test_settings_that_differ_together_are_all_named():
+  runs = [{'rank': r, 'epochs': e} for r, e in ((4, 1), (8, 2))]
+  assert differing(runs[0], runs) == 'epochs 1, rank 4'
 
 
 def test_settings_that_differ_otherwise_are_all_named():

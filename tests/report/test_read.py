@@ -95,7 +95,9 @@ def test_missing_results_say_what_was_expected(tmp_path):
     read_run(tmp_path)
 
 
-@pytest.mark.parametrize(('text', 'message'), [('{"a": ', 'not readable JSON'), ('[]', 'got list')])
+@pytest.mark.parametrize(
+  ('text', 'message'), [('{"a": ', 'line 1, is damaged'), ('[]', r'expected an object, got \[\]')]
+)
 def test_broken_results_are_refused(tmp_path, text, message):
   (tmp_path / 'results.json').write_text(text)
   with pytest.raises(ValueError, match=message):
@@ -124,4 +126,5 @@ def test_broken_lines_within_the_log_are_counted(work):
     log.write('{"kind": "tr' + json.dumps({'kind': 'eval'}) + '\n' + '{"kind": "eval"}\n')
   run = read_run(path)
   assert len(run.log) == 16
-  assert run.problems == ('Left out: 1 unreadable lines of metrics.jsonl',)
+  (problem,) = run.problems
+  assert problem.startswith(f'Left out: {path}/metrics.jsonl, line 16, is damaged: ')

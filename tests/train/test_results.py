@@ -6,11 +6,11 @@ import jax
 import pytest
 from tiny_runs import TRAINING, tiny_experiment, tiny_frozen, tiny_method
 
+from pecft_jax.files import plain
 from pecft_jax.paths import tree_size
 from pecft_jax.train.results import metrics, peak_memory, results
 from pecft_jax.train.state import init_state
 from pecft_jax.workdir.position import Findings, Position
-from pecft_jax.workdir.record import plain
 
 FOUND = Findings(
   accuracy=[[0.5, None], [0.25, 0.75]],

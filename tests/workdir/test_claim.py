@@ -64,13 +64,13 @@ def test_differing_keys_are_named(tmp_path):
 @pytest.mark.parametrize('content', [b'{"settings": ', b'\xff\xfe\xfd', b''])
 def test_a_damaged_configuration_is_told(tmp_path, content):
   (tmp_path / 'config.json').write_bytes(content)
-  with pytest.raises(ValueError, match=r'config.json is damaged'):
+  with pytest.raises(ValueError, match=r'config.json.* is damaged'):
     claim(tmp_path, CONFIG)
 
 
 def test_json_that_is_no_configuration_is_refused(tmp_path):
   (tmp_path / 'config.json').write_text('[1]')
-  with pytest.raises(ValueError, match=r'config.json: there \[1\], here'):
+  with pytest.raises(ValueError, match=r'config.json is damaged: expected an object, got \[1\]'):
     claim(tmp_path, CONFIG)
 
 

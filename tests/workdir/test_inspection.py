@@ -143,7 +143,7 @@ DAMAGES = {
   'no configuration': (lambda w: (w / 'config.json').unlink(), 'config.json is missing'),
   'half a configuration': (
     lambda w: os.truncate(w / 'config.json', 40),
-    'config.json is damaged: ',
+    'is damaged: ',
   ),
   'no results': (lambda w: (w / 'results.json').unlink(), 'results.json is missing'),
   'a list of results': (lambda w: (w / 'results.json').write_text('[1]'), 'expected an object'),

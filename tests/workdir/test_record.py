@@ -6,10 +6,9 @@ import os
 import sys
 import types
 
-import numpy as np
 import pytest
 
-from pecft_jax.workdir.record import Record, plain, replace_text, tensorboard, write_json
+from pecft_jax.workdir.record import Record, tensorboard
 
 ROWS = [
   {'kind': 'train', 'task': 0, 'step': 4, 'loss': 0.1 + 0.2, 'seconds': 0.5},
@@ -86,16 +85,6 @@ def test_writers_get_every_row(tmp_path):
   assert record.rows == 1
 
 
-def test_files_are_replaced_whole(tmp_path):
-  path = tmp_path / 'a.json'
-  replace_text(path, 'old')
-  with pytest.raises(UnicodeEncodeError):
-    replace_text(path, 'new \udcff')
-  assert path.read_text() == 'old'
-  write_json(path, {'b': float('nan'), 'a': np.float32(0.5)})
-  assert path.read_text() == '{\n "b": null,\n "a": 0.5\n}\n'
-
-
 @pytest.mark.parametrize('name', ['_json', '_csv_file'])
 def test_a_full_disk_is_told_with_the_file(name, tmp_path):
   record = Record(tmp_path)
@@ -106,12 +95,6 @@ def test_a_full_disk_is_told_with_the_file(name, tmp_path):
     record.write(ROWS[0])
   assert info.value.filename == str(path)
   record.close()  # Nothing more to tell.
-
-
-def test_plain_values():
-  value = {1: (np.int64(2), np.arange(2), np.array(3.0)), 'x': [float('inf'), None, True, 'y']}
-  assert plain(value) == {'1': [2, [0, 1], 3.0], 'x': [None, None, True, 'y']}
-  assert json.dumps(plain(value))
 
 
 def test_tensorboard_is_an_extra(monkeypatch, tmp_path):

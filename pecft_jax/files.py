@@ -1,0 +1,133 @@
+"""JSON and JSON-lines files: errors name file and line; files are written whole or not at all."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+  """One line of a JSON-lines file."""
+
+  line: str  # As it stands, without its end.
+  value: dict[str, Any] | None  # None where it is damaged.
+  problem: str | None  # Names file and line.
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The object in a JSON file.
+
+  Raises:
+    ValueError: for anything else than one JSON object; names the file, and the line.
+    OSError: where the file cannot be read, or there is none.
+
+  >>> import tempfile
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'a.json'
+  >>> write_json(path, {'rate': 0.5, 'steps': float('nan')})
+  >>> read_json(path)
+  {'rate': 0.5, 'steps': None}
+  """
+  path = pathlib.Path(path)
+  return _object(path.read_bytes(), str(path))
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+  """The lines of a JSON-lines file; none where there is no such file.
+
+  The last line may be one that is being written, or that a killed process did not
+  finish: it is left out unless it is whole.
+
+  Raises:
+    OSError: where the file cannot be read.
+  """
+  path = pathlib.Path(path)
+  try:
+    *whole, last = path.read_bytes().split(b'\n')
+  except FileNotFoundError:
+    return []
+  rows = [_row(line, f'{path}, line {number},') for number, line in enumerate(whole, 1)]
+  unfinished = _row(last, f'{path}, line {len(whole) + 1},')
+  return rows if unfinished.problem else [*rows, unfinished]
+
+
+def _row(line: bytes, where: str) -> Row:
+  try:
+    value, problem = _object(line, where, lines=False), None
+  except ValueError as error:
+    value, problem = None, str(error)
+  return Row(line.decode('utf-8', errors='replace'), value, problem)
+
+
+def _object(raw: bytes, where: str, lines: bool = True) -> dict[str, Any]:
+  try:
+    value = json.loads(raw.decode('utf-8'))
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{where} is damaged: byte {error.start} is not UTF-8') from error
+  except json.JSONDecodeError as error:
+    line = f', line {error.lineno},' if lines else ''
+    raise ValueError(f'{where}{line} is damaged: {error.msg} at column {error.colno}') from error
+  except (ValueError, RecursionError) as error:  # Endless digits or brackets.
+    raise ValueError(f'{where} is damaged: {str(error)[:80]}') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{where} is damaged: expected an object, got {value!r:.60}')
+  return value
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes JSON whole or not at all; values as `plain` makes them."""
+  replace_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + '\n')
+
+
+def json_line(value: Any) -> str:
+  """A line of a JSON-lines file, with its end.
+
+  >>> json_line({'loss': 0.5})
+  '{"loss": 0.5}\\n'
+  """
+  return json.dumps(plain(value), allow_nan=False) + '\n'
+
+
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes a file whole or not at all, and returns once it is on the disk.
+
+  Raises:
+    OSError: names the file.
+  """
+  path = pathlib.Path(path)
+  part = path.with_name(path.name + '.part')
+  with named(part), open(part, 'w', encoding='utf-8', newline='') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path)
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Adds to an OSError of writing which file it was."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def plain(value: Any) -> Any:
+  """JSON's own types: NaN and infinities as null, numpy's scalars and arrays as numbers.
+
+  >>> plain({1: (float('inf'), 2)})
+  {'1': [None, 2]}
+  """
+  if isinstance(value, dict):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if hasattr(value, 'item') and not hasattr(value, '__len__'):
+    value = value.item()
+  if hasattr(value, 'tolist'):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
