@@ -94,6 +94,8 @@ def random_resized_crop(
 
   def apply(images, u):
     n, height, width, channels = images.shape
+    if channels not in (1, 3):
+      raise ValueError(f'random_resized_crop expects images of 1 or 3 channels, got {channels}')
     u = u.astype(np.float64)
     area = height * width * (scale[0] + u[:, 0] * (scale[1] - scale[0]))
     aspect = np.exp(np.log(ratio[0]) + u[:, 1] * np.log(ratio[1] / ratio[0]))

@@ -10,6 +10,7 @@ import numpy as np
 from pecft_jax.data.order import class_order
 from pecft_jax.data.scenario import Scenario, Split, TaskData, split_digest
 from pecft_jax.data.source import Source
+from pecft_jax.paths import shortened
 
 
 def class_incremental(
@@ -187,6 +188,14 @@ def _scenario(
     for part, split in (('train', task.train), ('test', task.test)):
       if not len(split.rows):
         raise ValueError(f'task {task.name!r} is empty: no {part} rows for its classes')
+  trained = np.unique(np.concatenate([task.train.labels for task in tasks]))
+  if untrained := [train.class_names[order[i]] for i in np.setdiff1d(range(len(order)), trained)]:
+    raise ValueError(
+      f'{len(untrained)} of {len(order)} classes have no training rows: '
+      f'{shortened(untrained, 10)}; leave them out with only_classes(source, ...) of train and '
+      'test, or with an order or classes_per_task without them (labels that start at 1 make a '
+      'class 0)'
+    )
   return Scenario(
     name=name or f'{train.name}/{kind}-incremental-{len(tasks)}',
     kind=kind,

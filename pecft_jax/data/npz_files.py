@@ -1,9 +1,13 @@
 """A source from one `.npz` file."""
 
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +15,12 @@ from pecft_jax.data.in_arrays import arrays
 from pecft_jax.data.source import Source
 from pecft_jax.local import local_path
 
+# What zipfile and numpy raise for bytes that they cannot read.
+_UNREADABLE = (
+  zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError,
+  KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError,
+  TypeError, ValueError,
+)  # fmt: skip
 _REQUIRED = ('images', 'labels', 'class_names')
 _OPTIONAL = ('domains', 'domain_names')
 
@@ -48,10 +58,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     # Opened by hand, since np.load takes other formats than .npz too.
     with zipfile.ZipFile(path) as archive:
       keys = [member.removesuffix('.npy') for member in archive.namelist()]
-    missing = [key for key in _REQUIRED if key not in keys]
-    if not missing:
-      with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in (*_REQUIRED, *_OPTIONAL) if key in keys}
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    file = np.load(path, allow_pickle=False)
+  except _UNREADABLE as error:
     raise ValueError(f'{path} is truncated or not an .npz file: {error}') from error
-  raise ValueError(f'{path}: expected the keys {_REQUIRED}, got {keys}; missing: {missing}')
+  with file:
+    missing = [key for key in _REQUIRED if key not in keys]
+    if missing:
+      raise ValueError(f'{path}: expected the keys {_REQUIRED}, got {keys}; missing: {missing}')
+    wanted = [key for key in (*_REQUIRED, *_OPTIONAL) if key in keys]
+    if twice := [key for key in wanted if keys.count(key) > 1]:
+      raise ValueError(f'{path} holds {twice} twice')
+    return {key: _entry(path, file, key) for key in wanted}
+
+
+def _entry(path: Path, file: Any, key: str) -> np.ndarray:
+  try:
+    return file[key]
+  except _UNREADABLE as error:
+    # Not only where it is damaged: object arrays are pickles, which may run code.
+    raise ValueError(f'{path}: the entry {key!r} cannot be read: {error}') from error

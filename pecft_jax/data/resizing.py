@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pecft_jax.data.source import Source, input_shape
+from pecft_jax.data.source import Source, channels_first, input_shape
 
 if TYPE_CHECKING:
   from PIL.Image import Image
@@ -82,7 +82,9 @@ def resize(source: Source, size: int, channels: int | None = None) -> Source:
     raise ValueError(f'expected a size of at least 1, got {size}')
   shape = input_shape(source)
   if len(shape) != 3 or shape[-1] not in (1, 3):
-    raise ValueError(f'{source.name!r}: expected images [H, W, 1 or 3], got {shape}')
+    first = len(shape) == 3 and channels_first(shape)
+    hint = '; its channels are first: transpose(0, 2, 3, 1) the images' if first else ''
+    raise ValueError(f'{source.name!r}: expected images [H, W, 1 or 3], got {shape}{hint}')
   channels = shape[-1] if channels is None else channels
   if (shape[-1], channels) not in ((1, 1), (1, 3), (3, 3)):
     raise ValueError(

@@ -51,13 +51,20 @@ def input_shape(source: Source) -> tuple[int, ...]:
   return tuple(source.inputs[np.zeros(1, np.int64)].shape[1:])
 
 
+def channels_first(shape: Sequence[int]) -> bool:
+  """Whether an image [H, W, C] looks like one of [C, H, W]."""
+  return shape[0] in {1, 3, 4} and min(shape[1:]) > 4
+
+
 def check_inputs(source: Source, shape: Sequence[int]) -> None:
   """Raises ValueError where the examples do not have `shape` [H, W, C]."""
   expected, got = tuple(shape), input_shape(source)
   if got == expected:
     return
   message = f'{source.name!r}: expected images of shape {expected}, got {got}'
-  if len(got) == len(expected) == 3 and expected[0] == expected[1]:
+  if got == (expected[-1], *expected[:-1]) or (len(got) == 3 and channels_first(got)):
+    message += '; their channels are first: transpose(0, 2, 3, 1) them'
+  elif len(got) == len(expected) == 3 and expected[0] == expected[1]:
     channels = '' if got[2] == expected[2] else f', channels={expected[2]}'
     message += f'; convert them with resize(source, {expected[0]}{channels})'
   raise ValueError(message)

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.data.in_arrays import indices
 from pecft_jax.data.resizing import centre_square
 from pecft_jax.data.source import Source
+
+# Pillow's modes with 8 bits a channel or less.
+_EIGHT_BITS = {'1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV'}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -28,20 +32,48 @@ class _Encoded:
 
   def __getitem__(self, rows: np.ndarray) -> np.ndarray:
     records = self.records.__getitems__(np.asarray(rows).tolist())
-    images = [self._decode(record[self.key]) for record in records]
+    images = [
+      self._decode(int(row), record[self.key]) for row, record in zip(rows, records, strict=True)
+    ]
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
       raise ValueError(f'expected images of one size, got {shapes}; give tfds_source an image_size')
     return np.stack(images)
 
-  def _decode(self, data: bytes) -> np.ndarray:
+  def _decode(self, row: int, data: bytes) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as file:
+      check_convertible(f'image {row}', file, self.mode)
       picture = file.convert(self.mode)
     if self.size is not None:
       return centre_square(picture, self.size)
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+def check_convertible(name: str, picture: Any, mode: str) -> None:
+  """Checks that an image keeps its meaning in the mode that it is converted to.
+
+  Args:
+    name: of the image, for messages.
+    picture: a Pillow image, as decoded.
+    mode: Pillow's: 'L' or 'RGB'.
+
+  Raises:
+    ValueError: for more than 8 bits a channel, transparency, or colours that would become grey.
+  """
+  if picture.mode not in _EIGHT_BITS:
+    raise ValueError(
+      f'{name}: expected 8 bits a channel, got mode {picture.mode!r}, of which more would be cut '
+      'off; scale the images to uint8 when the data set is prepared'
+    )
+  if picture.has_transparency_data and picture.convert('RGBA').getextrema()[3][0] < 255:
+    raise ValueError(
+      f'{name} is transparent in places (mode {picture.mode!r}): put the images on a background '
+      'when the data set is prepared'
+    )
+  if mode == 'L' and picture.mode not in {'1', 'L', 'LA'}:
+    raise ValueError(f'{name}: expected a grey image, got mode {picture.mode!r}')
 
 
 def tfds_source(
@@ -65,6 +97,11 @@ def tfds_source(
       where images differ in size.
     image_key: name of the image feature.
     label_key: name of the label feature.
+
+  Raises:
+    ValueError: if the data set is not prepared, has no such features, its images
+      have more than 8 bits or an alpha channel, or a row has no label. Images
+      that would lose something are refused when they are read.
   """
   import tensorflow_datasets as tfds
 
@@ -75,15 +112,27 @@ def tfds_source(
       raise ValueError(
         f'{name!r}: expected a feature {key!r} of type {kind.__name__}; features: {features}'
       )
+  image = features[image_key]
+  dtype, channels = np.dtype(image.np_dtype), image.shape[-1]
+  if dtype != np.uint8 or channels not in {1, 3, None}:
+    raise ValueError(
+      f'{name!r}: expected images of uint8 with 1 or 3 channels, got {dtype} with {channels}; '
+      'convert them when the data set is prepared'
+    )
   records = builder.as_data_source(
     split, decoders={image_key: tfds.decode.SkipDecoding()}, file_format='array_record'
   )
-  mode = 'L' if features[image_key].shape[-1] == 1 else 'RGB'
+  mode = 'L' if image.shape[-1] == 1 else 'RGB'
+  # Test sets without labels have -1 in their place.
+  labels, class_names = indices(
+    name, 'label', [record[label_key] for record in records], features[label_key].names,
+    len(records),
+  )  # fmt: skip
   return Source(
     name=name,
     inputs=_Encoded(records, image_key, mode, image_size),
-    labels=np.array([record[label_key] for record in records], np.int64),
-    class_names=tuple(features[label_key].names),
+    labels=labels,
+    class_names=class_names,
   )
 
 

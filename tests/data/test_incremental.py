@@ -13,7 +13,7 @@ from pecft_jax.data import (
 
 
 def source(labels, names='abcd', **options):
-  return arrays('toy', np.zeros((len(labels), 2, 2, 1), np.uint8), labels, names, **options)
+  return arrays('toy', np.zeros((len(labels), 2, 2, 1), np.uint8), labels, list(names), **options)
 
 
 TRAIN, TEST = source([0, 1, 2, 3, 3, 2, 1, 0]), source([3, 1, 2, 0])
@@ -97,6 +97,23 @@ def test_empty_tasks_are_refused():
     class_incremental(TRAIN, source([0, 1]), tasks=2)
   with pytest.raises(ValueError, match="'task_0' is empty: no train rows"):
     class_incremental(source([2, 3]), TEST, tasks=2)
+
+
+@pytest.mark.parametrize('split', [class_incremental, task_incremental])
+def test_classes_without_training_rows_are_refused_by_name(split):
+  """Where labels start at 1, and where a class is in the test set alone."""
+  for train, test in (([1, 2, 3], [1, 2, 3]), ([1, 2, 3], [0, 1, 2, 3])):
+    with pytest.raises(ValueError, match=r"1 of 4 classes have no training rows: \['a'\]"):
+      split(source(train), source(test), tasks=2)
+  scenario = split(source([1, 2, 3]), source([1, 2, 3]), tasks=3, order='3,1,2')
+  assert scenario.class_names == ('d', 'b', 'c')
+
+
+def test_a_class_may_be_trained_in_some_domains_only():
+  options = {'domains': [0, 0, 1, 1], 'domain_names': ['photo', 'sketch']}
+  assert len(domain_incremental(source([0, 1, 2, 3], **options), PHOTOS).tasks) == 2
+  with pytest.raises(ValueError, match=r"1 of 4 classes have no training rows: \['d'\]"):
+    domain_incremental(source([0, 1, 2, 2], **options), PHOTOS)
 
 
 DOMAINS = {'domains': [0, 0, 1, 1], 'domain_names': ['photo', 'sketch']}

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_a_damaged_file_is_named(tmp_path, fields):
   at = data.find(fields['images'].tobytes())
   data[at + 5] ^= 0xFF
   path.write_bytes(data)
-  with pytest.raises(ValueError, match=r'bad\.npz is truncated'):
+  with pytest.raises(ValueError, match=r"bad\.npz: the entry 'images' cannot be read: Bad CRC-32"):
     npz(path)
 
 
@@ -67,7 +69,7 @@ def test_foreign_files_are_named(tmp_path, fields):
     npz(tmp_path / 'lone.npy')
   with pytest.raises(ValueError, match=r"keys\.npz.*got \['x', 'labels'\]; missing: \['images', "):
     npz(tmp_path / 'keys.npz')
-  with pytest.raises(ValueError, match=r'objects\.npz'):
+  with pytest.raises(ValueError, match=r"objects\.npz: the entry 'class_names' .*Object arrays"):
     npz(tmp_path / 'objects.npz')
 
 
@@ -75,3 +77,18 @@ def test_arrays_that_do_not_fit_name_the_file(tmp_path, fields):
   np.savez(tmp_path / 'short.npz', **fields | {'labels': fields['labels'][:4]})
   with pytest.raises(ValueError, match=r'short\.npz: .*expected 6 labels'):
     npz(tmp_path / 'short.npz')
+
+
+def test_names_of_bytes_are_read_as_text(tmp_path, fields):
+  names = [name.encode() for name in fields['class_names']]
+  np.savez(tmp_path / 'bytes.npz', **fields | {'class_names': np.array(names)})
+  assert npz(tmp_path / 'bytes.npz').class_names == tuple(str(n) for n in fields['class_names'])
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path, fields):
+  path = tmp_path / 'twice.npz'
+  np.savez(path, **fields)
+  with zipfile.ZipFile(path, 'a') as archive, pytest.warns(UserWarning, match='Duplicate name'):
+    archive.writestr('labels.npy', archive.read('labels.npy'))
+  with pytest.raises(ValueError, match=r"twice.npz holds \['labels'\] twice"):
+    npz(path)

@@ -7,7 +7,7 @@ from pecft_jax.data import arrays, check_inputs, first_per_class, in_memory, onl
 def toy():
   """Eight images, each filled with its row number."""
   images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
-  return arrays('toy', images, [2, 0, 1, 0, 0, 2, 1, 0], 'abc', domains=[0, 1] * 4)
+  return arrays('toy', images, [2, 0, 1, 0, 0, 2, 1, 0], list('abc'), domains=[0, 1] * 4)
 
 
 def rows_of(source):

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from pecft_jax.data import tfds_source
+from pecft_jax.data.tfds import check_convertible
 
 
 class ToyPictures(tfds.core.GeneratorBasedBuilder):
@@ -43,11 +45,54 @@ class MixedPictures(ToyPictures):
   SIZES = ((8, 8), (8, 12), (10, 8))
 
 
+class _OtherPictures(ToyPictures):
+  """Pictures of some other kind, two of them."""
+
+  FEATURE = tfds.features.Image(shape=(8, 8, 3))
+  PICTURE = np.zeros((8, 8, 3), np.uint8)
+  pkg_dir_path = None
+
+  def _info(self):
+    features = {'image': self.FEATURE, 'label': tfds.features.ClassLabel(names=['a', 'b'])}
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _generate_examples(self, count):
+    for i in range(2):
+      file = io.BytesIO()
+      Image.fromarray(self.PICTURE).save(file, 'PNG')
+      yield i, {'image': file, 'label': self.LABELS[i]}
+
+  LABELS = (0, 1)
+
+
+RAMP = (np.arange(64).reshape(8, 8) * 1024).astype(np.uint16)
+
+
+class DeepPictures(_OtherPictures):
+  """Grey with 16 bits, as radiologists have them."""
+
+  FEATURE = tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16, encoding_format='png')
+  PICTURE = RAMP
+
+
+class ClearPictures(_OtherPictures):
+  """Four channels."""
+
+  FEATURE = tfds.features.Image(shape=(8, 8, 4), encoding_format='png')
+  PICTURE = np.zeros((8, 8, 4), np.uint8)
+
+
+class UnlabelledPictures(_OtherPictures):
+  """A test set whose labels are kept back."""
+
+  LABELS = (-1, -1)
+
+
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('tfds'))
   tfds.disable_progress_bar()
-  for builder in (ToyPictures, MixedPictures):
+  for builder in (ToyPictures, MixedPictures, DeepPictures, ClearPictures, UnlabelledPictures):
     builder(data_dir=folder, file_format='array_record').download_and_prepare()
   return folder
 
@@ -102,3 +147,52 @@ def test_wrong_features_are_listed(data_dir):
 def test_importing_the_library_does_not_import_tfds():
   code = 'import sys, pecft_jax.data; assert "tensorflow_datasets" not in sys.modules'
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('deep_pictures', 'images of uint8 with 1 or 3 channels, got uint16 with 1; convert them'),
+    ('clear_pictures', 'got uint8 with 4; convert them'),
+    ('unlabelled_pictures', r'expected labels in 0..1, got \[-1\]'),
+  ],
+)
+def test_data_that_would_be_read_as_something_else_are_refused(data_dir, name, message):
+  with pytest.raises(ValueError, match=message):
+    tfds_source(name, 'train', data_dir)
+
+
+def _see_through(mode='RGBA', alpha=0):
+  picture = Image.new('RGBA', (4, 4), (200, 0, 0, 255))
+  picture.putpixel((1, 2), (200, 0, 0, alpha))
+  return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+  ('picture', 'mode', 'message'),
+  [
+    (Image.fromarray(RAMP), 'L', "expected 8 bits a channel, got mode 'I;16'"),
+    (Image.new('F', (4, 4)), 'RGB', "got mode 'F'"),
+    (_see_through(), 'RGB', r"is transparent in places \(mode 'RGBA'\)"),
+    (_see_through('LA'), 'L', 'is transparent in places'),
+    (_see_through('P'), 'RGB', 'is transparent in places'),
+    (Image.new('RGB', (4, 4)), 'L', "expected a grey image, got mode 'RGB'"),
+  ],
+)
+def test_an_image_that_would_lose_something_is_refused(picture, mode, message):
+  with pytest.raises(ValueError, match=f'image 7.*{message}'):
+    check_convertible('image 7:', picture, mode)
+
+
+@pytest.mark.parametrize(
+  ('picture', 'mode'),
+  [
+    (Image.new('L', (4, 4)), 'RGB'),
+    (Image.new('1', (4, 4)), 'L'),
+    (_see_through(alpha=255), 'RGB'),
+    (Image.new('P', (4, 4)), 'RGB'),
+    (Image.new('CMYK', (4, 4)), 'RGB'),
+  ],
+)
+def test_other_images_keep_their_meaning(picture, mode):
+  check_convertible('image 7', picture, mode)
