@@ -1,24 +1,192 @@
-"""Names for the command line: what can be run, by name, with a line about each.
+"""Names to objects, for command lines and experiment files: methods, wrappers, transforms.
 
-Inside the library objects are passed, never names; this is the one place
-where a name becomes an object.
+Inside the library objects are passed, never names; this is the one place where a name becomes an
+object. A name is one of a listing (`pecft list methods`), or `package.module:name` of anything that
+can be imported.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from pecft_jax.backbones.card import cards
-from pecft_jax.continual.registry import METHODS, WRAPPERS, summaries
+from pecft_jax.about import About, about_of
+from pecft_jax.assignments import assign
+from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.paths import unknown
-from pecft_jax.peft.registry import PEFTS
-from pecft_jax.peft.registry import summaries as peft_summaries
+from pecft_jax.peft import PEFTS
+from pecft_jax.settings import defaults_of
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 
-BENCHMARKS: Mapping[str, str] = {
-  'split_digits': 'handwritten digits bundled with scikit-learn, 5 tasks x 2 classes',
-  'split_cifar100': 'CIFAR-100, 10 tasks x 10 classes by default, from .npz files or TFDS',
+Factory = Callable[..., Any]
+
+REGISTRIES: Mapping[str, Mapping[str, Factory]] = {
+  'method': METHODS,
+  'wrapper': WRAPPERS,
+  'transform': PEFTS,
 }
+_FLAGS = {'method': '--method', 'wrapper': '--wrap', 'transform': '--peft'}
+
+# A flag that may be given several times: `--set ewc.strength=10 --set lora.rank=4`.
+Repeated = Annotated[tuple[str, ...], 'repeated']
+
+
+def find(kind: str, name: str) -> Factory:
+  """A factory by name.
+
+  Args:
+    kind: `method`, `wrapper` or `transform`.
+    name: of a listing, or `package.module:name`.
+
+  Raises:
+    ValueError: for a name that is unknown, cannot be imported, or is one of another kind.
+
+  >>> find('wrapper', 'ewc').__name__
+  'ewc'
+  """
+  if ':' in name:
+    factory = _imported(name)
+    about = getattr(factory, 'about', None)
+    if isinstance(about, About) and about.kind != kind:
+      raise ValueError(f'{name} is a {about.kind}: give it as {_FLAGS[about.kind]} {name}')
+    return factory
+  registry = REGISTRIES[kind]
+  if name in registry:
+    return registry[name]
+  for other, names in REGISTRIES.items():
+    if name in names:
+      raise ValueError(
+        f'{name!r} is a {other}, not a {kind}: give it as {_FLAGS[other]} {name}; '
+        f'{kind}s: {sorted(registry)}'
+      )
+  raise unknown(kind, name, registry)
+
+
+def _imported(name: str) -> Factory:
+  path, _, attribute = name.partition(':')
+  if not path or path.startswith('.'):
+    raise ValueError(f'expected package.module:name, got {name!r}')
+  try:
+    module = importlib.import_module(path)
+  except ModuleNotFoundError as error:
+    # What the module itself imports, and does not find, is another matter.
+    if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
+      raise ValueError(f'{path} cannot be imported: {error}') from error
+    raise ValueError(
+      f'no module {path!r} for {name!r}: it is searched in the folder of the experiment file, the '
+      'current folder, and among installed packages'
+    ) from error
+  factory = getattr(module, attribute, None)
+  if not callable(factory):
+    choices = [k for k, v in vars(module).items() if callable(v) and not k.startswith('_')]
+    raise unknown(f'name in {path}', attribute, choices)
+  return factory
+
+
+class Choice(NamedTuple):
+  """Parts that were chosen by name, and their options.
+
+  Attributes:
+    method: its name.
+    peft: name of the transform; the method's own where it is None.
+    wrap: names of wrappers, the first innermost.
+    options: arguments by the name of a method, wrapper or transform; those of parts that are not
+      used are ignored.
+  """
+
+  method: str
+  peft: str | None = None
+  wrap: tuple[str, ...] = ()
+  options: Mapping[str, Mapping[str, Any]] = {}
+
+  def build(self, backbone: Backbone, capacity: Capacity) -> ContinualMethod:
+    """The method on a backbone, with its wrappers.
+
+    Raises:
+      ValueError: for parts that do not go together.
+    """
+    factory = find('method', self.method)
+    parts: dict[str, Any] = {}
+    if self.peft is not None:
+      _check_takes_peft(factory, self.method, self.peft)
+    trained = self.transform
+    # The method's own stays None, unless it has options.
+    if trained is not None and (self.peft is not None or self.options.get(trained)):
+      parts['peft'] = find('transform', trained)(**self.options.get(trained, {}))
+    method = factory(backbone, capacity, **parts, **self.options.get(self.method, {}))
+    for name in self.wrap:
+      method = find('wrapper', name)(method, **self.options.get(name, {}))
+    return method
+
+  def plain(self, method: str) -> 'Choice':
+    """Another method with the same transform and no wrappers, as the bounds of a report are."""
+    return Choice(method, self.peft, (), self.options)
+
+  @property
+  def transform(self) -> str | None:
+    """The name of the transform in use; None where the method has none."""
+    return self.peft or own_transform(find('method', self.method))
+
+
+def choose(
+  method: str,
+  *,
+  peft: str | None = None,
+  wrap: str | Sequence[str] = (),
+  set: Sequence[str] = (),
+  options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Choice:
+  """What flags ask for, checked: for the `experiment` function of a file.
+
+  Args:
+    method: of `METHODS`, or `package.module:name`, as all names.
+    peft: of `PEFTS`; the method's own default where None.
+    wrap: of `WRAPPERS`, the first innermost; `'ewc,derpp'` or a sequence.
+    set: options as `NAME.option=value`, of parts that are in use.
+    options: arguments by the name of a part, which `set` goes before.
+
+  Raises:
+    ValueError: for an unknown name or option, a value of another type, a wrapper that is named
+      twice, or an option of a part that is not in use.
+
+  >>> choice = choose('finetune', wrap='ewc', set=['ewc.strength=10', 'lora.rank=2'])
+  >>> choice.options
+  {'ewc': {'strength': 10.0}, 'lora': {'rank': 2}}
+  """
+  names = wrap.split(',') if isinstance(wrap, str) else wrap
+  wrappers = tuple(stripped for name in names if (stripped := name.strip()))
+  for name in wrappers:
+    if wrappers.count(name) > 1:
+      raise ValueError(
+        f'wrapper {name!r} is named twice: once is all it can do, and options go by its name'
+      )
+  options = {name: dict(values) for name, values in (options or {}).items()}
+  choice = Choice(method, peft, wrappers, options)
+  parts = {method: find('method', method), **{name: find('wrapper', name) for name in wrappers}}
+  if peft is not None:
+    _check_takes_peft(parts[method], method, peft)
+  if choice.transform is not None:
+    parts[choice.transform] = find('transform', choice.transform)
+  known = [name for registry in REGISTRIES.values() for name in registry]
+  for name, values in assign(set, parts, known).items():
+    options[name] = {**options.get(name, {}), **values}
+  return choice
+
+
+def own_transform(method: Factory) -> str | None:
+  """The name of the transform that a method trains by default; None if there is none.
+
+  >>> from pecft_jax.continual import ease, l2p
+  >>> own_transform(ease), own_transform(l2p)
+  ('adaptformer', None)
+  """
+  factory = defaults_of(method).get('peft')
+  return None if factory is None else about_of(factory).name
+
+
+def _check_takes_peft(factory: Factory, method: str, peft: str) -> None:
+  if 'peft' not in inspect.signature(factory).parameters:
+    raise ValueError(f'{method} trains nothing of the backbone: it takes no PEFT, got {peft!r}')
 
 
 def peft_by_name(name: str, **options: Any) -> PeftTransform:
@@ -26,10 +194,11 @@ def peft_by_name(name: str, **options: Any) -> PeftTransform:
 
   Raises:
     ValueError: for an unknown name; suggests the nearest.
+
+  >>> peft_by_name('lora', rank=4).settings['rank']
+  4
   """
-  if name not in PEFTS:
-    raise unknown('PEFT', name, PEFTS)
-  return PEFTS[name](**options)
+  return find('transform', name)(**options)
 
 
 def method_by_name(
@@ -41,49 +210,13 @@ def method_by_name(
   wrap: Sequence[str] = (),
   options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ContinualMethod:
-  """A method on a backbone, with wrappers around it, the first named innermost.
+  """A method on a backbone, with wrappers around it: `choose(...).build(backbone, capacity)`.
 
-  Args:
-    name: of `METHODS`.
-    backbone: frozen.
-    capacity: tasks and classes of the sequence.
-    peft: of `PEFTS`; the method's own default where None.
-    wrap: of `WRAPPERS`.
-    options: arguments by the name of a method, wrapper or transform.
+  Args and errors are those of `choose` and `Choice.build`.
 
-  Raises:
-    ValueError: for an unknown name, or parts that do not go together.
+  >>> from pecft_jax.backbones import vit
+  >>> small = vit(image_size=8, patch=4, width=8, depth=1, heads=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+  >>> method_by_name('finetune', small, Capacity(2, 4), peft='ia3', wrap=['ewc']).name
+  'ewc(finetune)'
   """
-  options = options or {}
-  if name not in METHODS:
-    raise unknown('method', name, METHODS)
-  for each in wrap:
-    if each not in WRAPPERS:
-      raise unknown('wrapper', each, WRAPPERS)
-  factory = METHODS[name]
-  parts: dict[str, Any] = {}
-  if peft is not None:
-    if 'peft' not in inspect.signature(factory).parameters:
-      raise ValueError(f'{name} trains nothing of the backbone: it takes no PEFT, got {peft!r}')
-    parts['peft'] = peft_by_name(peft, **options.get(peft, {}))
-  method = factory(backbone, capacity, **parts, **options.get(name, {}))
-  for each in wrap:
-    method = WRAPPERS[each](method, **options.get(each, {}))
-  return method
-
-
-def listing(kind: str) -> dict[str, str]:
-  """Names and lines of one kind: `peft`, `methods`, `benchmarks` or `backbones`.
-
-  Raises:
-    ValueError: for any other kind; suggests the nearest.
-  """
-  kinds: dict[str, Callable[[], dict[str, str]]] = {
-    'peft': peft_summaries,
-    'methods': summaries,
-    'benchmarks': lambda: dict(BENCHMARKS),
-    'backbones': lambda: {name: card.summary for name, card in cards().items()},
-  }
-  if kind not in kinds:
-    raise unknown('kind of thing to list', kind, kinds)
-  return kinds[kind]()
+  return choose(name, peft=peft, wrap=wrap, options=options).build(backbone, capacity)

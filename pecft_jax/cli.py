@@ -20,7 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
   run = commands.add_parser('run', help='run or resume an experiment file', add_help=False)
-  run.add_argument('file', nargs='?', help='a Python file with experiment(...) -> Experiment')
+  run.add_argument(
+    'file',
+    nargs='?',
+    help='a Python file with experiment(...) -> Experiment, or the name of a benchmark',
+  )
   plan = commands.add_parser(
     'plan', help='what a run would take: memory, FLOPs, time, growth', add_help=False
   )
@@ -59,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   exporting.add_argument('--file', help='the experiment file, if it is no longer where it was')
   known, rest = parser.parse_known_args(argv)
   if known.command in {'run', 'plan'} and known.file is None and not {'-h', '--help'} & set(rest):
-    parser.error(f'pecft {known.command} needs a FILE, a Python file with experiment(...)')
+    parser.error(
+      f'pecft {known.command} needs a FILE, a Python file with experiment(...), or a benchmark by '
+      'name (pecft list benchmarks)'
+    )
   if known.command not in {'run', 'plan'} and rest:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   from rich.console import Console

@@ -123,7 +123,18 @@ def recorded(
     values = {'name': called, **own, **_named(arguments, called)}
     return _with_settings(found, values, called)
 
+  setattr(make, 'defaults', dict(defaults or {}))  # noqa: B010  Read by `defaults_of`.
   return make
+
+
+def defaults_of(factory: Callable[..., Any]) -> Mapping[str, Callable[[], Any]]:
+  """What makes the arguments that are None by default, of a factory that is `recorded`.
+
+  >>> from pecft_jax.continual import ease
+  >>> defaults_of(ease)['peft'].__name__
+  'adaptformer'
+  """
+  return getattr(factory, 'defaults', {})
 
 
 def settings_of(thing: Any) -> Any:

@@ -14,7 +14,7 @@ def test_list_gives_each_name_a_line(capsys, kind):
   assert cli.main(['list', kind, '--json']) == 0
   entries = json.loads(capsys.readouterr().out)
   assert entries
-  assert all(line and line[0].isalnum() for line in entries.values())
+  assert all(facts['summary'][0].isalnum() for facts in entries.values())
 
 
 def test_lists_hold_what_can_be_run(capsys):

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pecft_jax.train.optimizer import constant, cosine
 
 from pecft_jax import data
 from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.continual.registry import METHODS, WRAPPERS
-from pecft_jax.peft import at_layers, bank, bottleneck, chain, lora, per_site
-from pecft_jax.peft.registry import PEFTS
+from pecft_jax.continual import METHODS, WRAPPERS
+from pecft_jax.peft import PEFTS, at_layers, bank, bottleneck, chain, lora, per_site
+from pecft_jax.recipes import constant, cosine
 from pecft_jax.settings import recorded, settings_of
 from pecft_jax.train import adam, recipe, sgd, warmup
 from pecft_jax.typing import Capacity, PeftTransform

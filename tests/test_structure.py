@@ -14,6 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # imports inside functions count. The single files of the first rung may import each other.
 ORDER = (
   (
+    'about',
+    'assignments',
     'files',
     'local',
     'paths',
@@ -32,6 +34,8 @@ ORDER = (
   ('report',),
   ('plan', 'interop'),
   ('catalog',),
+  ('benchmarks',),
+  ('listing',),
   ('commands',),
   ('cli',),
 )

@@ -1,10 +1,12 @@
-"""For the API reference: the comment after a field is the documentation of that field."""
+"""For the API reference: comments after fields document them, `import x as x` exports x."""
 
 import re
 from typing import Any
 
 import griffe
 
+# A facade whose `__all__` is computed exports what it imports so.
+_REEXPORT = re.compile(r'^from \S+ import (\w+) as \1$', re.MULTILINE)
 _COMMENT = re.compile(r'\s#\s(.+)$')
 
 
@@ -20,3 +22,11 @@ class FieldComments(griffe.Extension):
     comment = _COMMENT.search(lines[attr.lineno - 1])
     if comment:
       attr.docstring = griffe.Docstring(comment[1], lineno=attr.lineno, parent=attr)
+
+  def on_module_members(self, *, mod: griffe.Module, **kwargs: Any) -> None:
+    """Called by griffe once the members of a module are known."""
+    del kwargs
+    if '__all__' in mod.members and not mod.exports:
+      names = _REEXPORT.findall('\n'.join(mod.lines))
+      constants = [name for name in mod.members if name.isupper()]
+      mod.exports = [*constants, *names]

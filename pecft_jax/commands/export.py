@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from pecft_jax.commands.failures import quiet_libraries
-from pecft_jax.commands.files import load_experiment, parse_flags
+from pecft_jax.commands.files import find_experiment, load_experiment, parse_flags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.local import local_path
 from pecft_jax.paths import unknown
@@ -31,7 +31,7 @@ def export(
 
   out, directory = local_path(out).resolve(), local_path(directory).resolve()
   command = read_config(directory).get('command') or {}
-  file = command.get('file') if file is None else str(local_path(file).resolve())
+  file = command.get('file') if file is None else str(local_path(find_experiment(file)).resolve())
   if file is None or 'arguments' not in command:
     raise ValueError(
       f'{directory} does not tell which command made it, as pecft run writes it; in code, '

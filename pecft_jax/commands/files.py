@@ -3,23 +3,52 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import pathlib
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import docstring_parser
 import tyro
 
+from pecft_jax.benchmarks import benchmarks, file_of
 from pecft_jax.local import local_path
+from pecft_jax.paths import unknown
+
+
+def find_experiment(name: str) -> str:
+  """The file of an experiment: a path, or the name of a benchmark that comes with the library.
+
+  Raises:
+    ValueError: if there is no such file or benchmark.
+
+  >>> find_experiment('split_digits').endswith('split_digits.py')
+  True
+  """
+  if pathlib.Path(name).suffix == '.py':
+    return name
+  names = benchmarks()
+  if name in names:
+    return str(file_of(name))
+  if pathlib.Path(name).exists():
+    raise ValueError(f'an experiment is a Python file, whose name ends in .py; got {name}')
+  near = f'{name}.py'
+  hint = f'; there is a file {near}' if pathlib.Path(near).is_file() else ''
+  raise ValueError(
+    f'{unknown("experiment", name, names)}; a file of your own is named with its ending .py{hint}'
+  )
 
 
 def load_experiment(path: str) -> Callable[..., Any]:
   """The function `experiment` of a file.
+
+  What lies beside the file, or in the current folder, can be imported from then on.
 
   Raises:
     ValueError: if there is no such file or function.
@@ -27,17 +56,30 @@ def load_experiment(path: str) -> Callable[..., Any]:
   file = local_path(path)
   if not file.is_file():
     raise ValueError(f'no experiment file at {path}')
-  # So that an experiment may import what lies beside it.
-  sys.path.insert(0, str(file.resolve().parent))
+  _importable_from(pathlib.Path.cwd(), first=False)
+  module = _module_of(file)
+  function = getattr(module, 'experiment', None)
+  if not callable(function):
+    raise ValueError(f'{path} has no function experiment(...) -> Experiment')
+  return function
+
+
+def _importable_from(folder: pathlib.Path, *, first: bool) -> None:
+  if str(folder) not in sys.path:
+    sys.path.insert(0 if first else len(sys.path), str(folder))
+
+
+def _module_of(file: pathlib.Path) -> types.ModuleType:
+  # One of the library is imported as such.
+  if file.stem in benchmarks() and file.resolve() == file_of(file.stem).resolve():
+    return importlib.import_module(f'pecft_jax.benchmarks.{file.stem}')
+  _importable_from(file.resolve().parent, first=True)
   spec = importlib.util.spec_from_file_location(file.stem, file)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   sys.modules[file.stem] = module
   spec.loader.exec_module(module)
-  function = getattr(module, 'experiment', None)
-  if not callable(function):
-    raise ValueError(f'{path} has no function experiment(...) -> Experiment')
-  return function
+  return module
 
 
 def parse_flags(
@@ -56,8 +98,8 @@ def parse_flags(
   collect.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
     [p.replace(kind=keyword) for p in [*own, *runs]]
   )
-  hints = {**typing.get_type_hints(function), **typing.get_type_hints(own_flags)}
-  collect.__annotations__ = {k: v for k, v in hints.items() if k != 'return'}
+  hints = typing.get_type_hints(function, include_extras=True) | typing.get_type_hints(own_flags)
+  collect.__annotations__ = {k: _marked(v) for k, v in hints.items() if k != 'return'}
   doc = docstring_parser.parse(function.__doc__ or '')
   helps = {p.arg_name: p.description for p in doc.params} | _field_docs(own_flags)
   lines = [f'  {name}: {" ".join((text or "").split())}' for name, text in helps.items()]
@@ -65,6 +107,14 @@ def parse_flags(
   values = tyro.cli(collect, args=list(args), prog=prog)
   flags = own_flags(**{f.name: values.pop(f.name) for f in fields})
   return values, flags
+
+
+def _marked(hint: Any) -> Any:
+  """What `pecft_jax.catalog.Repeated` says, in the words of tyro."""
+  if typing.get_origin(hint) is not typing.Annotated:
+    return hint
+  plain, *marks = typing.get_args(hint)
+  return Annotated[plain, tyro.conf.UseAppendAction] if 'repeated' in marks else hint
 
 
 def print_own_flags(command: str, own_flags: type) -> None:

@@ -12,15 +12,17 @@ from pecft_jax.local import local_path
 
 
 def list_names(kind: str, as_json: bool, console: Console) -> int:
-  from pecft_jax.catalog import listing
+  from pecft_jax.listing import listing
 
   entries = listing(kind)
   if as_json:
     print(json.dumps(entries, indent=1))
     return 0
-  table = Table(show_header=False, box=None, padding=(0, 2))
-  for name, line in entries.items():
-    table.add_row(f'[bold]{name}', line)
+  table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+  for name, facts in entries.items():
+    papers = ', '.join(f'arXiv:{paper["arxiv"]}' for paper in facts.get('papers', ()))
+    row = [f'[bold]{name}', facts.get('family'), facts['summary'], papers]
+    table.add_row(*(cell for cell in row if cell is not None))
   console.print(table)
   return 0
 

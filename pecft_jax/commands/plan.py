@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from pecft_jax.commands.files import load_experiment, parse_flags
+from pecft_jax.commands.files import find_experiment, load_experiment, parse_flags
 from pecft_jax.commands.meshes import parse_mesh, rules_of
 from pecft_jax.text import size
 
@@ -29,7 +29,7 @@ class PlanFlags:
 
 
 def plan_file(path: str, args: Sequence[str], console: Console) -> int:
-  function = load_experiment(path)
+  function = load_experiment(find_experiment(path))
   values, flags = parse_flags(function, args, f'pecft plan {path}', PlanFlags)
   from pecft_jax.plan import CHIPS, abstract_layout, find_chip, plan_experiment
   from pecft_jax.plan.page import print_plan

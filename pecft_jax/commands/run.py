@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from pecft_jax.commands.failures import quiet_libraries, room_in
-from pecft_jax.commands.files import default_workdir, load_experiment, parse_flags
+from pecft_jax.commands.files import default_workdir, find_experiment, load_experiment, parse_flags
 from pecft_jax.commands.meshes import layout_of
 from pecft_jax.local import local_path, work_directory
 
@@ -55,8 +55,9 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
   from pecft_jax.train.heap import keep_heap
 
   keep_heap()
+  given, path = path, find_experiment(path)
   function = load_experiment(path)
-  values, flags = parse_flags(function, args, f'pecft run {path}', RunFlags)
+  values, flags = parse_flags(function, args, f'pecft run {given}', RunFlags)
   name = pathlib.Path(path).stem
   side_by_side = f'-seeds={flags.seeds}' if flags.seeds > 1 else ''
   default = default_workdir(name + side_by_side, function, values)

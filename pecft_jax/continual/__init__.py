@@ -1,30 +1,22 @@
-"""Continual-learning methods as pure functions, and wrappers around them."""
+"""Continual-learning methods as pure functions, and wrappers around them.
 
-from pecft_jax.continual.adapters.ease import ease
-from pecft_jax.continual.bounds.finetune import finetune, joint
-from pecft_jax.continual.lowrank.olora import olora
-from pecft_jax.continual.prompts.l2p import l2p
-from pecft_jax.continual.registry import METHODS, WRAPPERS, summaries
-from pecft_jax.continual.statistics.ranpac import ranpac
-from pecft_jax.continual.statistics.simplecil import simplecil
-from pecft_jax.continual.wrappers.derpp import derpp
-from pecft_jax.continual.wrappers.er import er
-from pecft_jax.continual.wrappers.ewc import ewc
-from pecft_jax.continual.wrappers.lwf import lwf
+A method or wrapper has one line here. `METHODS` and `WRAPPERS` are all of them by name.
+"""
 
-__all__ = [
-  'METHODS',
-  'WRAPPERS',
-  'derpp',
-  'ease',
-  'er',
-  'ewc',
-  'finetune',
-  'joint',
-  'l2p',
-  'lwf',
-  'olora',
-  'ranpac',
-  'simplecil',
-  'summaries',
-]
+from pecft_jax import about as _about
+from pecft_jax.continual.adapters.ease import ease as ease
+from pecft_jax.continual.bounds.finetune import finetune as finetune
+from pecft_jax.continual.bounds.finetune import joint as joint
+from pecft_jax.continual.lowrank.olora import olora as olora
+from pecft_jax.continual.prompts.l2p import l2p as l2p
+from pecft_jax.continual.statistics.ranpac import ranpac as ranpac
+from pecft_jax.continual.statistics.simplecil import simplecil as simplecil
+from pecft_jax.continual.wrappers.derpp import derpp as derpp
+from pecft_jax.continual.wrappers.er import er as er
+from pecft_jax.continual.wrappers.ewc import ewc as ewc
+from pecft_jax.continual.wrappers.lwf import lwf as lwf
+
+METHODS = _about.factories(globals(), 'method')
+WRAPPERS = _about.factories(globals(), 'wrapper')
+
+__all__ = _about.exported(globals())  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,79 +1,52 @@
 """Parameter-efficient fine-tuning as pure functions: transforms, and what is done with them.
 
-Flax linen modules that are not of this library: `pecft_jax.peft.linen_bridge`.
+A transform has one line here. `PEFTS` is all of them by name. Flax linen modules that are not of
+this library: `pecft_jax.peft.linen_bridge`.
 """
 
-from pecft_jax.peft.adapters.bottleneck import (
-  adaptformer,
-  bottleneck,
-  houlsby,
-  parallel_adapter,
-  pfeiffer,
-)
-from pecft_jax.peft.compose import at_layers, bank, chain, mix, nothing, take
-from pecft_jax.peft.halves import combine, mask_of, masked, partition
-from pecft_jax.peft.lowrank.dora import dora
-from pecft_jax.peft.lowrank.lora import lora, rslora
-from pecft_jax.peft.lowrank.vera import vera
-from pecft_jax.peft.merge import Merged, merge_error, merged, unmerge
-from pecft_jax.peft.registry import PEFTS, summaries
-from pecft_jax.peft.scaling.ia3 import ia3, scaled_inputs, scaled_outputs
-from pecft_jax.peft.scaling.ssf import ssf
-from pecft_jax.peft.selective.select import (
-  bitfit,
-  full,
-  linear_probe,
-  ln_tuning,
-  partial,
-  select_weights,
-)
-from pecft_jax.peft.sites import per_site
-from pecft_jax.peft.tokens.prefix import prefix
-from pecft_jax.peft.tokens.prompt import prompt, prompt_tuning, vpt_deep, vpt_shallow
-from pecft_jax.peft.weights import Weights, weight_sites
+from pecft_jax import about as _about
+from pecft_jax.peft.adapters.bottleneck import adaptformer as adaptformer
+from pecft_jax.peft.adapters.bottleneck import bottleneck as bottleneck
+from pecft_jax.peft.adapters.bottleneck import houlsby as houlsby
+from pecft_jax.peft.adapters.bottleneck import parallel_adapter as parallel_adapter
+from pecft_jax.peft.adapters.bottleneck import pfeiffer as pfeiffer
+from pecft_jax.peft.compose import at_layers as at_layers
+from pecft_jax.peft.compose import bank as bank
+from pecft_jax.peft.compose import chain as chain
+from pecft_jax.peft.compose import mix as mix
+from pecft_jax.peft.compose import nothing as nothing
+from pecft_jax.peft.compose import take as take
+from pecft_jax.peft.halves import combine as combine
+from pecft_jax.peft.halves import mask_of as mask_of
+from pecft_jax.peft.halves import masked as masked
+from pecft_jax.peft.halves import partition as partition
+from pecft_jax.peft.lowrank.dora import dora as dora
+from pecft_jax.peft.lowrank.lora import lora as lora
+from pecft_jax.peft.lowrank.lora import rslora as rslora
+from pecft_jax.peft.lowrank.vera import vera as vera
+from pecft_jax.peft.merge import Merged as Merged
+from pecft_jax.peft.merge import merge_error as merge_error
+from pecft_jax.peft.merge import merged as merged
+from pecft_jax.peft.merge import unmerge as unmerge
+from pecft_jax.peft.scaling.ia3 import ia3 as ia3
+from pecft_jax.peft.scaling.ia3 import scaled_inputs as scaled_inputs
+from pecft_jax.peft.scaling.ia3 import scaled_outputs as scaled_outputs
+from pecft_jax.peft.scaling.ssf import ssf as ssf
+from pecft_jax.peft.selective.select import bitfit as bitfit
+from pecft_jax.peft.selective.select import full as full
+from pecft_jax.peft.selective.select import linear_probe as linear_probe
+from pecft_jax.peft.selective.select import ln_tuning as ln_tuning
+from pecft_jax.peft.selective.select import partial as partial
+from pecft_jax.peft.selective.select import select_weights as select_weights
+from pecft_jax.peft.sites import per_site as per_site
+from pecft_jax.peft.tokens.prefix import prefix as prefix
+from pecft_jax.peft.tokens.prompt import prompt as prompt
+from pecft_jax.peft.tokens.prompt import prompt_tuning as prompt_tuning
+from pecft_jax.peft.tokens.prompt import vpt_deep as vpt_deep
+from pecft_jax.peft.tokens.prompt import vpt_shallow as vpt_shallow
+from pecft_jax.peft.weights import Weights as Weights
+from pecft_jax.peft.weights import weight_sites as weight_sites
 
-__all__ = [
-  'PEFTS',
-  'Merged',
-  'Weights',
-  'adaptformer',
-  'at_layers',
-  'bank',
-  'bitfit',
-  'bottleneck',
-  'chain',
-  'combine',
-  'dora',
-  'full',
-  'houlsby',
-  'ia3',
-  'linear_probe',
-  'ln_tuning',
-  'lora',
-  'mask_of',
-  'masked',
-  'merge_error',
-  'merged',
-  'mix',
-  'nothing',
-  'parallel_adapter',
-  'partial',
-  'partition',
-  'per_site',
-  'pfeiffer',
-  'prefix',
-  'prompt',
-  'prompt_tuning',
-  'rslora',
-  'scaled_inputs',
-  'scaled_outputs',
-  'select_weights',
-  'ssf',
-  'summaries',
-  'take',
-  'unmerge',
-  'vera',
-  'vpt_deep',
-  'vpt_shallow',
-  'weight_sites',
-]
+PEFTS = _about.factories(globals(), 'transform')
+
+__all__ = _about.exported(globals())  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from pecft_jax.backbones import cards
-from pecft_jax.peft.registry import PEFTS
+from pecft_jax.peft import PEFTS
 
 FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'plan.py'
 

@@ -11,6 +11,7 @@ data in all subspaces up to the last of them, and all those tasks are its own.
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -24,6 +25,7 @@ from pecft_jax.continual.core import (
 from pecft_jax.continual.memory.statistics import class_sums
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.compose import take
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
@@ -35,6 +37,18 @@ from pecft_jax.typing import (
 )
 
 
+@about(
+  'method',
+  'adapters',
+  Paper(
+    'Expandable subspace ensemble for pre-trained model-based class-incremental learning',
+    '2403.12030',
+  ),
+  needs=('trained delta',),
+  carries='a delta per task, and prototypes of all classes in the subspaces of all tasks',
+  passes='T',
+  tiny=lambda backbone, capacity: ease(backbone, capacity, peft=lora('.', rank=2)),
+)
 @recorded(defaults={'peft': adaptformer})
 def ease(
   backbone: Backbone,

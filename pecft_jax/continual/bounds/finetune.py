@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import about
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -23,6 +24,16 @@ from pecft_jax.typing import (
 )
 
 
+@about(
+  'method',
+  'bounds',
+  tiny={
+    '': lambda backbone, capacity: finetune(backbone, capacity, peft=lora('.', rank=2)),
+    'masked': lambda backbone, capacity: finetune(
+      backbone, capacity, peft=lora('.', rank=2), masked=True
+    ),
+  },
+)
 @recorded(defaults={'peft': lora})
 def finetune(
   backbone: Backbone,
@@ -82,6 +93,12 @@ def finetune(
   )
 
 
+@about(
+  'method',
+  'bounds',
+  needs=('past data',),
+  tiny=lambda backbone, capacity: joint(backbone, capacity, peft=lora('.', rank=2)),
+)
 @recorded(defaults={'peft': lora})
 def joint(
   backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None

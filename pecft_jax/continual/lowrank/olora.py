@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -11,7 +12,7 @@ from pecft_jax.continual.core import (
   zero_head,
 )
 from pecft_jax.peft.compose import chain, take
-from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.peft.lowrank.lora import LoraDelta, lora, rslora
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -24,6 +25,19 @@ from pecft_jax.typing import (
 )
 
 
+@about(
+  'method',
+  'low-rank',
+  Paper('Orthogonal subspace learning for language model continual learning', '2310.14152'),
+  needs=('LoRA factors',),
+  carries='the LoRA factors of each task',
+  tiny={
+    '': lambda backbone, capacity: olora(backbone, capacity, peft=lora('.', rank=2)),
+    'rslora': lambda backbone, capacity: olora(
+      backbone, capacity, peft=rslora('.', rank=2), decay=0.1
+    ),
+  },
+)
 @recorded(defaults={'peft': lora})
 def olora(
   backbone: Backbone,

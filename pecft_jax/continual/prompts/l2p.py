@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -20,6 +21,7 @@ from pecft_jax.continual.core import (
   zero_head,
 )
 from pecft_jax.peft.compose import chain, nothing
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.peft.sites import select
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
@@ -39,6 +41,19 @@ class Pool(NamedTuple):
   keys: Array  # [M, D]
 
 
+@about(
+  'method',
+  'prompts',
+  Paper('Learning to prompt for continual learning', '2112.08654'),
+  needs=('class token',),
+  passes='2',
+  tiny={
+    '': lambda backbone, capacity: l2p(backbone, capacity, pool=3, length=2, top_k=2),
+    'beside lora': lambda backbone, capacity: l2p(
+      backbone, capacity, peft=lora('.', rank=3), pool=5, length=2, top_k=3
+    ),
+  },
+)
 @recorded
 def l2p(
   backbone: Backbone,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -17,6 +18,7 @@ from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solv
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.peft.adapters.bottleneck import adaptformer
+from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -29,6 +31,15 @@ from pecft_jax.typing import (
 )
 
 
+@about(
+  'method',
+  'statistics',
+  Paper('RanPAC: random projections and pre-trained models for continual learning', '2307.02251'),
+  carries='a Gram matrix M x M and sums M x C of projected features',
+  tiny=lambda backbone, capacity: ranpac(
+    backbone, capacity, peft=lora('.', rank=2), projection=16, sample=30
+  ),
+)
 @recorded(defaults={'peft': adaptformer})
 def ranpac(
   backbone: Backbone,

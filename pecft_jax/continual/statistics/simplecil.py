@@ -2,12 +2,20 @@
 
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import from_forward, frozen_features, only, unit
 from pecft_jax.continual.memory.statistics import class_sums
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
 
 
+@about(
+  'method',
+  'statistics',
+  Paper('Revisiting class-incremental learning with pre-trained models', '2303.07338'),
+  carries='a sum of features per class',
+  tiny=lambda backbone, capacity: simplecil(backbone, capacity),
+)
 @recorded
 def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
   """Classifies by cosine to the mean feature of each class; trains nothing.

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import observed, wrap
@@ -11,6 +12,17 @@ from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
 
+@about(
+  'wrapper',
+  'wrappers',
+  Paper('Dark experience for general continual learning: a strong, simple baseline', '2004.07211'),
+  needs=('stored examples',),
+  carries='a buffer of examples with logits',
+  tiny={
+    '': lambda inner: derpp(inner, size=8),
+    'zero': lambda inner: derpp(inner, size=8, alpha=0, beta=0),
+  },
+)
 @recorded
 def derpp(
   inner: ContinualMethod, *, size: int = 500, alpha: float = 0.3, beta: float = 0.5

@@ -2,6 +2,7 @@
 
 import jax
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import observed, wrap
@@ -9,6 +10,17 @@ from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
 
+@about(
+  'wrapper',
+  'wrappers',
+  Paper('On tiny episodic memories in continual learning', '1902.10486'),
+  needs=('stored examples',),
+  carries='a buffer of examples',
+  tiny={
+    '': lambda inner: er(inner, size=8),
+    'zero': lambda inner: er(inner, size=8, strength=0),
+  },
+)
 @recorded
 def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> ContinualMethod:
   """Trains on stored examples beside the new ones: CE(batch) + strength x CE(replayed batch).

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import held_of
 from pecft_jax.continual.wrappers.wrap import consolidated, ended, wrap
 from pecft_jax.peft.halves import combine, split_kept
@@ -14,6 +15,14 @@ from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, ContinualMethod
 
 
+@about(
+  'wrapper',
+  'wrappers',
+  Paper('Overcoming catastrophic forgetting in neural networks', '1612.00796'),
+  Paper('Progress & Compress: a scalable framework for continual learning', '1805.06370'),
+  carries='anchor and Fisher information, each as large as the parameters',
+  tiny={'': lambda inner: ewc(inner), 'zero': lambda inner: ewc(inner, strength=0)},
+)
 @recorded
 def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) -> ContinualMethod:
   """Holds parameters that mattered for past tasks near their old values.

@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import mean_of_valid
 from pecft_jax.continual.wrappers.wrap import ended, wrap
 from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
 
 
+@about(
+  'wrapper',
+  'wrappers',
+  Paper('Learning without forgetting', '1606.09282'),
+  carries='the parameters of before the task',
+  tiny={'': lambda inner: lwf(inner), 'zero': lambda inner: lwf(inner, strength=0)},
+)
 @recorded
 def lwf(
   inner: ContinualMethod, *, strength: float = 1.0, temperature: float = 2.0

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
@@ -76,6 +77,12 @@ def bottleneck(
   return per_site('sublayer', pattern, init_one, run, dropout=dropout)
 
 
+@about(
+  'transform',
+  'adapters',
+  Paper('Parameter-efficient transfer learning for NLP', '1902.00751'),
+  tiny=lambda: houlsby(width=3),
+)
 @recorded
 def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after attention and after the MLP of every block.
@@ -85,18 +92,37 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   return bottleneck(r'(attn|mlp)$', width, dropout=dropout)
 
 
+@about(
+  'transform',
+  'adapters',
+  Paper('AdapterFusion: non-destructive task composition for transfer learning', '2005.00247'),
+  tiny=lambda: pfeiffer(width=3),
+)
 @recorded
 def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after the MLP of every block."""
   return bottleneck(r'mlp$', width, activation=jax.nn.relu, dropout=dropout)
 
 
+@about(
+  'transform',
+  'adapters',
+  Paper('Towards a unified view of parameter-efficient transfer learning', '2110.04366'),
+  name='parallel',
+  tiny=lambda: parallel_adapter(width=3),
+)
 @recorded
 def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.0) -> PeftTransform:
   """Scaled adapters parallel to the MLP of every block."""
   return _beside(width, scale, dropout)
 
 
+@about(
+  'transform',
+  'adapters',
+  Paper('AdaptFormer: adapting vision transformers for scalable visual recognition', '2205.13535'),
+  tiny=lambda: adaptformer(width=3),
+)
 @recorded
 def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) -> PeftTransform:
   """Parallel adapters of small scale beside the MLP of every block.

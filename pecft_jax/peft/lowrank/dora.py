@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.lowrank.lora import init_lora, lora_scale, low_rank
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
@@ -22,6 +23,12 @@ class DoraDelta(NamedTuple):
   magnitude: Array  # [d_out], m, the norms of the columns of W at init.
 
 
+@about(
+  'transform',
+  'low-rank',
+  Paper('DoRA: weight-decomposed low-rank adaptation', '2402.09353'),
+  tiny=lambda: dora(rank=2),
+)
 @recorded
 def dora(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = None) -> PeftTransform:
   """Adapts magnitude and direction of matching linear sites.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
@@ -24,6 +25,12 @@ class LoraDelta(NamedTuple):
   b: Array  # [r, d_out], zeros at init.
 
 
+@about(
+  'transform',
+  'low-rank',
+  Paper('LoRA: low-rank adaptation of large language models', '2106.09685'),
+  tiny=lambda: lora(rank=2),
+)
 @recorded
 def lora(
   pattern: str = r'attn/(q|v)$',
@@ -64,6 +71,12 @@ def lora(
   return per_site('linear', pattern, init_one, run, dropout=dropout, update=update)
 
 
+@about(
+  'transform',
+  'low-rank',
+  Paper('A rank stabilization scaling factor for fine-tuning with LoRA', '2312.03732'),
+  tiny=lambda: rslora(rank=2),
+)
 @recorded
 def rslora(
   pattern: str = r'attn/(q|v)$',

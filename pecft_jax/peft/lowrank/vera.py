@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.sites import per_site, select
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
@@ -22,6 +23,12 @@ class VeraDelta(NamedTuple):
   outer: Array  # [d_out], the paper's b, zeros at init.
 
 
+@about(
+  'transform',
+  'low-rank',
+  Paper('VeRA: vector-based random matrix adaptation', '2310.11454'),
+  tiny=lambda: vera(rank=3),
+)
 @recorded
 def vera(
   pattern: str = r'attn/(q|v)$', rank: int = 256, *, seed: int = 0, fan_in: int | None = None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
@@ -19,6 +20,15 @@ class Ia3Delta(NamedTuple):
   scale: Array  # [d_out] or [d_in], ones at init.
 
 
+@about(
+  'transform',
+  'scaling',
+  Paper(
+    'Few-shot parameter-efficient fine-tuning is better and cheaper than in-context learning',
+    '2205.05638',
+  ),
+  tiny=lambda: ia3(),
+)
 @recorded
 def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> PeftTransform:
   """Rescales keys, values and the activations inside the MLP.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
@@ -19,6 +20,15 @@ class SsfDelta(NamedTuple):
   shift: Array  # [d_out], normal around 0 at init.
 
 
+@about(
+  'transform',
+  'scaling',
+  Paper(
+    'Scaling & shifting your features: a new baseline for efficient model tuning', '2210.08823'
+  ),
+  identity=False,
+  tiny=lambda: ssf(),
+)
 @recorded
 def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
   """Scales and shifts the outputs of matching linear and norm sites.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.paths import shortened
 from pecft_jax.peft.compose import nothing
 from pecft_jax.peft.leaves import layer_of, put_leaves, read_leaves
@@ -45,12 +46,30 @@ def select_weights(pattern: str) -> PeftTransform:
   return _chosen(choose)
 
 
+@about(
+  'transform',
+  'selective',
+  Paper(
+    'BitFit: simple parameter-efficient fine-tuning for transformer-based masked language models',
+    '2106.10199',
+  ),
+  needs=('biases',),
+  tiny=lambda: bitfit(),
+)
 @recorded
 def bitfit() -> PeftTransform:
   """Trains all biases."""
   return select_weights(r'(^|/)(bias|b)$')
 
 
+@about(
+  'transform',
+  'selective',
+  Paper(
+    'Tuning LayerNorm in attention: towards efficient multi-modal LLM finetuning', '2312.11420'
+  ),
+  tiny=lambda: ln_tuning(),
+)
 @recorded
 def ln_tuning() -> PeftTransform:
   """Trains the scales and biases of all layer norms."""
@@ -82,12 +101,22 @@ def partial(k: int) -> PeftTransform:
   return _chosen(choose)
 
 
+@about(
+  'transform',
+  'selective',
+  tiny=lambda: full(),
+)
 @recorded
 def full() -> PeftTransform:
   """Trains every weight of the backbone."""
   return select_weights('')
 
 
+@about(
+  'transform',
+  'selective',
+  tiny=lambda: linear_probe(),
+)
 @recorded
 def linear_probe() -> PeftTransform:
   """Trains nothing of the backbone, the head alone."""

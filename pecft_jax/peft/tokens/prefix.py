@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.sites import per_site
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
@@ -20,6 +21,13 @@ class PrefixDelta(NamedTuple):
   v: Array  # [P, H, K] or [B, P, H, K]
 
 
+@about(
+  'transform',
+  'tokens',
+  Paper('Prefix-tuning: optimizing continuous prompts for generation', '2101.00190'),
+  identity=False,
+  tiny=lambda: prefix(length=3),
+)
 @recorded
 def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -> PeftTransform:
   """Prepends learned keys and values that every query sees.

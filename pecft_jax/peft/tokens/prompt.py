@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.about import Paper, about
 from pecft_jax.peft.sites import select as select_sites
 from pecft_jax.peft.sites import site_key
 from pecft_jax.settings import recorded
@@ -80,18 +81,40 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
   return PeftTransform(init, intercept)
 
 
+@about(
+  'transform',
+  'tokens',
+  Paper('The power of scale for parameter-efficient prompt tuning', '2104.08691'),
+  name='prompt',
+  identity=False,
+  tiny=lambda: prompt_tuning(length=3),
+)
 @recorded
 def prompt_tuning(length: int = 10) -> PeftTransform:
   """Learned tokens at the input of the encoder."""
   return prompt(r'^encoder$', length)
 
 
+@about(
+  'transform',
+  'tokens',
+  Paper('Visual prompt tuning', '2203.12119'),
+  identity=False,
+  tiny=lambda: vpt_shallow(length=3),
+)
 @recorded
 def vpt_shallow(length: int = 50) -> PeftTransform:
   """Learned tokens behind the class token at the input of the encoder."""
   return prompt(r'^encoder$', length, draw=_xavier)
 
 
+@about(
+  'transform',
+  'tokens',
+  Paper('Visual prompt tuning', '2203.12119'),
+  identity=False,
+  tiny=lambda: vpt_deep(length=3),
+)
 @recorded
 def vpt_deep(length: int = 50) -> PeftTransform:
   """Learned tokens behind the class token, new ones in every block.

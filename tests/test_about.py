@@ -1,0 +1,179 @@
+"""Everything that can be registered is, and is seen by listings and common tests."""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import typing
+
+import pytest
+
+import pecft_jax
+from pecft_jax import continual
+from pecft_jax.about import NEEDS, About, Paper, about, about_of, factories, tinies
+from pecft_jax.continual import METHODS, WRAPPERS
+from pecft_jax.peft import PEFTS
+from pecft_jax.typing import ContinualMethod, PeftTransform
+
+ALL = {**METHODS, **WRAPPERS, **PEFTS}
+# Families of files; others are the machinery that they use.
+FOLDERS = {
+  'continual': ('adapters', 'bounds', 'lowrank', 'prompts', 'statistics', 'wrappers'),
+  'peft': ('adapters', 'lowrank', 'scaling', 'selective', 'tokens'),
+}
+
+
+def modules(package):
+  """Every module of a package, imported."""
+  root = importlib.import_module(f'pecft_jax.{package}')
+  for info in pkgutil.walk_packages(root.__path__, f'{root.__name__}.'):
+    yield importlib.import_module(info.name)
+
+
+def own_functions(module):
+  for name, value in vars(module).items():
+    if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != '_':
+      yield value
+
+
+def returned(function):
+  return typing.get_type_hints(function).get('return')
+
+
+@pytest.mark.parametrize(('package', 'kind'), [
+  ('continual', 'method'), ('continual', 'wrapper'), ('peft', 'transform'),
+])  # fmt: skip
+def test_what_is_described_has_its_line_in_the_facade(package, kind):
+  facade = importlib.import_module(f'pecft_jax.{package}')
+  described = {
+    function
+    for module in modules(package)
+    for function in own_functions(module)
+    if isinstance(getattr(function, 'about', None), About) and function.about.kind == kind
+  }
+  registered = set(factories(vars(facade), kind).values())
+  assert {f.__name__ for f in described} == {f.__name__ for f in registered}
+
+
+def test_every_method_and_wrapper_is_described():
+  """So none of them can exist that no common test sees."""
+  for module in modules('continual'):
+    if module.__name__.split('.')[2] not in FOLDERS['continual']:
+      continue
+    for function in own_functions(module):
+      if returned(function) is ContinualMethod and function is not continual.wrappers.wrap.wrap:
+        assert about_of(function).kind in ('method', 'wrapper'), function
+
+
+def test_every_file_of_transforms_has_one():
+  for module in modules('peft'):
+    parts = module.__name__.split('.')
+    if len(parts) == 4 and parts[2] in FOLDERS['peft']:
+      makes = [f for f in own_functions(module) if returned(f) is PeftTransform]
+      assert any(f in PEFTS.values() for f in makes), module
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_the_family_is_the_folder(name):
+  folder = ALL[name].__module__.split('.')[-2]
+  assert about_of(ALL[name]).family.replace('-', '') == folder
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_the_line_about_it_is_short(name):
+  assert 15 < len(about_of(ALL[name]).summary) < 100
+
+
+@pytest.mark.parametrize('name', {**METHODS, **WRAPPERS})
+def test_methods_and_wrappers_are_public_under_their_names(name):
+  assert getattr(continual, name) is ALL[name]
+
+
+@pytest.mark.parametrize('name', PEFTS)
+def test_transforms_need_no_arguments(name):
+  assert isinstance(PEFTS[name](), PeftTransform)
+
+
+@pytest.mark.parametrize('name', tinies(PEFTS))
+def test_tiny_transforms_are_transforms(name):
+  assert isinstance(tinies(PEFTS)[name](), PeftTransform)
+
+
+def test_no_name_is_of_two_kinds():
+  assert len(ALL) == len(METHODS) + len(WRAPPERS) + len(PEFTS)
+
+
+def test_methods_share_one_signature():
+  for name, factory in METHODS.items():
+    first, second, *rest = inspect.signature(factory).parameters.values()
+    assert (first.name, second.name) == ('backbone', 'capacity'), name
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in rest), name
+    if name != 'simplecil':
+      assert rest[0].name == 'peft' and rest[0].default is None, name
+
+
+def test_papers_are_those_that_the_file_names():
+  for name, factory in ALL.items():
+    text = pathlib.Path(inspect.getsourcefile(inspect.unwrap(factory))).read_text(encoding='utf-8')
+    for paper in about_of(factory).papers:
+      assert f'arXiv:{paper.arxiv}' in text, (name, paper)
+
+
+def make():
+  """Makes something."""
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'message'),
+  [
+    (('methd', 'x'), {'tiny': make}, "unknown kind 'methd'; did you mean 'method'?"),
+    (('method', 'x'), {'tiny': make, 'needs': ('biasses',)}, "did you mean 'biases'?"),
+    (('method', 'x', Paper('A title', 'arXiv:1')), {'tiny': make}, "expected an arXiv id as '2106"),
+    (('method', 'x'), {'tiny': {'small': make}}, "expected a small instance named ''"),
+  ],
+)
+def test_what_is_said_wrongly_is_refused(arguments, options, message):
+  with pytest.raises(ValueError, match=message):
+    about(*arguments, **options)
+
+
+def test_a_factory_without_a_sentence_is_refused():
+  def bare():
+    """No end"""
+
+  with pytest.raises(ValueError, match='must begin with one sentence on a line'):
+    about('method', 'x', tiny=make)(bare)
+
+
+def test_a_factory_without_a_small_instance_cannot_be_registered():
+  with pytest.raises(TypeError, match='tiny'):
+    about('method', 'x')
+
+
+def test_one_name_for_two_is_refused():
+  one, two = (about('method', 'x', tiny=make, name='same')(_copy(make)) for _ in range(2))
+  with pytest.raises(ValueError, match="two methods are named 'same'"):
+    factories({'one': one, 'two': two}, 'method')
+
+
+def _copy(function):
+  def again():
+    return function()
+
+  again.__doc__ = function.__doc__
+  return again
+
+
+def test_needs_say_what_they_mean():
+  assert all(len(text) > 10 for text in NEEDS.values())
+  assert {need for factory in ALL.values() for need in about_of(factory).needs} <= set(NEEDS)
+
+
+def test_passes_are_those_of_the_method():
+  vit = importlib.import_module('pecft_jax.backbones').vit
+  backbone = vit(image_size=8, channels=1, patch=4, width=8, depth=1, heads=2, mean=(0.5,),
+                 std=(0.5,))  # fmt: skip
+  capacity = pecft_jax.typing.Capacity(5, 10)
+  for name, factory in METHODS.items():
+    said = {'1': 1, '2': 2, 'T': 5}[about_of(factory).passes]
+    assert about_of(factory).tiny[''](backbone, capacity).passes(5) == said, name
