@@ -10,6 +10,7 @@ import numpy as np
 
 from pecft_jax.backbones import decoder, random_weights
 from pecft_jax.continual import ease, finetune, l2p, ranpac
+from pecft_jax.inputs import Images
 from pecft_jax.peft import adaptformer, linear_probe, lora
 from pecft_jax.problems import Judged
 from pecft_jax.train import adam, compile_steps, one_device
@@ -20,7 +21,6 @@ from pecft_jax.typing import (
   ContinualMethod,
   Features,
   Given,
-  InputSpec,
   Task,
 )
 
@@ -141,7 +141,7 @@ def _given_features() -> Backbone:
     x = inputs.reshape(inputs.shape[0], -1)
     return Features(x, x[:, None], {})
 
-  spec = InputSpec((1, 1, WIDTH), (0.5,) * WIDTH, (0.25,) * WIDTH)
+  spec = Images((1, 1, WIDTH), (0.5,) * WIDTH, (0.25,) * WIDTH)
   return Backbone('features', lambda key: {'none': jnp.zeros(1)}, apply, (), spec, WIDTH, 1)
 
 

@@ -130,28 +130,51 @@ class Features(NamedTuple):
   taps: dict[str, Any]  # What `watch` took from sites, by `kind:path`.
 
 
-class InputSpec(NamedTuple):
-  """What a backbone eats: the shape of one example, and what its values mean.
+class InputSpec(Protocol):
+  """What a backbone reads: the shape of one example, and what its values mean.
 
-  Images arrive as uint8 and are normalised on the device to
-  `(x / 255 - mean) / std`, with one mean and std per channel. Token ids arrive
-  as int32 and stay what they are; `pad` fills up texts that are shorter.
+  `Images` and `TokenIds` of `pecft_jax.inputs` are such records; others are
+  welcome.
   """
 
-  shape: tuple[int, ...]  # [H, W, channels] of images, [T] of token ids.
-  mean: tuple[float, ...] = ()
-  std: tuple[float, ...] = ()
-  pad: int | None = None  # None where the inputs are images.
+  @property
+  def kind(self) -> str:
+    """The kind of input, as others ask for it: 'image' or 'tokens', or one of your own."""
 
   @property
-  def what(self) -> str:
-    """The inputs in words."""
-    return 'images' if self.pad is None else 'token ids'
+  def shape(self) -> tuple[int, ...]:
+    """Of one example: [H, W, channels] of images, [T] of token ids."""
 
   @property
   def dtype(self) -> np.dtype[Any]:
     """In which examples arrive."""
-    return np.dtype(np.uint8 if self.pad is None else np.int32)
+
+  @property
+  def what(self) -> str:
+    """The inputs in words."""
+
+  @property
+  def values(self) -> str:
+    """What the values mean, in words, for the record of a run."""
+
+  @property
+  def unit(self) -> str:
+    """What throughput is counted in."""
+
+  @property
+  def units(self) -> int:
+    """How many of them one example has."""
+
+  @property
+  def remedy(self) -> str:
+    """What to do about examples of another shape, for error messages."""
+
+  def normalised(self, x: Array) -> Array:
+    """A batch of examples as `Backbone.apply` takes it.
+
+    Raises:
+      TypeError: for another dtype than the examples have.
+    """
 
 
 class Backbone(NamedTuple):
@@ -175,8 +198,10 @@ class Backbone(NamedTuple):
     sites: every insertion point, with its shapes for a batch of one.
     inputs: the input specification.
     width: D of the pooled feature.
-    depth: number of blocks.
+    depth: number of blocks, in all of its stacks.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
+    family: name of the family that it is of, among `pecft_jax.backbones.FAMILIES`;
+      empty for a model of your own.
   """
 
   name: str
@@ -187,6 +212,7 @@ class Backbone(NamedTuple):
   width: int
   depth: int
   settings: Mapping[str, Any] | None = None
+  family: str = ''
 
 
 class Pretrained(NamedTuple):

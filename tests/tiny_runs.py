@@ -21,6 +21,7 @@ from pecft_jax.continual.lowrank.olora import olora
 from pecft_jax.continual.prompts.l2p import l2p
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.continual.wrappers.derpp import derpp
+from pecft_jax.inputs import Images
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import Experiment, RunOptions, Training, sgd
 from pecft_jax.typing import (
@@ -28,7 +29,6 @@ from pecft_jax.typing import (
   Capacity,
   ContinualMethod,
   Features,
-  InputSpec,
   Params,
   Pretrained,
   Site,
@@ -68,7 +68,7 @@ def tiny_backbone() -> Backbone:
     x = tap(Site('tokens', 'encoder', lead=1), encoder, x, None)
     return Features(x[:, 0], x, {})
 
-  spec = InputSpec(shape, (0.5,), (0.25,))
+  spec = Images(shape, (0.5,), (0.25,))
   return Backbone('tiny', init, apply, find_sites(apply, init, shape), spec, WIDTH, 1)
 
 

@@ -9,20 +9,29 @@ from pecft_jax.backbones.card import (
   random_weights,
   read_card,
 )
+from pecft_jax.backbones.core.checkpoint import Checkpoint
+from pecft_jax.backbones.core.family import Family
+from pecft_jax.backbones.core.naming import Module, Naming
 from pecft_jax.backbones.core.stacks import products_and_sums, stack_blocks, unstack_blocks
 from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.decoder.names import load_llama, save_llama
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.backbones.families.vit.names import Checkpoint, load_timm, save_timm
+from pecft_jax.backbones.families.vit.names import load_timm, save_timm
+from pecft_jax.backbones.registry import FAMILIES, family_of
 from pecft_jax.typing import Pretrained
 
 __all__ = (
+  'FAMILIES',
   'Card',
   'Checkpoint',
+  'Family',
+  'Module',
+  'Naming',
   'Pretrained',
   'architecture',
   'cards',
   'decoder',
+  'family_of',
   'find_card',
   'load_llama',
   'load_timm',

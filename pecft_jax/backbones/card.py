@@ -1,41 +1,24 @@
 """Cards of checkpoints: the architecture, the value range and the hash that belong to weights.
 
-A card is a JSON file: `name`, `summary`, `family` ('vit' or 'decoder'),
-`architecture` (arguments of the family's factory), `mean` and `std` where the
-inputs are images, `file` (bundled with the library, or null), `sha256` (of the
-weights file, or null where any will do), and free entries that tell where the
-weights come from.
+A card is a JSON file: `name`, `summary`, `family` (a name of `FAMILIES`),
+`architecture` (arguments of the family's factory), the value range where its
+factory takes one (`mean` and `std` of images), `file` (bundled with the
+library, or null), `sha256` (of the weights file, or null where any will do),
+and free entries that tell where the weights come from.
 """
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from pecft_jax.backbones.families.decoder.model import decoder
-from pecft_jax.backbones.families.decoder.names import load_llama
-from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.backbones.families.vit.names import Checkpoint, load_timm
+from pecft_jax.backbones.registry import FAMILIES
 from pecft_jax.paths import unknown
 from pecft_jax.typing import Backbone, Pretrained
 
 _FAMILY_FOLDERS = pathlib.Path(__file__).parent / 'families'
-
-
-class Family(NamedTuple):
-  """What the cards of one kind of model have in common."""
-
-  factory: Callable[..., Backbone]
-  load: Callable[..., Checkpoint]  # (path, backbone) -> checkpoint
-  ranges: tuple[str, ...]  # Entries of the card, one value a channel, that the factory takes.
-
-
-_FAMILIES: Mapping[str, Family] = {
-  'vit': Family(vit, load_timm, ('mean', 'std')),
-  'decoder': Family(decoder, load_llama, ()),
-}
 
 
 class Card(NamedTuple):
@@ -45,8 +28,7 @@ class Card(NamedTuple):
   summary: str
   family: str
   architecture: Mapping[str, Any]
-  mean: tuple[float, ...]  # One value a channel; empty where the inputs are token ids.
-  std: tuple[float, ...]
+  ranges: Mapping[str, tuple[float, ...]]  # Such as `mean` and `std`, one value a channel.
   file: pathlib.Path | None
   sha256: str | None
 
@@ -57,17 +39,16 @@ def read_card(path: str | pathlib.Path) -> Card:
   try:
     card = json.loads(path.read_text(encoding='utf-8'))
     family = card['family']
-    if family not in _FAMILIES:
-      raise unknown('backbone family', family, _FAMILIES)
-    ranges = {key: tuple(card[key]) for key in _FAMILIES[family].ranges}
+    if family not in FAMILIES:
+      raise unknown('backbone family', family, FAMILIES)
+    ranges = {key: tuple(card[key]) for key in FAMILIES[family].ranges}
     file = card.get('file')
     return Card(
       name=card['name'],
       summary=card['summary'],
       family=family,
       architecture=card['architecture'],
-      mean=ranges.get('mean', ()),
-      std=ranges.get('std', ()),
+      ranges=ranges,
       file=path.parent / file if file else None,
       sha256=card.get('sha256'),
     )
@@ -109,9 +90,8 @@ def architecture(name: str | pathlib.Path, /, **options: Any) -> Backbone:
     ValueError: for an unknown card.
   """
   card = find_card(name)
-  family = _FAMILIES[card.family]
-  ranges = {key: getattr(card, key) for key in family.ranges}
-  return family.factory(**{'name': card.name, **ranges, **card.architecture, **options})
+  family = FAMILIES[card.family]
+  return family.factory(**{'name': card.name, **card.ranges, **card.architecture, **options})
 
 
 def pretrained(
@@ -133,7 +113,7 @@ def pretrained(
   path = card.file if weights is None else pathlib.Path(weights)
   if path is None:
     raise ValueError(f'{card.name} comes without weights: give the path of its safetensors file')
-  checkpoint = _FAMILIES[card.family].load(path, backbone)
+  checkpoint = FAMILIES[card.family].load(path, backbone)
   if card.sha256 is not None and checkpoint.sha256 != card.sha256:
     raise ValueError(
       f'{path} is not the checkpoint that the card {card.name} describes: '

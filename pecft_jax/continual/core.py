@@ -45,20 +45,12 @@ def head_logits(head: Head, features: Array) -> Array:
 
 
 def normalised(inputs: InputSpec, x: Array) -> Array:
-  """uint8 images to the value range that the backbone expects; token ids as they are.
+  """A batch as the backbone expects it: images in its value range, token ids as they are.
 
   Raises:
-    TypeError: for any other dtype: what values mean is never guessed from them.
+    TypeError: for another dtype: what values mean is never guessed from them.
   """
-  if inputs.pad is not None:
-    if x.dtype != inputs.dtype:
-      raise TypeError(f'token ids must be {inputs.dtype}, got {x.dtype}')
-    return x
-  if x.dtype != jnp.uint8:
-    raise TypeError(f'images must be uint8, got {x.dtype}; their range belongs to the backbone')
-  mean = jnp.asarray(inputs.mean) * 255.0
-  std = jnp.asarray(inputs.std) * 255.0
-  return (x.astype(jnp.float32) - mean) / std
+  return inputs.normalised(x)
 
 
 def raw(x: Inputs) -> Array:

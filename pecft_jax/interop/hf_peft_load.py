@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pecft_jax.backbones.core.checkpoint import read_tensors
 from pecft_jax.backbones.core.finite import check_finite
-from pecft_jax.backbones.families.vit.names import read_tensors
 from pecft_jax.continual.core import Head, abstract_delta
 from pecft_jax.interop.hf_peft_config import lora_config, read_config, scale_of, scales_inputs
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.peft.leaves import layer_of, of_layers
+from pecft_jax.peft.leaves import of_layers, stacks_named, stacks_of
 from pecft_jax.peft.sites import site_key
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
@@ -128,25 +128,30 @@ def _around(
 
 
 @recorded
-def at_layers(transform: PeftTransform, layers: Sequence[int]) -> PeftTransform:
+def at_layers(
+  transform: PeftTransform, layers: Sequence[int], stack: str | None = None
+) -> PeftTransform:
   """Restricts a transform to the sites, and for selective methods the weights, of some blocks.
 
   Args:
     transform: any transform.
     layers: block numbers, counted from 0.
+    stack: name of the stack that the blocks are of, such as `'text'`; None for
+      every stack of the backbone.
 
   Raises:
-    ValueError: at init, if the backbone has no such block.
+    ValueError: at init, if the backbone has no such block or stack.
   """
   wanted = frozenset(layers)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
-    there = {layer_of(spec.site.path) for spec in sites} - {None}
-    if not wanted or wanted - there:
-      missing = sorted(wanted - there)
-      raise ValueError(f'no blocks {missing}; blocks: {sorted(n for n in there if n is not None)}')
-    inside = [spec for spec in sites if layer_of(spec.site.path) in wanted]
-    return transform.init(key, inside, of_layers(params, sorted(wanted)))
+    chosen = stacks_named(stacks_of(sites), stack)
+    for name, there in chosen.items():
+      if not wanted or wanted - set(there):
+        where = f' in stack {name!r}' if name else ''
+        raise ValueError(f'no blocks {sorted(wanted - set(there))}{where}; blocks: {there}')
+    inside = [s for s in sites if s.site.stack in chosen and s.site.layer in wanted]
+    return transform.init(key, inside, of_layers(params, dict.fromkeys(chosen, sorted(wanted))))
 
   return transform._replace(init=init)
 

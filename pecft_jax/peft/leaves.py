@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.paths import map_named, named_leaves, shortened
+from pecft_jax.peft.fused import parts_of
 from pecft_jax.typing import Array, Params, SiteSpec
-
-_STACK = 'blocks/'
 
 
 class Block(NamedTuple):
@@ -32,10 +31,29 @@ def block_of(path: str) -> Block | None:
   return Block(found[1] or '', int(found[2])) if found else None
 
 
-def layer_of(path: str) -> int | None:
-  """The block number in a path, or None outside the blocks."""
-  block = block_of(path)
-  return None if block is None else block.layer
+def stacks_of(sites: Sequence[SiteSpec]) -> dict[str, list[int]]:
+  """The stacks of a backbone, each with the numbers of its blocks."""
+  found: dict[str, set[int]] = {}
+  for spec in sites:
+    if spec.site.layer is not None:
+      found.setdefault(spec.site.stack, set()).add(spec.site.layer)
+  return {stack: sorted(layers) for stack, layers in found.items()}
+
+
+def stacks_named(stacks: Mapping[str, list[int]], stack: str | None) -> dict[str, list[int]]:
+  """One of the stacks of a model, or all of them.
+
+  Args:
+    stacks: numbers of blocks by stack.
+    stack: its name; None for all.
+
+  Raises:
+    ValueError: if the model has no blocks, or no such stack.
+  """
+  if not stacks or (stack is not None and stack not in stacks):
+    wanted = 'blocks' if stack is None else f'blocks in a stack {stack!r}'
+    raise ValueError(f'the model has no {wanted}; stacks: {sorted(stacks)}')
+  return {name: there for name, there in stacks.items() if stack in (None, name)}
 
 
 def inside(params: Params, stack: str) -> Params:
@@ -53,11 +71,25 @@ def with_inside(params: Params, stack: str, change: Callable[[Params], Params]) 
   return {**params, key: with_inside(params[key], rest, change)}
 
 
-def of_layers(params: Params, layers: Collection[int]) -> Params:
-  """The part of a tree that belongs to some blocks, as `block_0`, `block_1`, …"""
-  if 'blocks' in params:
-    return {f'block_{i}': jax.tree.map(lambda a, i=i: a[i], params['blocks']) for i in layers}
-  return {key: value for key, value in params.items() if layer_of(key) in layers}
+def of_layers(params: Params, layers: Mapping[str, Collection[int]]) -> Params:
+  """The part of a tree that belongs to some blocks, as `block_0`, `block_1`, …
+
+  Args:
+    params: of a backbone, loop or stacked.
+    layers: numbers of blocks by stack.
+  """
+  out: Params = {}
+  for stack, numbers in layers.items():
+    own = inside(params, stack)
+    if 'blocks' in own:
+      found = {f'block_{i}': jax.tree.map(lambda a, i=i: a[i], own['blocks']) for i in numbers}
+    else:
+      found = {key: value for key, value in own.items() if _number(key) in numbers}
+    at = out
+    for key in stack.split('/') if stack else ():
+      at = at.setdefault(key, {})
+    at.update(found)
+  return out
 
 
 def read_leaves(params: Params, sites: Sequence[SiteSpec]) -> dict[str, Any]:
@@ -69,18 +101,19 @@ def read_leaves(params: Params, sites: Sequence[SiteSpec]) -> dict[str, Any]:
       to have names of their own. May be empty.
   """
   paths = {spec.site.path for spec in sites}
-  layered = any(layer_of(path) is not None for path in paths)
+  stacks = stacks_of(sites)
   found = {}
 
   def visit(name: str, shape: tuple[int, ...], read: Any) -> None:
-    if layered and name.startswith(_STACK):
+    stack, rest = _in_stack(name)
+    if rest and stack in stacks:
       for i in range(shape[0]):
-        visit(f'block_{i}/{name[len(_STACK) :]}', shape[1:], lambda i=i: read()[i])
+        visit(_of_block(stack, i, rest), shape[1:], lambda i=i: read()[i])
       return
-    fused = _thirds(name)
+    fused = _parts(name)
     if fused and all(path.rpartition('/')[0] in paths for path in fused):
-      for i, third in enumerate(fused):
-        found[third] = lambda i=i: read()[i]
+      for i, part in enumerate(fused):
+        found[part] = lambda i=i: read()[i]
       return
     found[name] = read
 
@@ -97,20 +130,26 @@ def put_leaves(values: Mapping[str, Array], params: Params) -> Params:
     ValueError: if the tree has no leaf of some name.
   """
   used: set[str] = set()
+  blocks = [(block, key) for key in values if (block := block_of(key))]
 
   def new(name: str, leaf: Array) -> Array | None:
     if name in values:
       used.add(name)
       return values[name]
-    if name.startswith(_STACK):
-      rest = name[len(_STACK) :]
-      return _stacked([(new(f'block_{i}/{rest}', a), a) for i, a in enumerate(leaf)])
-    if fused := _thirds(name):
+    stack, rest = _in_stack(name)
+    if rest:
+      wanted = {rest, *_parts(rest)}
+      # Spares slicing a stacked leaf that nothing goes into.
+      if any(block.stack == stack and _after(block, key) in wanted for block, key in blocks):
+        return _stacked([(new(_of_block(stack, i, rest), a), a) for i, a in enumerate(leaf)])
+      return None
+    fused = _parts(name)
+    if any(part in values for part in fused) and len(leaf) == len(fused):
       return _stacked([(new(n, a), a) for n, a in zip(fused, leaf, strict=True)])
     return None
 
   def keep_or_new(name: str, leaf: Array) -> Array:
-    value = new(name, leaf) if _may_hold(name, values) else None
+    value = new(name, leaf)
     return leaf if value is None else value
 
   params = map_named(keep_or_new, params)
@@ -120,21 +159,32 @@ def put_leaves(values: Mapping[str, Array], params: Params) -> Params:
   return params
 
 
-def _thirds(name: str) -> list[str]:
-  """`…/qkv/bias` -> `…/q/bias`, `…/k/bias`, `…/v/bias`; empty for all other names."""
-  found = re.fullmatch(r'((?:.*/)?)qkv/([^/]+)', name)
-  return [f'{found[1]}{part}/{found[2]}' for part in 'qkv'] if found else []
+def _number(key: str) -> int | None:
+  block = block_of(key)
+  return None if block is None else block.layer
 
 
-def _may_hold(name: str, values: Mapping[str, Array]) -> bool:
-  """Spares slicing a stacked or fused leaf that nothing goes into."""
-  if not name.startswith(_STACK):
-    return name in values or any(third in values for third in _thirds(name))
-  rest = name[len(_STACK) :]
-  wanted = {rest, *_thirds(rest)}
-  return name in values or any(
-    layer_of(key) is not None and key.partition('/')[2] in wanted for key in values
-  )
+def _in_stack(name: str) -> tuple[str, str]:
+  """Stack and rest of the name of a stacked leaf: `text/blocks/fc/bias` -> `text`, `fc/bias`."""
+  found = re.match(r'(?:(.*?)/)?blocks/(.*)', name)
+  return (found[1] or '', found[2]) if found else ('', '')
+
+
+def _of_block(stack: str, layer: int, rest: str) -> str:
+  return '/'.join(part for part in (stack, f'block_{layer}', rest) if part)
+
+
+def _after(block: Block, key: str) -> str:
+  """What follows the block in a name."""
+  return key[len(_of_block(*block, '')) + 1 :]
+
+
+def _parts(name: str) -> list[str]:
+  """`…/qkv/bias` -> `…/q/bias`, `…/k/bias`, `…/v/bias`; empty where nothing is fused."""
+  path, _, leaf = name.rpartition('/')
+  around, slash, module = path.rpartition('/')
+  parts = parts_of(module)
+  return [f'{around}{slash}{part}/{leaf}' for part in parts] if len(parts) > 1 else []
 
 
 def _stacked(parts: list[tuple[Array | None, Array]]) -> Array | None:

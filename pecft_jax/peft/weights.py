@@ -2,22 +2,24 @@
 
 A site's path names its weights as if every layer and every projection had its
 own: `block_3/attn/q`. Trees may store them fused (`block_3/attn/qkv`, a leading
-axis for q, k and v) or stacked over layers (`blocks/attn/q`, leading axis L);
-reading and writing here hides both.
+axis for q, k and v: see `fused.py`) or stacked over layers (`blocks/attn/q`,
+leading axis L); reading and writing here hides both.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from pecft_jax.paths import named_leaves, shortened
+from pecft_jax.peft.fused import parts_of
+from pecft_jax.peft.leaves import block_of
 from pecft_jax.typing import Array, Params, Site, SiteSpec
 
 KERNELS = ('kernel', 'w', 'weight')
 SCALES = ('scale',)
 BIASES = ('bias', 'b')
-_FUSED = {'q': 0, 'k': 1, 'v': 2}
 
 
 class Weights(NamedTuple):
@@ -32,12 +34,12 @@ class _Place(NamedTuple):
   main: str
   bias: str | None
   layer: int | None  # Index into the leading axis, where layers are stacked.
-  third: int | None  # Index into the axis after that, where q, k and v are fused.
+  part: int | None  # Index into the axis after that, where several maps are one module.
 
   @property
   def index(self) -> tuple[int, ...]:
     """Of the site's part of an array."""
-    return tuple(i for i in (self.layer, self.third) if i is not None)
+    return tuple(i for i in (self.layer, self.part) if i is not None)
 
 
 def _get(tree: Params, keys: tuple[str, ...]) -> Any:
@@ -55,22 +57,38 @@ def _key(node: dict[Any, Any], name: str) -> Any:
 
 def _place(params: Params, path: str) -> _Place:
   keys = tuple(path.split('/')) if path else ()  # '': the tree is itself one site's weights.
-  stacked = re.match(r'block_(\d+)/', path)
   forms: list[tuple[tuple[str, ...], int | None]] = [(keys, None)]
-  if stacked:
-    forms.append((('blocks', *keys[1:]), int(stacked.group(1))))
-  for keys, layer in forms:
-    fused = ((*keys[:-1], 'qkv'), _FUSED.get(keys[-1])) if keys else (keys, None)
-    for place, third in ((keys, None), fused):
+  for i, key in enumerate(keys):
+    if found := re.fullmatch(r'block_(\d+)', key):
+      forms.append(((*keys[:i], 'blocks', *keys[i + 1 :]), int(found[1])))
+      break
+  for own, layer in forms:
+    for place, part in ((own, None), *_fused(params, own)):
       node = _get(params, place)
-      if not isinstance(node, dict) or (third is None and place is not keys):
+      if not isinstance(node, dict):
         continue
       main = next((name for name in (*KERNELS, *SCALES) if name in node), None)
-      if main is not None:
-        bias = next((name for name in BIASES if name in node), None)
-        return _Place(place, main, bias, layer, third)
+      if main is None or (part is not None and not _holds(node[main], place, layer)):
+        continue
+      bias = next((name for name in BIASES if name in node), None)
+      return _Place(place, main, bias, layer, part)
   names = sorted({name.rpartition('/')[0] for name, _ in named_leaves(params)})
   raise ValueError(f'no weights at {path!r}; there are weights at {shortened(names)}')
+
+
+def _fused(params: Params, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+  """Modules that by their names hold the site at `keys`, with its index in them."""
+  around = _get(params, keys[:-1]) if keys else None
+  for key in around if isinstance(around, dict) else ():
+    parts = parts_of(str(key))
+    if len(parts) > 1 and keys[-1] in parts:
+      yield (*keys[:-1], key), parts.index(keys[-1])
+
+
+def _holds(main: Array, place: tuple[str, ...], layer: int | None) -> bool:
+  """Whether weights have an axis for the parts that the name of their module declares."""
+  shape = jnp.shape(main)[0 if layer is None else 1 :]
+  return len(shape) == 3 and shape[0] == len(parts_of(place[-1]))
 
 
 def _with_part(array: Array, place: _Place, value: Array) -> Array:
@@ -133,5 +151,7 @@ def weight_sites(params: Params) -> tuple[SiteSpec, ...]:
       abstract = lambda a: None if a is None else jax.ShapeDtypeStruct(jnp.shape(a), a.dtype)
       x = jax.ShapeDtypeStruct((1, main.shape[0]), main.dtype)
       out = jax.ShapeDtypeStruct((1, main.shape[-1]), main.dtype)
-      specs.append(SiteSpec(Site(kind, path), (x, abstract(main), abstract(bias)), out))
+      stack, layer = block_of(path) or ('', None)
+      site = Site(kind, path, stack=stack, layer=layer)
+      specs.append(SiteSpec(site, (x, abstract(main), abstract(bias)), out))
   return tuple(specs)

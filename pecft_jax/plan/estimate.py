@@ -121,14 +121,13 @@ def plan(
     else temporaries(step, state, frozen, batch),
   )
   sending = sent(layout, state, frozen, backbone.sites, local)
-  tokens = backbone.inputs.pad is not None
   return Plan(
     backbone=backbone.name,
     method=method.name,
     mesh=mesh,
     batch=batch_size,
-    unit='tokens' if tokens else 'images',
-    units=backbone.inputs.shape[0] if tokens else 1,
+    unit=backbone.inputs.unit,
+    units=backbone.inputs.units,
     trains=trains,
     backbone_parameters=tree_size(frozen),
     trained_parameters=tree_size(state.params),

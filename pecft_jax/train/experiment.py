@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 from pecft_jax.data import Augmentation, Scenario
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.rules import Rule
-from pecft_jax.paths import shortened
 from pecft_jax.recipes import Recipe
-from pecft_jax.typing import Backbone, ContinualMethod, InputSpec, Params, Pretrained
+from pecft_jax.typing import Backbone, ContinualMethod, Params, Pretrained
 
 
 class Training(NamedTuple):
@@ -102,10 +101,9 @@ def check_experiment(experiment: Experiment) -> None:
   for task in scenario.tasks:
     example = task.train.inputs[task.train.rows[:1]]
     if tuple(example.shape[1:]) != tuple(spec.shape):
-      remedy = 'resize the source' if spec.pad is None else f'fill up texts with {spec.pad}'
       raise ValueError(
         f'{experiment.backbone.name} expects {spec.what} {list(spec.shape)}, task {task.name!r} '
-        f'has {list(example.shape[1:])}; {remedy}'
+        f'has {list(example.shape[1:])}; {spec.remedy}'
       )
     if example.dtype != spec.dtype:
       raise ValueError(
@@ -123,7 +121,7 @@ def check_experiment(experiment: Experiment) -> None:
   for field in ('epochs', 'batch_size', 'eval_batch_size', 'log_every'):
     if getattr(training, field) < 1:
       raise ValueError(f'{field} must be at least 1, got {getattr(training, field)}')
-  if spec.pad is not None and training.augment is not None:
+  if spec.kind != 'image' and training.augment is not None:
     raise ValueError(f'only images can be augmented, {experiment.backbone.name} reads {spec.what}')
   if training.cache_queries and training.augment is not None:
     raise ValueError('cache_queries needs a deterministic view: train without augmentation')
@@ -148,17 +146,10 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     'class_order': list(scenario.class_order),
     'split_digest': scenario.digest,
     'backbone': experiment.backbone.name,
-    'value_range': _value_range(experiment.backbone.inputs),
+    'value_range': experiment.backbone.inputs.values,
     **experiment.model.identity,
     **experiment.identity,
   }
-
-
-def _value_range(spec: InputSpec) -> str:
-  if spec.pad is not None:
-    return f'token ids, {spec.pad} for padding'
-  mean, std = (shortened(map(str, values)).replace("'", '') for values in (spec.mean, spec.std))
-  return f'(x / 255 - {mean}) / {std}'
 
 
 def _check_backbone(role: str, method: ContinualMethod, backbone: Backbone) -> None:

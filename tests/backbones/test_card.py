@@ -56,7 +56,8 @@ def test_every_card_of_the_library_can_be_built(name):
   shapes = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
   assert card.summary
   assert {'vit': 'patch', 'decoder': 'embed'}[card.family] in shapes
-  assert len(card.mean) == len(card.std) == card.architecture.get('channels', 0)
+  lengths = {len(values) for values in card.ranges.values()}
+  assert lengths == ({card.architecture['channels']} if card.ranges else set())
   assert backbone.name == name
 
 

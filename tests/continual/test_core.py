@@ -13,8 +13,9 @@ from pecft_jax.continual.core import (
   raw,
   unit,
 )
+from pecft_jax.inputs import TokenIds
 from pecft_jax.peft import lora
-from pecft_jax.typing import Given, InputSpec
+from pecft_jax.typing import Given
 
 from .tiny import MODEL, TOY, batch, close, frozen_of
 
@@ -30,7 +31,7 @@ def test_an_unknown_value_range_is_refused():
 
 
 def test_token_ids_stay_as_they_are():
-  spec = InputSpec((4,), pad=-1)
+  spec = TokenIds((4,), pad=-1)
   ids = np.array([[3, 0, 7, -1]], np.int32)
   assert normalised(spec, ids) is ids
   for wrong in (np.int64, np.uint8, np.float32):

@@ -14,6 +14,7 @@ from pecft_jax.backbones.core.layers import linear
 from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.backbones.families.vit.model import find_sites, vit
 from pecft_jax.devices.sharding import one_device
+from pecft_jax.inputs import Images
 from pecft_jax.paths import map_named, named_leaves
 from pecft_jax.problems import Judged
 from pecft_jax.recipes import adam
@@ -26,7 +27,6 @@ from pecft_jax.typing import (
   ContinualMethod,
   Env,
   Features,
-  InputSpec,
   Site,
   Task,
   TrainState,
@@ -77,7 +77,7 @@ def toy() -> Backbone:
     y = jnp.tanh(tap_of(peft, delta)(site, linear, x, weights['kernel'], weights['bias']))
     return Features(y, y[:, None], {})
 
-  spec = InputSpec((3, 5, 1), (0.5,), (0.25,))
+  spec = Images((3, 5, 1), (0.5,), (0.25,))
   return Backbone('toy', init, apply, find_sites(apply, init, spec.shape), spec, 6, 1)
 
 

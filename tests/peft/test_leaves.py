@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tiny_vit import split_qkv
 
-from pecft_jax.peft.leaves import layer_of, of_layers, put_leaves, read_leaves
+from pecft_jax.peft.leaves import Block, block_of, of_layers, put_leaves, read_leaves
+from pecft_jax.typing import Site, SiteSpec
 
 
 def test_names_are_the_same_in_every_storage(tiny):
@@ -54,12 +55,29 @@ def test_a_foreign_tree_of_any_containers_works():
 
 
 def test_the_part_of_some_layers_is_the_same_in_both_storages(tiny):
-  part = of_layers(tiny.params, [0, 2])
+  part = of_layers(tiny.params, {'': [0, 2]})
   assert sorted(part) == ['block_0', 'block_2']
-  jax.tree.map(np.testing.assert_array_equal, of_layers(tiny.stacked_params, [0, 2]), part)
+  jax.tree.map(np.testing.assert_array_equal, of_layers(tiny.stacked_params, {'': [0, 2]}), part)
   assert split_qkv(part)['block_0']['attn']['q']['bias'].shape == (24,)
 
 
-def test_layer_of_a_path():
-  assert layer_of('block_12/attn/q') == 12
-  assert layer_of('encoder') is None
+def test_the_block_of_a_path():
+  assert block_of('block_12/attn/q') == Block('', 12)
+  assert block_of('text/block_3') == Block('text', 3)
+  assert block_of('encoder') is None
+
+
+def test_stacks_have_names_of_their_own():
+  blocks = {'qkv': {'bias': np.arange(12.0).reshape(2, 3, 2)}}
+  tree = {'text': {'blocks': blocks, 'norm': np.ones(2)}, 'image': {'block_0': {'fc': np.ones(2)}}}
+  sites = [
+    SiteSpec(Site('linear', f'text/block_{i}/{name}', stack='text', layer=i), (), None)
+    for i in range(2)
+    for name in 'qkv'
+  ]
+  found = read_leaves(tree, sites)
+  np.testing.assert_array_equal(found['text/block_1/k/bias'](), [8, 9])
+  out = put_leaves({'text/block_1/k/bias': np.zeros(2), 'image/block_0/fc': np.zeros(2)}, tree)
+  np.testing.assert_array_equal(out['text']['blocks']['qkv']['bias'][1], [[6, 7], [0, 0], [10, 11]])
+  assert not out['image']['block_0']['fc'].any() and out['text']['norm'] is tree['text']['norm']
+  assert sorted(of_layers(tree, {'text': [1], 'image': [0]})['text']) == ['block_1']

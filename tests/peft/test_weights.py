@@ -49,3 +49,21 @@ def test_keys_may_be_numbers():
   assert [spec.site.path for spec in weight_sites(tree)] == ['layers/0', 'layers/1']
   out = write(tree, 'layers/1', Weights(jnp.zeros((3, 4)), None))
   assert not out['layers'][1]['kernel'].any() and out['layers'][0] is tree['layers'][0]
+
+
+def test_what_a_module_fuses_is_said_by_its_name():
+  tree = {'mlp': {'gate_up': {'kernel': jnp.arange(12.0).reshape(2, 2, 3)}, 'out': {}}}
+  np.testing.assert_array_equal(read(tree, 'mlp/up').main, [[6, 7, 8], [9, 10, 11]])
+  out = write(tree, 'mlp/gate', Weights(jnp.zeros((2, 3)), None))
+  np.testing.assert_array_equal(read(out, 'mlp/up').main, read(tree, 'mlp/up').main)
+  assert not read(out, 'mlp/gate').main.any()
+
+
+def test_a_name_declares_no_parts_that_its_array_does_not_have():
+  with pytest.raises(ValueError, match="no weights at 'o'"):
+    read({'out': {'kernel': jnp.ones((4, 3))}}, 'o')
+
+
+def test_the_weights_of_a_named_stack():
+  tree = {'text': {'blocks': {'qkv': {'kernel': jnp.arange(24.0).reshape(2, 3, 2, 2)}}}}
+  np.testing.assert_array_equal(read(tree, 'text/block_1/k').main, [[16, 17], [18, 19]])

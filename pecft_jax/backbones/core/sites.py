@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.peft.leaves import block_of
 from pecft_jax.typing import PeftTransform, Site, SiteSpec
 
 
@@ -26,6 +27,8 @@ def find_sites(
   def record(delta, site, next_fn, *args):
     del delta
     out = next_fn(*args)
+    if site.layer is None and (block := block_of(site.path)):  # The model did not say it.
+      site = site._replace(stack=block.stack, layer=block.layer)
     found.setdefault(site, SiteSpec(site, tuple(abstract(a) for a in args), abstract(out)))
     return out
 

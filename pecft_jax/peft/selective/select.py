@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.paths import shortened
 from pecft_jax.peft.compose import nothing
-from pecft_jax.peft.leaves import layer_of, put_leaves, read_leaves
+from pecft_jax.peft.leaves import Block, block_of, put_leaves, read_leaves, stacks_named
 from pecft_jax.peft.sites import select as select_sites
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Delta, Key, Params, PeftTransform, SiteSpec
@@ -82,21 +82,26 @@ def ln_tuning() -> PeftTransform:
 
 
 @recorded
-def partial(k: int) -> PeftTransform:
-  """Trains the last blocks entirely.
+def partial(k: int, stack: str | None = None) -> PeftTransform:
+  """Trains the last blocks of a stack, or of each stack, entirely.
 
   Args:
-    k: how many, at least 1.
+    k: how many of a stack, at least 1.
+    stack: its name; None for every stack of the backbone.
   """
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}')
 
   def choose(sites, names):
     del sites
-    there = sorted({i for name in names if (i := layer_of(name)) is not None})
-    if k > len(there):
-      raise ValueError(f'cannot train the last {k} blocks: the model has blocks {there}')
-    return [name for name in names if layer_of(name) in there[-k:]]
+    blocks = sorted({block for name in names if (block := block_of(name))})
+    stacks = {name: [b.layer for b in blocks if b.stack == name] for name, _ in blocks}
+    last: set[Block] = set()
+    for name, there in stacks_named(stacks, stack).items():
+      if k > len(there):
+        raise ValueError(f'cannot train the last {k} blocks: the model has blocks {there}')
+      last |= {Block(name, i) for i in there[-k:]}
+    return [name for name in names if block_of(name) in last]
 
   return _chosen(choose)
 

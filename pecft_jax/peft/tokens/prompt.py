@@ -5,6 +5,7 @@ in every block: VPT-deep (both Jia et al., 2022, arXiv:2203.12119).
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -116,13 +117,23 @@ def vpt_shallow(length: int = 50) -> PeftTransform:
   tiny=lambda: vpt_deep(length=3),
 )
 @recorded
-def vpt_deep(length: int = 50) -> PeftTransform:
+def vpt_deep(length: int = 50, stack: str | None = None) -> PeftTransform:
   """Learned tokens behind the class token, new ones in every block.
 
   The paper replaces the outputs at the previous block's prompts; removing them
   and inserting the next is the same.
+
+  Args:
+    length: P of each prompt.
+    stack: name of the stack whose blocks get them; None for every stack.
   """
-  return prompt(r'^block_\d+$', length, draw=_xavier)
+  return prompt(deep(stack), length, draw=_xavier)
+
+
+def deep(stack: str | None = None) -> str:
+  """The pattern of the blocks themselves, of one stack or of all, among `tokens` sites."""
+  around = '(^|/)' if stack is None else f'^{re.escape(stack)}/' if stack else '^'
+  return rf'{around}block_\d+$'
 
 
 def _widened(mask: Array, lead: int, size: int) -> Array:

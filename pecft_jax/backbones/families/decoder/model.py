@@ -28,8 +28,9 @@ from pecft_jax.backbones.core.sites import find_sites, layered
 from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
 from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.backbones.families.decoder.rope import Rope, rotated
+from pecft_jax.inputs import TokenIds
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, Backbone, Features, InputSpec, Params, Site
+from pecft_jax.typing import Array, Backbone, Features, Params, Site
 
 
 class Sizes(NamedTuple):
@@ -181,7 +182,7 @@ def decoder(
     raise ValueError(f'rope_low must be below rope_high, got {rope_low} and {rope_high}')
   rope = Rope(rope_theta, rope_factor, rope_low, rope_high, rope_original)
   sizes = Sizes(vocabulary, width, heads, kv_heads, hidden, eps, rope)
-  spec = InputSpec((length,), pad=pad)
+  spec = TokenIds((length,), pad)
 
   def functions(depth, scan):
     def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
@@ -224,7 +225,7 @@ def decoder(
   # All blocks are alike: one of them tells the sites of all.
   sites = layered(find_sites(*functions(1, scan=False), spec.shape, spec.dtype), depth)
   apply, init = functions(depth, scan)
-  return Backbone(name, init, apply, sites, spec, width, depth)
+  return Backbone(name, init, apply, sites, spec, width, depth, family='decoder')
 
 
 def causal(length: int) -> Array:

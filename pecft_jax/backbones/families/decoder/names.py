@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
-from pecft_jax.backbones.families.vit.names import Checkpoint, filled, read_tensors, sha256_of
+from pecft_jax.backbones.core.checkpoint import (
+  Checkpoint,
+  as_stored,
+  expected,
+  filled,
+  read_tensors,
+  sha256_of,
+  unstacked,
+)
+from pecft_jax.backbones.core.naming import Module, Naming
 from pecft_jax.paths import named_leaves
 from pecft_jax.typing import Backbone, Params
 
@@ -43,6 +51,14 @@ def llama_name(path: str) -> str:
   return _BODY + path.replace('/', '.')
 
 
+def llama_module(path: str) -> Module:
+  """transformers' layer of a site: `block_3/attn/q` is `model.layers.3.self_attn.q_proj`."""
+  return Module(llama_name(f'{path}/kernel').removesuffix('.weight'), None)
+
+
+LLAMA = Naming(llama_module, (), 'score', "transformers' LlamaForSequenceClassification")
+
+
 def save_llama(
   path: str | pathlib.Path, backbone: Backbone, params: Params, head: Params | None = None
 ) -> str:
@@ -55,8 +71,7 @@ def save_llama(
     head: {'kernel' [D, V]} of the language-model head; None where it is tied to
       the embedding, or there is none.
   """
-  if 'blocks' in params:
-    params = unstack_blocks(params, backbone.depth)
+  params = unstacked(backbone, params)
   tensors = {llama_name(name): _flipped(name, np.asarray(a)) for name, a in named_leaves(params)}
   if head is not None:
     tensors[_HEAD] = np.asarray(head['kernel']).T
@@ -96,13 +111,9 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
     if not name.endswith(_BUFFER)
   }
   head = tensors.pop(_HEAD, None)
-  want = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
-  stacked = 'blocks' in want
-  if stacked:
-    want = jax.eval_shape(lambda p: unstack_blocks(p, backbone.depth), want)
-  params = filled(path, backbone.name, named_leaves(want), tensors, llama_name, _flipped, _DTYPES)
-  if stacked:
-    params = stack_blocks(params, backbone.depth)
+  leaves = named_leaves(expected(backbone))
+  params = filled(path, backbone.name, leaves, tensors, llama_name, _flipped, _DTYPES)
+  params = as_stored(backbone, params)
   return Checkpoint(
     jax.tree.map(jnp.asarray, params),
     None if head is None else {'kernel': jnp.asarray(head.T)},

@@ -22,12 +22,12 @@ from pecft_jax.backbones.core.layers import (
 from pecft_jax.backbones.core.sites import find_sites
 from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
 from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
+from pecft_jax.inputs import Images
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
   Backbone,
   Features,
-  InputSpec,
   Site,
 )
 
@@ -222,5 +222,5 @@ def vit(
       dtype=dtype,
     )
     sites = loop.sites
-  spec = InputSpec(shape, tuple(mean), tuple(std))
-  return Backbone(name, init, apply, sites, spec, width, depth)
+  spec = Images(shape, tuple(mean), tuple(std))
+  return Backbone(name, init, apply, sites, spec, width, depth, family='vit')

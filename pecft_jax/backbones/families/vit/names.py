@@ -1,17 +1,25 @@
 """timm's vision-transformer checkpoints in and out, as safetensors."""
 
-import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
-from pecft_jax.paths import named_leaves, shortened
+from pecft_jax.backbones.core.checkpoint import (
+  Checkpoint,
+  as_stored,
+  expected,
+  filled,
+  read_tensors,
+  sha256_of,
+  unstacked,
+)
+from pecft_jax.backbones.core.naming import Module, Naming
+from pecft_jax.paths import named_leaves
 from pecft_jax.typing import Backbone, Params
 
 # Ours -> timm's. Linear kernels are transposed, the patch kernel is a convolution there, and the
@@ -28,19 +36,22 @@ _NAMES = (
 )
 
 
-class Checkpoint(NamedTuple):
-  """Weights read from a file."""
-
-  params: Params  # Of the backbone.
-  head: Params | None  # {'kernel' [D, C], 'bias' [C]} of the classifier in the file, if any.
-  sha256: str  # Of the file.
-
-
 def timm_name(path: str) -> str:
   """timm's name of one of our leaves: `block_3/ln1/scale` -> `blocks.3.norm1.weight`."""
   for pattern, name in _NAMES:
     path = re.sub(pattern, name, path)
   return path.replace('/', '.')
+
+
+def timm_module(path: str) -> Module:
+  """timm's layer of a site: `block_3/attn/q` is the first third of `blocks.3.attn.qkv`."""
+  name = timm_name(f'{path}/kernel').removesuffix('.weight')
+  if found := re.fullmatch(r'(.*\.attn)\.(q|k|v)', name):
+    return Module(f'{found[1]}.qkv', 'qkv'.index(found[2]))
+  return Module(name, None)
+
+
+TIMM_VIT = Naming(timm_module, ('patch',), 'head', "timm's VisionTransformer")
 
 
 def _out(path: str, array: Any, patch: int, channels: int) -> np.ndarray:
@@ -96,9 +107,7 @@ def save_timm(
     params: loop or stacked, fused or split.
     head: {'kernel' [D, C], 'bias' [C]}, or None.
   """
-  if 'blocks' in params:
-    params = unstack_blocks(params, backbone.depth)
-  params = _fused(params)
+  params = _fused(unstacked(backbone, params))
   channels = backbone.inputs.shape[-1]
   patch = _patch(params, channels)
   tensors = {timm_name(n): _out(n, a, patch, channels) for n, a in named_leaves(params)}
@@ -123,93 +132,14 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   tensors = read_tensors(path)
   head_names = ('head.weight', 'head.bias')
   extra = {name: tensors.pop(name) for name in head_names if name in tensors}
-  want = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
-  stacked = 'blocks' in want
-  if stacked:
-    want = jax.eval_shape(lambda p: unstack_blocks(p, backbone.depth), want)
+  want = expected(backbone)
   split = 'q' in want['block_0']['attn']
   leaves = named_leaves(jax.eval_shape(_fused, want) if split else want)
   params = filled(path, backbone.name, leaves, tensors, timm_name, _in, ('float32',))
   if split:
     params = _split(params)
-  if stacked:
-    params = stack_blocks(params, backbone.depth)
+  params = as_stored(backbone, params)
   head = None
   if len(extra) == len(head_names):
     head = {'kernel': extra['head.weight'].T, 'bias': extra['head.bias']}
   return Checkpoint(jax.tree.map(jnp.asarray, params), head, sha256_of(path))
-
-
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The tensors of a safetensors file. Raises ValueError if it is not there or not whole."""
-  if not path.is_file():
-    raise ValueError(f'no weights file at {path}')
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
-  try:
-    return load_file(str(path))
-  except (SafetensorError, OSError, ValueError) as error:
-    raise ValueError(f'{path} is not a readable safetensors file (truncated?): {error}') from error
-
-
-def filled(
-  path: pathlib.Path,
-  model: str,
-  leaves: Sequence[tuple[str, Any]],
-  tensors: Mapping[str, np.ndarray],
-  name_of: Callable[[str], str],
-  convert: Callable[[str, np.ndarray], np.ndarray],
-  dtypes: Collection[str],
-) -> Params:
-  """A tree of our names from tensors of theirs.
-
-  Args:
-    path: of the file, for messages.
-    model: name of the backbone, for messages.
-    leaves: our names, with the shapes expected.
-    tensors: by their names.
-    name_of: theirs of ours.
-    convert: `(our name, their array) -> our array`.
-    dtypes: that are allowed.
-
-  Raises:
-    ValueError: where the tensors are not just those expected, or one has
-      another shape or dtype.
-  """
-  names = {ours: name_of(ours) for ours, _ in leaves}
-  missing = sorted(set(names.values()) - set(tensors))
-  unused = sorted(set(tensors) - set(names.values()))
-  if missing or unused:
-    raise ValueError(
-      f'{path} does not hold the weights of {model}: '
-      f'missing {shortened(missing)}, not expected {shortened(unused)}'
-    )
-  params: Params = {}
-  for ours, leaf in leaves:
-    array = tensors[names[ours]]
-    if str(array.dtype) not in dtypes:
-      expected = ' or '.join(dtypes)
-      raise ValueError(f'{path}: {names[ours]} has dtype {array.dtype}, expected {expected}')
-    array = convert(ours, array) if array.ndim else array
-    if array.shape != leaf.shape:
-      raise ValueError(
-        f'{path}: {names[ours]} gives shape {array.shape} for {ours}, {model} expects {leaf.shape}'
-      )
-    _put(params, ours.split('/'), np.ascontiguousarray(array))
-  return params
-
-
-def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-  for key in keys[:-1]:
-    tree = tree.setdefault(key, {})
-  tree[keys[-1]] = value
-
-
-def sha256_of(path: str | pathlib.Path) -> str:
-  """Hex digest of a file."""
-  digest = hashlib.sha256()
-  with open(path, 'rb') as file:
-    while chunk := file.read(1 << 20):
-      digest.update(chunk)
-  return digest.hexdigest()

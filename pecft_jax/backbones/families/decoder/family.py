@@ -1,0 +1,7 @@
+"""Decoders of Llama's kind, as a family."""
+
+from pecft_jax.backbones.core.family import Family
+from pecft_jax.backbones.families.decoder.model import decoder
+from pecft_jax.backbones.families.decoder.names import LLAMA, load_llama, save_llama
+
+DECODER = Family('decoder', decoder, load_llama, save_llama, LLAMA)

@@ -1,0 +1,22 @@
+"""All families of models. A new one is a folder in `families/` and its line here."""
+
+from pecft_jax.backbones.core.family import Family
+from pecft_jax.backbones.families.decoder.family import DECODER
+from pecft_jax.backbones.families.vit.family import VIT
+from pecft_jax.typing import Backbone
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (DECODER, VIT)}
+
+
+def family_of(backbone: Backbone) -> Family:
+  """The family of a backbone.
+
+  Raises:
+    ValueError: for a model of your own, which is of none of `FAMILIES`.
+  """
+  if backbone.family not in FAMILIES:
+    raise ValueError(
+      f'{backbone.name} is of no family that the library knows, so it has no names for its layers '
+      f'or files; families: {sorted(FAMILIES)}'
+    )
+  return FAMILIES[backbone.family]
