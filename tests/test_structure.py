@@ -17,6 +17,7 @@ ORDER = (
     'about',
     'assignments',
     'files',
+    'inputs',
     'local',
     'paths',
     'problems',

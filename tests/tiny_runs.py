@@ -69,7 +69,9 @@ def tiny_backbone() -> Backbone:
     return Features(x[:, 0], x, {})
 
   spec = Images(shape, (0.5,), (0.25,))
-  return Backbone('tiny', init, apply, find_sites(apply, init, shape), spec, WIDTH, 1)
+  # Its layers are named as a vision transformer's, so adapters of it can be exported.
+  sites = find_sites(apply, init, shape)
+  return Backbone('tiny', init, apply, sites, spec, WIDTH, 1, family='vit')
 
 
 @functools.cache
