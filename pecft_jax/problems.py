@@ -11,18 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pecft_jax.measures import ACCURACY, Measure
+
 Array = jax.Array
 
 _OUT = -1e9  # The logit of a class that may not be chosen: finite, so that gradients are.
-
-
-class Measure(NamedTuple):
-  """The number that an evaluation gives: a sum over examples (or tokens) divided by their count."""
-
-  name: str
-  low: float
-  high: float
-  higher_is_better: bool = True
 
 
 class Judged(NamedTuple):
@@ -89,8 +82,6 @@ def _judge_classes(answers: Array, y: Array, valid: Array, seen: Array, own: Arr
 
   return Judged(right(seen), right(own), valid.sum(dtype=jnp.int32))
 
-
-ACCURACY = Measure('accuracy', 0.0, 1.0)
 
 # One class of all: `y` [B] is its position in the class order, answers are logits [B, C].
 classification = Problem(

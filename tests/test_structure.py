@@ -19,6 +19,7 @@ ORDER = (
     'files',
     'inputs',
     'local',
+    'measures',
     'paths',
     'problems',
     'product',

@@ -1,5 +1,6 @@
 """Metrics of continual learning, each with one definition, over a matrix `a[time, task]`."""
 
+from pecft_jax.measures import ACCURACY, Measure
 from pecft_jax.metrics.anytime import Evaluation, anytime_accuracy, min_accuracy
 from pecft_jax.metrics.matrix import validate
 from pecft_jax.metrics.performance import (
@@ -9,7 +10,7 @@ from pecft_jax.metrics.performance import (
   union_accuracy,
 )
 from pecft_jax.metrics.plasticity import fwt, intransigence, learning_accuracy
-from pecft_jax.metrics.record import ACCURACY, Measure, Metric
+from pecft_jax.metrics.record import Metric
 from pecft_jax.metrics.stability import (
   bwt,
   bwt_trace,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pecft_jax.metrics.record import ACCURACY, Measure
+from pecft_jax.measures import ACCURACY, Measure
 
 Matrix = np.ndarray | Sequence[Sequence[float | None]]  # [k, T], rows are times.
 PerTask = np.ndarray | Sequence[float]  # [T]
@@ -35,13 +35,12 @@ def validate(matrix: Matrix, measure: Measure = ACCURACY) -> np.ndarray:
   (2, 2)
   """
   a = finished(matrix)
-  low, high = measure.range
+  low, high = measure.low, measure.high
   outside = ~np.isnan(a) & ~((a >= low) & (a <= high))
   if outside.any():
     k, j = np.argwhere(outside)[0]
     raise ValueError(
-      f'expected {measure.words} in [{low:g}, {high:g}], got {a[k, j]} at time {k + 1}, '
-      f'task {j + 1}'
+      f'expected {measure.name} in [{low:g}, {high:g}], got {a[k, j]} at time {k + 1}, task {j + 1}'
     )
   return a
 

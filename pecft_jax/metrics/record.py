@@ -1,54 +1,12 @@
-"""One record for each metric, and the measure that it summarises."""
+"""One record for each metric."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from pecft_jax.measures import ACCURACY, Measure
+
 Direction = Literal['higher', 'lower']
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-  """What is measured on the test set of each task: one number.
-
-  Attributes:
-    name: an identifier, as in `accuracy` or `squared_error`.
-    range: lowest and highest value it can take.
-    direction: which values are better.
-
-  >>> Measure('squared_error', (0.0, float('inf')), 'lower').sign
-  -1
-  """
-
-  name: str
-  range: tuple[float, float] = (0.0, 1.0)
-  direction: Direction = 'higher'
-
-  def __post_init__(self):
-    if not self.name.isidentifier():
-      raise ValueError(f'expected the name of a measure to be an identifier, got {self.name!r}')
-    if len(self.range) != 2 or not self.range[0] < self.range[1]:
-      raise ValueError(f'{self.name}: expected a range (low, high), got {self.range}')
-    if self.direction not in ('higher', 'lower'):
-      raise ValueError(f"{self.name}: expected direction 'higher' or 'lower', got {self.direction}")
-
-  @property
-  def sign(self) -> int:
-    """1 where higher is better, else -1."""
-    return 1 if self.direction == 'higher' else -1
-
-  @property
-  def words(self) -> str:
-    """The name as it stands in a sentence."""
-    return self.name.replace('_', ' ')
-
-  @property
-  def percent(self) -> bool:
-    """Whether values are fractions, which are written in percent."""
-    return tuple(self.range) == (0.0, 1.0)
-
-
-ACCURACY = Measure('accuracy')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +51,8 @@ class Metric:
     Differences are computed with their sign such that a gain is positive, whatever
     direction the measure has; the mean of an error stays an error.
     """
-    fill = lambda text: text.replace('{measure}', measure.words)
-    low, high = measure.range
+    fill = lambda text: text.replace('{measure}', measure.name)
+    low, high = measure.low, measure.high
     direction = self.direction
     if self.difference:
       span = tuple(0.0 if side == 0 else side * (high - low) for side in self.range)
@@ -104,7 +62,7 @@ class Metric:
         direction = 'lower' if direction == 'higher' else 'higher'
     return dataclasses.replace(
       self,
-      name=self.name.replace('{measure}', measure.name),
+      name=self.name.replace('{measure}', measure.key),
       title=fill(self.title),
       definition=fill(self.definition),
       range=span,

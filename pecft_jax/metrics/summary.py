@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.measures import ACCURACY, Measure
 from pecft_jax.metrics import anytime, performance, plasticity, stability, zero_shot
 from pecft_jax.metrics.anytime import Evaluation
 from pecft_jax.metrics.matrix import Matrix, PerTask, square, validate
-from pecft_jax.metrics.record import ACCURACY, Measure, Metric
+from pecft_jax.metrics.record import Metric
 
 _THEMES = (performance, stability, plasticity, zero_shot, anytime)
 # What has a column in tables of several methods comes first.
@@ -22,7 +23,7 @@ METRICS: tuple[Metric, ...] = tuple(
 def metrics_of(measure: Measure) -> tuple[Metric, ...]:
   """`METRICS` in the words of a measure.
 
-  >>> metrics_of(Measure('squared_error', (0.0, 4.0), 'lower'))[0].name
+  >>> metrics_of(Measure('squared error', 0.0, 4.0, False))[0].name
   'average_squared_error'
   """
   return tuple(metric.of(measure) for metric in METRICS)

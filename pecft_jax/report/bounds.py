@@ -45,7 +45,7 @@ class Standing(NamedTuple):
 def standing(run: Run) -> Standing:
   """Compares a run with its references after the tasks that it has finished."""
   k, notes, values, absent = run.finished, list(run.problems), {}, []
-  average = f'average_{run.measure.name}'
+  average = f'average_{run.measure.key}'
   for name, words in glossary.NAMES.items():
     reference, recorded = run.references.get(name), _recorded(run, name)
     values[name] = None
@@ -77,7 +77,7 @@ def headline(at: Standing) -> str:
   if at.accuracy is None:
     return f'{at.title}: no task finished yet'
   after = '' if at.tasks == at.total else f' after {at.tasks} of {at.total} tasks'
-  words = f'average {at.measure.words}'
+  words = f'average {at.measure.name}'
   text = f'{at.title}: {glossary.level(at.measure, at.accuracy)} {words}{after}'
   parts = clauses(at)
   return f'{text}; {"; ".join(parts)}' if parts else text
@@ -87,7 +87,7 @@ def clauses(at: Standing) -> list[str]:
   """What the sentence says about the bounds: nothing where there are none."""
   points = ' points' if at.measure.percent else ''
   amount = lambda value: f'{glossary.bare(at.measure, abs(value))}{points}'
-  more = at.measure.direction == 'higher'
+  more = at.measure.higher_is_better
   worse, better = ('below', 'above') if more else ('worse than', 'better than')
   sides = []
   if at.gained is not None:

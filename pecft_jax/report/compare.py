@@ -100,7 +100,7 @@ def _lead(found: Comparison) -> str:
   measure = found.groups[0].runs[0].measure
   ahead = measure.sign * (mean(first) - mean(second))
   amount = f'{glossary.bare(measure, ahead)} {glossary.unit(measure, True)}'.rstrip()
-  text = f'in average {measure.words}, {amount} ahead of {found.groups[1].label}'
+  text = f'in average {measure.name}, {amount} ahead of {found.groups[1].label}'
   ours, theirs = deviation(first), deviation(second)
   if ours is None or theirs is None:
     return f'{text}; with one seed it is not known whether that is more than chance'
@@ -129,7 +129,7 @@ def _curves(found: Comparison, caption: str) -> list[Raw]:
   for measure in dict.fromkeys(group.runs[0].measure for group in found.groups):
     groups = tuple(group for group in found.groups if group.runs[0].measure == measure)
     svg = curves.averages(groups, bounds=not found.warnings)
-    title = f'Average {measure.words} as tasks are learned'
+    title = f'Average {measure.name} as tasks are learned'
     drawn.append(element('div', figure(svg, title, caption), class_='grid'))
   return drawn
 

@@ -52,9 +52,9 @@ def averages(groups: tuple[Group, ...], bounds: bool = True) -> str:
     )
   plots.task_axis(axes, total)
   plots.value_axis(axes, np.concatenate(everything), measure)
-  axes.set(xlabel='tasks learned', ylabel=glossary.titled(f'average {measure.words}', measure))
+  axes.set(xlabel='tasks learned', ylabel=glossary.titled(f'average {measure.name}', measure))
   plots.finish(figure, axes, ends, total)
   names = '; '.join(group.label for group in groups)
   return svg.render(
-    figure, 'curves', f'Average {measure.words} after each task, means over seeds: {names}'
+    figure, 'curves', f'Average {measure.name} after each task, means over seeds: {names}'
   )

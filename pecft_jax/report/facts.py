@@ -106,8 +106,8 @@ def per_task(run: Run) -> tuple[list[str], list[list[str]]]:
 
 def _measured(run: Run) -> str:
   """The measure with its range and direction."""
-  low, high = (f'{side:g}'.replace('inf', '∞') for side in run.measure.range)
-  return f'{run.measure.words} in [{low}, {high}], {run.measure.direction} is better'
+  low, high = (f'{side:g}'.replace('inf', '∞') for side in (run.measure.low, run.measure.high))
+  return f'{run.measure.name} in [{low}, {high}], {run.measure.direction} is better'
 
 
 def _order(order: Any) -> str | None:

@@ -143,7 +143,7 @@ def _unlike(groups: list[Group]) -> list[str]:
   runs = [(group, run) for group in groups for run in group.runs]
   readers = {
     'scenario': lambda run: run.scenario,
-    'measure': lambda run: run.measure.words,
+    'measure': lambda run: run.measure.name,
     'number of tasks': lambda run: run.total,
   }
   for key, title in _IDENTITY.items():

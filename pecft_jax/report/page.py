@@ -42,7 +42,7 @@ def _top(run: Run, at: Standing) -> Raw:
     head = element('h1', at.title, ': no task finished yet', *badge)
   else:
     number = element('span', glossary.level(at.measure, at.accuracy), class_='method')
-    head = element('h1', f'{at.title}: ', number, f' average {at.measure.words}', *badge)
+    head = element('h1', f'{at.title}: ', number, f' average {at.measure.name}', *badge)
   lead = [element('p', '; '.join(clauses(at)), class_='lead')] if clauses(at) else []
   notes = [element('p', f'{note}.', class_='note') for note in at.notes]
   return element('header', element('p', kicker, class_='kicker'), head, *lead, *notes)
@@ -79,8 +79,8 @@ def _tiles(run: Run) -> Raw:
   # In task-incremental runs the matrix itself is task-aware.
   if run.task_aware is not None and len(run.task_aware) and run.scenario != 'task':
     value = float(average_accuracy(run.task_aware)[-1])
-    words = f'Average {run.measure.words} if the task were given at test time.'
-    title = f'Task-aware {run.measure.words}'
+    words = f'Average {run.measure.name} if the task were given at test time.'
+    title = f'Task-aware {run.measure.name}'
     tiles.insert(1, (title, glossary.level(run.measure, value), '', words))
   tiles = tiles[: min(len(tiles) // _ROW * _ROW, 2 * _ROW)]
   return element('div', *(
@@ -95,12 +95,12 @@ def _figures(run: Run) -> Raw:
   found = [
     figure(
       plots.averages(run),
-      f'Average {run.measure.words} as tasks are learned',
-      f'Mean {run.measure.words} over the tasks seen so far.{between}',
+      f'Average {run.measure.name} as tasks are learned',
+      f'Mean {run.measure.name} over the tasks seen so far.{between}',
     ),
     figure(
       plots.matrix(run),
-      f'{run.measure.words.capitalize()} matrix',
+      f'{run.measure.name.capitalize()} matrix',
       f'A column follows one task; the diagonal was just learned.{_ahead(run)}',
       wide,
     ),
@@ -135,7 +135,7 @@ def _metrics(run: Run) -> Raw:
       cells[0] = element('b', cells[0], class_='method')
       rows.append((metric.title, *cells, element('p', metric.definition, class_='text')))
   percent = run.measure.percent
-  note = f'{run.measure.words.capitalize()} in percent; differences in points.' if percent else ''
+  note = f'{run.measure.name.capitalize()} in percent; differences in points.' if percent else ''
   return section('Metrics', table(['', run.title, *bounds, ''], rows), note=note)
 
 

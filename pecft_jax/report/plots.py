@@ -44,7 +44,7 @@ def averages(run: Run) -> str:
   task_axis(axes, run.total)
   everything = np.concatenate([curve for _, curve, _, _ in lines])
   value_axis(axes, everything, run.measure)
-  words = f'average {run.measure.words}'
+  words = f'average {run.measure.name}'
   axes.set(xlabel='tasks learned', ylabel=glossary.titled(words, run.measure))
   finish(figure, axes, ends, run.total)
   end = glossary.level(run.measure, run.curve()[-1])
@@ -101,7 +101,7 @@ def matrix(run: Run) -> str:
   ticks = np.arange(1, total + 1)
   axes.set_xticks(ticks, _names(run) or ticks, rotation=30 if _names(run) else 0, fontsize=font)
   axes.set_yticks(ticks, ticks, fontsize=font)
-  what = glossary.titled(run.measure.words, run.measure)
+  what = glossary.titled(run.measure.name, run.measure)
   axes.set(xlabel=f'{what} on task', ylabel='after learning task')
   label = f'{what.capitalize()} matrix of {run.title}: rows are times, columns are tasks'
   return svg.render(figure, 'matrix', label)
@@ -111,7 +111,7 @@ def matrix(run: Run) -> str:
 def forgetting(run: Run) -> str:
   """The measure on each task over time, from the moment it is learned."""
   k, total = run.matrix.shape
-  by, words = scale(run.measure), run.measure.words
+  by, words = scale(run.measure), run.measure.name
   wide = total > WIDE
   figure = Figure(figsize=(11, 4.6) if wide else _half(total))
   axes = figure.add_subplot()

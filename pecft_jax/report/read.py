@@ -11,7 +11,8 @@ import numpy as np
 
 from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import local_path
-from pecft_jax.metrics import ACCURACY, Measure, average_accuracy, summarise, validate
+from pecft_jax.measures import ACCURACY, Measure, check_measure
+from pecft_jax.metrics import average_accuracy, summarise, validate
 
 REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
 # A reference that differs in one of these is not a bound of the run.
@@ -91,7 +92,7 @@ def read_run(directory: str | Path) -> Run:
   if axis is not None and list(axis) != ['time', 'task']:
     raise ValueError(f"{where}: expected axis ['time', 'task'], got {axis}")
   measure = _measure(results.get('measure'), where)
-  field = f'{measure.name}_matrix'
+  field = f'{measure.key}_matrix'
   if field not in results:
     raise ValueError(f'{where}: expected a field {field!r}, got {sorted(results)}')
   matrix = _matrix(results[field], results, measure, where)
@@ -156,12 +157,12 @@ def _measure(value: Any, where: Path) -> Measure:
   if value is None:
     return ACCURACY
   try:
-    low, high = value['range']
-    span = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
-    return Measure(value['name'], span, value['direction'])
+    low, high = value['low'], value['high']
+    ends = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    return check_measure(Measure(str(value['name']), *ends, bool(value['higher_is_better'])))
   except (TypeError, KeyError, ValueError) as error:
     raise ValueError(
-      f'{where}: expected a measure with name, range and direction, got {value}: {error}'
+      f'{where}: expected a measure with {", ".join(Measure._fields)}, got {value}: {error}'
     ) from None
 
 
@@ -191,7 +192,7 @@ def _metrics(
   if not len(matrix):
     return recorded
   try:
-    sizes, start = results.get('test_sizes') or None, results.get(f'start_{measure.name}')
-    return summarise(matrix, sizes, start=start, measure=measure) | recorded
+    sizes, start = results.get('test_sizes') or None, results.get(f'start_{measure.key}')
+    return summarise(matrix, sizes, start=start or None, measure=measure) | recorded
   except ValueError as error:
     raise ValueError(f'{where}: {error}') from None

@@ -18,7 +18,7 @@ _SHADES = np.array([[251, 243, 208], [93, 188, 192], [18, 41, 106]], float)
 def accuracy_table(run: Run) -> Table:
   """The matrix, cells shaded by value, averages at the end of rows."""
   many = run.total > 10
-  what = glossary.titled(run.measure.words.capitalize(), run.measure)
+  what = glossary.titled(run.measure.name.capitalize(), run.measure)
   table = Table(
     title=f'{what}, a row for each time',
     title_justify='left',

@@ -25,9 +25,8 @@ class Training(NamedTuple):
       task, for methods that read them (references may do without). Possible
       only without augmentation.
     evaluate: 'seen': after each task, it and those before it; 'all': all tasks,
-      and once before the first, for forward transfer. Classes that were not
-      seen yet are not among the answers, so 'all' tells most where tasks share
-      their classes.
+      and once before the first, for forward and zero-shot transfer. Answers are
+      chosen among the classes seen and those of the test set's own task.
     evaluate_every: also evaluate after so many steps within a task.
     restart: whether each task starts with a fresh optimizer.
   """

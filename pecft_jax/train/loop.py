@@ -378,13 +378,11 @@ def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
 
 
 def _start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
-  """What the model knows before it has learnt anything; any class may be answered."""
-  if position.task or loop.experiment.training.evaluate != 'all':
+  """What the model knows before it has learnt anything."""
+  done = position.task or position.seeds[0].start
+  if done or loop.experiment.training.evaluate != 'all':
     return
-  seen = place(np.ones(state.task.seen.shape, bool), loop.steps.state_shardings.task.seen)
-  open_to_all = state._replace(task=state.task._replace(seen=seen))
-  for _ in _measured(loop, open_to_all, position, test_sets(loop.experiment, -1)):
-    yield state
+  yield from _measured(loop, state, position, test_sets(loop.experiment, -1))
   settle(position)
   for found in position.seeds:
     shares = _shares(found)
@@ -408,8 +406,14 @@ def _evaluate_inside(loop: Loop, state: TrainState, position: Position) -> Itera
   )
   settle(position)
   for found, record in zip(position.seeds, loop.records, strict=True):
-    shares = _shares(found)[0]
-    row = {'kind': 'anytime', 'task': position.task, 'step': position.batch, 'evaluated': shares}
+    shares, awares = _shares(found)
+    row = {
+      'kind': 'anytime',
+      'task': position.task,
+      'step': position.batch,
+      'evaluated': shares,
+      'aware': awares,
+    }
     found.anytime.append({key: value for key, value in row.items() if key != 'kind'})
     found.counts = []
     record.write(row)
@@ -431,8 +435,10 @@ def _measured(
       done -= count
       continue
     sums = _sums_so_far(loop, position, j)
+    ahead = test.task > (position.task if position.phase != 'start' else -1)
+    asked = _open_to(loop, state, position, test) if ahead else state
     for batch in _in_order(loop, test.split, done):
-      sums = loop.steps.predict(state, loop.frozen, _given(loop, batch, test), test.classes, sums)
+      sums = loop.steps.predict(asked, loop.frozen, _given(loop, batch, test), test.classes, sums)
       if inside:
         assert position.inside is not None
         position.inside += 1
@@ -442,6 +448,16 @@ def _measured(
       loop.tell(position, None)
       yield state
     done = 0
+
+
+def _open_to(loop: Loop, state: TrainState, position: Position, test: TestSet) -> TrainState:
+  """The state in which the classes of a task to come are possible answers, too."""
+  scenario, seen = loop.experiment.scenario, test.classes
+  if position.phase != 'start':
+    seen = seen | task_masks(scenario, position.task)[1]
+  shape, sharding = state.task.seen.shape, loop.steps.state_shardings.task.seen
+  opened = place(np.broadcast_to(seen, shape).copy(), sharding)
+  return state._replace(task=state.task._replace(seen=opened))
 
 
 def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:

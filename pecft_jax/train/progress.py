@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
-from pecft_jax.data import steps_for
+from pecft_jax.data import Split, steps_for
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.schedule import fit_steps, training_split, training_steps
 from pecft_jax.typing import ContinualMethod, Fit, Gather
@@ -24,7 +24,7 @@ def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[st
   out = []
   for t in range(len(scenario.tasks)):
     n = len(training_split(experiment, method, t).rows)
-    tests = sum(len(task.test.rows) for task in scenario.tasks[: t + 1])
+    tests = sum(len(split.rows) for split in _evaluated(experiment, t))
     steps = training_steps(experiment, method, t)
     costs = {
       'prepare': n,
@@ -49,14 +49,14 @@ def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[st
 
 def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> dict[str, int]:
   """Number of batches of each phase of a task."""
-  training, scenario = experiment.training, experiment.scenario
+  training = experiment.training
   size = training.eval_batch_size
   gathered = steps_for(len(training_split(experiment, method, t).rows), size, 1)
   found = {
     'prepare': gathered,
     'train': training_steps(experiment, method, t),
     'consolidate': gathered,
-    'evaluate': sum(steps_for(len(s.test.rows), size, 1) for s in scenario.tasks[: t + 1]),
+    'evaluate': sum(steps_for(len(s.rows), size, 1) for s in _evaluated(experiment, t)),
   }
   for step in plan_of(method):
     if isinstance(step, Fit):
@@ -64,6 +64,14 @@ def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> di
     elif isinstance(step, Gather | Calibrating):
       found[step.name] = gathered
   return found
+
+
+def _evaluated(experiment: Experiment, t: int) -> list[Split]:
+  """The test sets after task t."""
+  scenario = experiment.scenario
+  last = len(scenario.tasks) if experiment.training.evaluate == 'all' else t + 1
+  tests = [task.test for task in scenario.tasks[:last]]
+  return [*tests, *(probe.split for probe in scenario.probes)]
 
 
 class Reporter:

@@ -2,11 +2,13 @@
 
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pecft_jax.metrics import summarise
+from pecft_jax.measures import Measure
+from pecft_jax.metrics import Evaluation, summarise
 from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.typing import ContinualMethod, TrainState
@@ -34,10 +36,19 @@ def results(
   """
   scenario = experiment.scenario
   sizes = [len(task.test.rows) for task in scenario.tasks]
-  found = position.seeds[seed]
+  found, measure = position.seeds[seed], method.capacity.problem.measure
   primary = found.aware if scenario.kind == 'task' else found.accuracy
   done = len(found.accuracy)
-  return {
+  more = {
+    f'start_{measure.key}': found.start,
+    'probes': found.probes
+    and {
+      'names': [probe.name for probe in scenario.probes],
+      'matrix': found.probes,
+    },
+    'anytime': found.anytime,
+  }
+  out = {
     'name': scenario.name,
     'status': 'running' if digest is None else 'done',
     'scenario': scenario.kind,
@@ -46,10 +57,12 @@ def results(
     'tasks': [task.name for task in scenario.tasks],
     'class_names': list(scenario.class_names),
     'test_sizes': sizes,
+    'measure': measure._asdict(),
     'axis': ['time', 'task'],
-    'accuracy_matrix': primary,
-    'task_aware_accuracy_matrix': found.aware,
-    'metrics': metrics(primary, sizes) if done else {},
+    f'{measure.key}_matrix': primary,
+    f'task_aware_{measure.key}_matrix': found.aware,
+    **{name: value for name, value in more.items() if value},
+    'metrics': {},
     'efficiency': {
       'trainable_parameters': tree_size(state.params),
       'carried_state_bytes': tree_bytes((state.params, state.memory)),
@@ -68,22 +81,36 @@ def results(
     'compilations': position.compilations,
     'state_sha256': digest,
   }
+  return {**out, 'metrics': metrics(out)}
 
 
-def metrics(
-  matrix: list[list[float | None]], sizes: list[int], joint: list[float] | None = None
-) -> dict[str, float]:
-  """The metrics of the rows there are.
+def metrics(found: Mapping[str, Any], joint: Sequence[float] | None = None) -> dict[str, float]:
+  """The metrics of the tasks that are finished.
 
   Args:
-    matrix: [time][task], None above the diagonal.
-    sizes: [T], of the test sets.
-    joint: [T] accuracy of joint training on tasks 1..k, on task k.
+    found: content of results.json.
+    joint: [k], joint training on tasks 1..k evaluated on task k.
   """
-  array = np.array(matrix, np.float64)
-  k = len(array)
-  star = None if joint is None or len(joint) < k else np.asarray(joint[:k])
-  return summarise(array[:, :k], np.asarray(sizes[:k]), joint=star)
+  measure = Measure(**found['measure'])
+  matrix, sizes = found[f'{measure.key}_matrix'], found['test_sizes']
+  if not matrix:
+    return {}
+  which = 'aware' if found['scenario'] == 'task' else 'evaluated'
+  within = [Evaluation(row['task'], row[which]) for row in found.get('anytime', ())]
+  at_ends = [Evaluation(t, row) for t, row in enumerate(matrix)]
+  if joint is not None:
+    known = list(joint)[: len(sizes)]
+    joint = [*known, *[float('nan')] * (len(sizes) - len(known))]
+    joint = joint if len(known) >= len(matrix) else None
+  return summarise(
+    np.array(matrix, np.float64),
+    sizes,
+    joint=joint,
+    start=found.get(f'start_{measure.key}'),
+    # In order of time: sorting keeps what lies within a task before its end.
+    evaluations=sorted(within + at_ends, key=lambda each: each.task) if within else None,
+    measure=measure,
+  )
 
 
 def peak_memory() -> int:

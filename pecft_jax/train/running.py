@@ -12,6 +12,7 @@ from pecft_jax.devices.processes import barrier, first_only, is_first
 from pecft_jax.devices.sharding import Layout, check_batches, make_mesh, one_device
 from pecft_jax.files import write_json
 from pecft_jax.local import work_directory
+from pecft_jax.measures import Measure
 from pecft_jax.train.experiment import Experiment, check_experiment, describe, identified
 from pecft_jax.train.job import Job, run_job
 from pecft_jax.train.options import RunOptions
@@ -201,6 +202,7 @@ def _with_references(found: dict[str, Any], references: Mapping[str, Any]) -> di
     return found
   found = {**found, 'references': {name: each['metrics'] for name, each in references.items()}}
   if 'joint' in references:
-    joint = [row[k] for k, row in enumerate(references['joint']['accuracy_matrix'])]
-    found['metrics'] = metrics(found['accuracy_matrix'], found['test_sizes'], joint)
+    matrix = f'{Measure(**found["measure"]).key}_matrix'
+    joint = [row[k] for k, row in enumerate(references['joint'][matrix])]
+    found['metrics'] = metrics(found, joint)
   return found

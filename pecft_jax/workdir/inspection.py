@@ -219,7 +219,7 @@ def _size(shape: Sequence[int], dtype: str) -> int:
 
 
 def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
-  kinds = {'train': 0, 'eval': 0}
+  kinds = {'train': 0, 'eval': 0}  # Phases of a method's own have kinds of their names.
   for path in paths:
     try:
       rows = read_rows(path)
@@ -228,11 +228,11 @@ def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
       continue
     for number, row in enumerate(rows, 1):
       kind = None if row.value is None else row.value.get('kind')
-      if kind in kinds:
-        kinds[kind] += 1
+      if isinstance(kind, str):
+        kinds[kind] = kinds.get(kind, 0) + 1
       else:
-        unknown = f'{path}, line {number}, is damaged: expected a kind among {list(kinds)}'
-        problems.append(row.problem or f'{unknown}, got {kind!r}')
+        without = f'{path}, line {number}, is damaged: expected a kind of row, got {kind!r}'
+        problems.append(row.problem or without)
   return {'rows': sum(kinds.values()), **kinds}
 
 

@@ -42,7 +42,7 @@ def test_bad_matrix_is_refused(matrix, message):
 
 
 def test_range_is_that_of_the_measure():
-  error = Measure('squared_error', (0.0, np.inf), 'lower')
+  error = Measure('squared error', 0.0, np.inf, False)
   assert validate(MATRIX * 100, error)[0, 0] == 90
   with pytest.raises(ValueError, match=r'squared error in \[0, inf\], got -0.9'):
     validate(-MATRIX, error)

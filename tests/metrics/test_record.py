@@ -2,11 +2,9 @@
 
 import math
 
-import pytest
-
 from pecft_jax.metrics import ACCURACY, METRICS, Measure, metrics_of
 
-ERROR = Measure('squared_error', (0.0, 4.0), 'lower')
+ERROR = Measure('squared error', 0.0, 4.0, False)
 
 
 def test_records_are_complete_and_names_are_unique():
@@ -39,24 +37,6 @@ def test_levels_of_an_error_are_errors_and_differences_stay_gains():
 
 
 def test_unbounded_measures_have_unbounded_differences():
-  error = Measure('perplexity', (1.0, math.inf), 'lower')
+  error = Measure('perplexity', 1.0, math.inf, False)
   for metric in metrics_of(error):
     assert not any(map(math.isnan, metric.range))
-
-
-def test_only_fractions_are_percent():
-  assert ACCURACY.percent
-  assert not ERROR.percent
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    (('mean error',), "an identifier, got 'mean error'"),
-    (('x', (1.0, 0.0)), r'a range \(low, high\), got \(1.0, 0.0\)'),
-    (('x', (0.0, 1.0), 'up'), "direction 'higher' or 'lower', got up"),
-  ],
-)
-def test_bad_measures_are_refused(fields, message):
-  with pytest.raises(ValueError, match=message):
-    Measure(*fields)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from pecft_jax.metrics import Evaluation, Measure, metrics_of, summarise
+from pecft_jax.metrics import ACCURACY, Evaluation, Measure, metrics_of, summarise
 
 from .worked_example import JOINT, MATRIX, SEEN, SINGLE, SIZES, START
 
@@ -109,12 +109,12 @@ def test_random_matrices_against_loops(tasks):
 
 def test_a_measure_of_which_less_is_better_is_its_mirror_image():
   # The error 1 - a: levels are mirrored, gains and losses are the same.
-  error = Measure('error', (0.0, 1.0), 'lower')
+  error = Measure('error', 0.0, 1.0, False)
   mirrored = {name: 1 - np.asarray(values) for name, values in BASELINES.items()}
   found = summarise(1 - MATRIX, SIZES, **mirrored, measure=error)
   expected = summarise(MATRIX, SIZES, **BASELINES)
   names = {m.name: m for m in metrics_of(error)}
-  plain = {m.name.replace('accuracy', 'error'): m.name for m in metrics_of(Measure('accuracy'))}
+  plain = {m.name.replace('accuracy', 'error'): m.name for m in metrics_of(ACCURACY)}
   assert found.keys() == {name.replace('accuracy', 'error') for name in expected}
   for name, value in found.items():
     want = expected[plain[name]]
@@ -124,5 +124,5 @@ def test_a_measure_of_which_less_is_better_is_its_mirror_image():
 def test_values_out_of_the_range_of_the_measure_are_refused():
   with pytest.raises(ValueError, match=r'accuracy in \[0, 1\], got 90.0'):
     summarise(100 * MATRIX)
-  error = Measure('squared_error', (0.0, math.inf), 'lower')
+  error = Measure('squared error', 0.0, math.inf, False)
   assert summarise(100 * SEEN, measure=error)['average_squared_error'] == pytest.approx(80)

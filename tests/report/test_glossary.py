@@ -5,8 +5,8 @@ import pytest
 from pecft_jax.metrics import ACCURACY, Measure, metrics_of
 from pecft_jax.report import glossary
 
-ERROR = Measure('squared_error', (0.0, float('inf')), 'lower')
-EARNED = Measure('reward', (-10.0, 10.0))
+ERROR = Measure('squared error', 0.0, float('inf'), False)
+EARNED = Measure('reward', -10.0, 10.0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """results.json, from a position."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ from tiny_runs import TRAINING, tiny_experiment, tiny_frozen, tiny_method
 
 from pecft_jax.files import plain
 from pecft_jax.paths import tree_size
+from pecft_jax.problems import regression
 from pecft_jax.train.results import metrics, peak_memory, results
 from pecft_jax.train.state import init_state
 from pecft_jax.workdir.position import Findings, Position
@@ -71,9 +73,44 @@ def test_labels_and_identity_are_passed_on():
 
 
 def test_joint_training_gives_intransigence():
-  found = metrics(FOUND.accuracy, [6, 6], [0.6, 0.8])
+  _, results = _results()
+  found = metrics(results, [0.6, 0.8])
   assert found['intransigence'] == pytest.approx((0.1 + 0.05) / 2)
-  assert 'intransigence' not in metrics(FOUND.accuracy, [6, 6])
+  assert 'intransigence' not in metrics(results)
+  assert 'intransigence' not in metrics(results, [0.6])  # It has not come so far.
+
+
+def test_a_run_that_looks_ahead_has_zero_shot_metrics():
+  found = Findings(
+    accuracy=[[0.5, 0.25], [0.25, 0.75]],
+    aware=[[0.5, 0.5], [0.5, 1.0]],
+    start=[0.25, 0.125],
+    anytime=[{'task': 1, 'step': 4, 'evaluated': [0.5, 0.25], 'aware': [1.0, 0.5]}],
+  )
+  _, results = _results(dataclasses.replace(POSITION, seeds=[found]))
+  assert results['start_accuracy'] == [0.25, 0.125]
+  assert results['anytime'] == found.anytime
+  assert results['metrics']['fwt_gem'] == 0.125
+  assert results['metrics']['mtil_transfer'] == 0.25
+  assert results['metrics']['mtil_average'] == (0.5 + 0.25 + 0.25 + 0.75) / 4
+  assert results['metrics']['anytime_accuracy'] == pytest.approx((0.5 + 0.375 + 0.5) / 3)
+  assert json.dumps(plain(results), allow_nan=False)
+
+
+def test_another_measure_keeps_its_name():
+  errors = Findings(accuracy=[[0.5, None], [2.0, 0.25]], aware=[[0.5, None], [2.0, 0.25]])
+  experiment, method = tiny_experiment('ease'), tiny_method('ease')
+  capacity = method.capacity._replace(problem=regression(1))
+  state = jax.eval_shape(
+    lambda: init_state(method, TRAINING.recipe, jax.random.key(0), tiny_frozen())
+  )
+  position = dataclasses.replace(POSITION, seeds=[errors])
+  method = method._replace(capacity=capacity)
+  found = results(experiment, method, state, position, digest='abc')
+  assert found['mean_squared_error_matrix'] == errors.accuracy
+  assert found['metrics']['average_mean_squared_error'] == 1.125
+  assert found['metrics']['forgetting'] == 1.5  # An error that grew.
+  assert not any('accuracy' in name for name in [*found, *found['metrics']])
 
 
 def test_peak_memory_is_in_bytes():
