@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-from pecft_jax.about import About, about_of
+from pecft_jax.about import About
 from pecft_jax.assignments import assign
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.paths import unknown
@@ -174,14 +174,17 @@ def choose(
 
 
 def own_transform(method: Factory) -> str | None:
-  """The name of the transform that a method trains by default; None if there is none.
+  """The name of the transform that a method trains by default.
+
+  None if there is none, or it is one with options of the method's own (InfLoRA).
 
   >>> from pecft_jax.continual import ease, l2p
   >>> own_transform(ease), own_transform(l2p)
   ('adaptformer', None)
   """
   factory = defaults_of(method).get('peft')
-  return None if factory is None else about_of(factory).name
+  found = getattr(factory, 'about', None)
+  return found.name if isinstance(found, About) else None
 
 
 def _check_takes_peft(factory: Factory, method: str, peft: str) -> None:

@@ -1,5 +1,6 @@
 """The optimizer of a task: any optax transformation, with a schedule over the task's progress."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pecft_jax.paths import map_named, matching
 from pecft_jax.settings import recorded
 
 Array = jax.Array
@@ -135,6 +137,53 @@ def sgd(
     clip=clip,
     accumulate=accumulate,
   )
+
+
+@recorded
+def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
+  """A recipe with rates of their own for groups of parameters.
+
+  What the optimizer returns is scaled last, so a factor also scales decoupled
+  weight decay. The log shows the rate of parameters that no pattern matches.
+
+  Args:
+    recipe: any.
+    factors: factor of the rate by regex, searched in the path of a leaf of
+      `params` (`head/kernel`); the first that is found counts.
+
+  Raises:
+    ValueError: for a negative factor; when the optimizer starts, for a pattern
+      that matches no leaf.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> slow = grouped(sgd(0.1, momentum=0.0, schedule=constant), {'^delta': 0.01})
+    >>> params = {'delta': jnp.ones(1), 'head': jnp.ones(1)}
+    >>> updates, _ = slow.tx.update(params, slow.tx.init(params), params, progress=jnp.zeros(()))
+    >>> round(float(updates['delta'][0]), 4), round(float(updates['head'][0]), 4)
+    (-0.001, -0.1)
+  """
+  for pattern, factor in factors.items():
+    if factor < 0:
+      raise ValueError(f'expected factors that are not negative, got {factor} for {pattern!r}')
+
+  def scale(tree: Any) -> Any:
+    def of(name: str, leaf: Any) -> Any:
+      del leaf
+      return next((f for pattern, f in factors.items() if re.search(pattern, name)), 1.0)
+
+    return map_named(of, tree)
+
+  def init(params):
+    for pattern in factors:
+      matching(pattern, params)  # Raises where a pattern matches nothing.
+    return recipe.tx.init(params)
+
+  def update(updates, state, params=None, **extra):
+    updates, state = recipe.tx.update(updates, state, params, **extra)
+    return jax.tree.map(lambda factor, leaf: factor * leaf, scale(updates), updates), state
+
+  return Recipe(optax.GradientTransformationExtraArgs(init, update), recipe.rate)
 
 
 def _scale_by_progress(rate: Schedule) -> optax.GradientTransformationExtraArgs:

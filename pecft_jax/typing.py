@@ -19,8 +19,6 @@ Params = Any  # A pytree of arrays: nested dicts with string keys.
 Delta = Any  # The trainable pytree of a PEFT transform.
 # What one batch feeds the model: images uint8 [B, H, W, C], token ids int32 [B, T], or a `Given`.
 Inputs = Any
-# (site, args, out) -> pytree of what is wanted of a site, or None; see `Backbone.apply`.
-Watch = Callable[['Site', tuple[Any, ...], Array], Any]
 
 
 class Site(NamedTuple):
@@ -47,6 +45,10 @@ class Site(NamedTuple):
 
 
 SITE_KINDS = ('linear', 'norm', 'attend', 'sublayer', 'tokens')
+
+
+# (site, args, out) -> pytree of what is wanted of a site, or None; see `Backbone.apply`.
+Watch = Callable[[Site, tuple[Any, ...], Array], Any]
 
 
 class SiteSpec(NamedTuple):
@@ -77,7 +79,7 @@ class Calibration(NamedTuple):
     finish: `(delta, statistics) -> delta`, of the same shapes.
   """
 
-  watch: 'Watch'
+  watch: Watch
   empty: Callable[[Delta], Any]
   add: Callable[[Any, dict[str, Any], Array], Any]
   finish: Callable[[Delta, Any], Delta]
@@ -425,8 +427,8 @@ class Fit(NamedTuple):
     after: as of `Once`.
     recipe: its optimizer, whose state starts afresh with each task.
     trains: the top-level entries of `params` that it updates.
-    steps: updates in task `t` on what memory holds, as `(t) -> int`; None for
-      `epochs` passes over the task's data.
+    steps: updates in a task on what memory holds, as `(task) -> int`, of a `Task`
+      of numpy arrays; None for `epochs` passes over the task's data.
     epochs: passes over the task's data, where `steps` is None.
     when: as of `Once`.
   """
@@ -436,7 +438,7 @@ class Fit(NamedTuple):
   after: str
   recipe: Recipe
   trains: tuple[str, ...]
-  steps: Callable[[int], int] | None = None
+  steps: Callable[[Task], int] | None = None
   epochs: int = 1
   when: Callable[[int], bool] = lambda task: True
 

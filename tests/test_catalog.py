@@ -91,7 +91,7 @@ def test_parts_of_a_module_of_ones_own_go_by_name(mine):
 def test_a_method_trains_its_own_transform_by_default():
   assert {name: own_transform(factory) for name, factory in METHODS.items()} == {
     'ease': 'adaptformer', 'finetune': 'lora', 'joint': 'lora', 'l2p': None, 'olora': 'lora',
-    'ranpac': 'adaptformer', 'simplecil': None,
+    'ranpac': 'adaptformer', 'simplecil': None, 'inflora': None, 'lae': None, 'slca': 'full',
   }  # fmt: skip
   assert choose('ease').transform == 'adaptformer'
   assert choose('ease', peft='ssf').transform == 'ssf'

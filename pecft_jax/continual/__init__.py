@@ -5,16 +5,22 @@ A method or wrapper has one line here. `METHODS` and `WRAPPERS` are all of them 
 
 from pecft_jax import about as _about
 from pecft_jax.continual.adapters.ease import ease as ease
+from pecft_jax.continual.adapters.lae import lae as lae
 from pecft_jax.continual.bounds.finetune import finetune as finetune
 from pecft_jax.continual.bounds.finetune import joint as joint
+from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.olora import olora as olora
 from pecft_jax.continual.prompts.l2p import l2p as l2p
 from pecft_jax.continual.statistics.ranpac import ranpac as ranpac
 from pecft_jax.continual.statistics.simplecil import simplecil as simplecil
+from pecft_jax.continual.statistics.slca import slca as slca
+from pecft_jax.continual.wrappers.agem import agem as agem
+from pecft_jax.continual.wrappers.aligned import aligned as aligned
 from pecft_jax.continual.wrappers.derpp import derpp as derpp
 from pecft_jax.continual.wrappers.er import er as er
 from pecft_jax.continual.wrappers.ewc import ewc as ewc
 from pecft_jax.continual.wrappers.lwf import lwf as lwf
+from pecft_jax.continual.wrappers.si import si as si
 
 METHODS = _about.factories(globals(), 'method')
 WRAPPERS = _about.factories(globals(), 'wrapper')

@@ -20,9 +20,11 @@ from pecft_jax.peft.halves import combine as combine
 from pecft_jax.peft.halves import mask_of as mask_of
 from pecft_jax.peft.halves import masked as masked
 from pecft_jax.peft.halves import partition as partition
+from pecft_jax.peft.lowrank.adalora import adalora as adalora
 from pecft_jax.peft.lowrank.dora import dora as dora
 from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
+from pecft_jax.peft.lowrank.pissa import pissa as pissa
 from pecft_jax.peft.lowrank.vera import vera as vera
 from pecft_jax.peft.merge import Merged as Merged
 from pecft_jax.peft.merge import merge_error as merge_error

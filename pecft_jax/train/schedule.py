@@ -35,7 +35,7 @@ def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> i
 def fit_steps(experiment: Experiment, method: ContinualMethod, phase: Fit, t: int) -> int:
   """Updates of a phase of the method's own in task t."""
   if phase.steps is not None:
-    return phase.steps(t)
+    return phase.steps(_arrays(experiment, t, steps=1))
   n = len(training_split(experiment, method, t).rows)
   return steps_for(n, experiment.training.batch_size, phase.epochs)
 

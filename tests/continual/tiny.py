@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.backbones.core.layers import linear
-from pecft_jax.backbones.core.taps import tap_of
+from pecft_jax.backbones.core.taps import put_on, tap_of
 from pecft_jax.backbones.families.vit.model import find_sites, vit
+from pecft_jax.continual.plan import Calibrating, has_phase, plan_of
 from pecft_jax.devices.sharding import one_device
 from pecft_jax.inputs import Images
 from pecft_jax.paths import map_named, named_leaves
@@ -27,6 +28,8 @@ from pecft_jax.typing import (
   ContinualMethod,
   Env,
   Features,
+  Fit,
+  Gather,
   Site,
   Task,
   TrainState,
@@ -67,15 +70,15 @@ def toy() -> Backbone:
     kernel = 0.4 * jax.random.normal(key, (15, 6))
     return {'block_0': {'fc': {'kernel': kernel, 'bias': jnp.linspace(-0.2, 0.2, 6)}}}
 
-  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
-    del key, rows
-    if peft is not None and peft.replace is not None:
-      params = peft.replace(delta, params)
+  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
+    del rows
+    delta, params = put_on(peft, delta, params, key)
     weights = params['block_0']['fc']
     x = inputs.reshape(inputs.shape[0], -1)
-    site = Site('linear', 'block_0/fc')
-    y = jnp.tanh(tap_of(peft, delta)(site, linear, x, weights['kernel'], weights['bias']))
-    return Features(y, y[:, None], {})
+    site, taps = Site('linear', 'block_0/fc'), {}
+    tap = tap_of(peft, delta, watch, taps)
+    y = jnp.tanh(tap(site, linear, x, weights['kernel'], weights['bias']))
+    return Features(y, y[:, None], taps)
 
   spec = Images((3, 5, 1), (0.5,), (0.25,))
   return Backbone('toy', init, apply, find_sites(apply, init, spec.shape), spec, 6, 1)
@@ -168,7 +171,7 @@ class Stage(NamedTuple):
   """The state after one phase of one task."""
 
   task: int
-  name: str  # 'begin', 'train', 'consolidate', 'end'
+  name: str  # 'begin', 'prepare', 'train', 'consolidate', 'end', or a phase of the method's own.
   state: TrainState
   batch: Batch | None
   log: StepLog | None
@@ -210,16 +213,40 @@ def run(
     stages.append(Stage(t, name, copy(state), batch, log))
     return state
 
+  def go_through(step, t, state):
+    """A phase: two batches of passes and of training, two updates of fits."""
+    some = lambda i: batch(method.inputs.shape, classes[t], 10 * t + i)
+    slots = None if method.joined is None else np.full(ROWS, -1, np.int32)
+    match step:
+      case 'begin':
+        return note(t, step, steps.begin(state, frozen, task(t, classes, size)))
+      case 'end':
+        return note(t, step, steps.end(state, frozen))
+      case 'train':
+        for i in range(2):
+          state, log = steps.train(state, frozen, some(i)._replace(slot=slots))
+          note(t, 'train', state, some(i)._replace(slot=slots), log)
+        return state
+      case Fit():
+        for i in range(2):
+          given = (some(i),) if step.steps is None else ()
+          state, _ = steps.own[step.name](state, frozen, *given, np.int32(i), np.int32(2))
+          note(t, step.name, state)
+        return state
+      case str() | Gather() | Calibrating():
+        name = step if isinstance(step, str) else step.name
+        run = getattr(steps, name) if isinstance(step, str) else steps.own[name]
+        for i in range(2):
+          state = note(t, name, run(state, frozen, some(i)), some(i))
+        return state
+    return note(t, step.name, steps.own[step.name](state, frozen))
+
   for t in range(len(classes)):
-    some = lambda seed, t=t: batch(method.inputs.shape, classes[t], 10 * t + seed)
-    state = note(t, 'begin', steps.begin(state, frozen, task(t, classes, size)))
-    for i in range(2 if method.trains(t) else 0):
-      state, log = steps.train(state, frozen, some(i))
-      note(t, 'train', state, some(i), log)
-    for i in range(2 if steps.consolidate else 0):
-      state = note(t, 'consolidate', steps.consolidate(state, frozen, some(i)), some(i))
-    state = note(t, 'end', steps.end(state, frozen))
-    steps.predict(state, frozen, some(9), task(t, classes, size).classes, counts())
+    for step in plan_of(method):
+      if has_phase(method, step, t):
+        state = go_through(step, t, state)
+    some = batch(method.inputs.shape, classes[t], 10 * t + 9)
+    steps.predict(state, frozen, some, task(t, classes, size).classes, counts())
   return Run(method, steps, frozen, start, stages)
 
 

@@ -153,6 +153,7 @@ def ease(
     end_task=end_task,
     predict=predict,
     passes=float,
+    transforms={'delta': peft},
     renewed=('delta', 'head'),
   )
 

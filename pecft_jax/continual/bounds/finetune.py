@@ -89,6 +89,7 @@ def finetune(
     forward,
     masked=masked,
     query=None if anything else query,
+    transforms={'delta': peft},
     adapted=adapted,
   )
 

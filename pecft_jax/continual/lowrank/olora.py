@@ -5,12 +5,12 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
-  abstract_delta,
   from_forward,
   head_logits,
   model,
   zero_head,
 )
+from pecft_jax.continual.lowrank.sums import is_lora, joined, need_lora, summed
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora, rslora
 from pecft_jax.settings import recorded
@@ -72,16 +72,9 @@ def olora(
     ValueError: if the transform is no LoRA, or finds no site.
   """
   peft = lora() if peft is None else peft
-  shapes = abstract_delta(backbone, peft)
-  leaves = list(shapes.values()) if isinstance(shapes, dict) else [shapes]
-  kinds = sorted({type(leaf).__name__ for leaf in leaves})
-  if peft.update is None or not leaves or not all(isinstance(leaf, LoraDelta) for leaf in leaves):
-    raise ValueError(
-      'O-LoRA needs a transform whose delta is LoRA factors at every site, such as lora(...); '
-      f'got a delta of {kinds or "nothing"}'
-    )
+  need_lora('O-LoRA', backbone, peft)
   current = model(backbone, peft)
-  both = model(backbone, chain(past=_summed(peft), now=peft))
+  both = model(backbone, chain(past=summed(peft), now=peft))
 
   def init(key, frozen):
     delta = current.init(key, frozen)
@@ -110,7 +103,7 @@ def olora(
 
   def adapted(params, memory, env):
     filled = take(memory['bank'], jnp.arange(int(env.task.index) + 1))
-    delta = jax.tree.map(joined, filled, is_leaf=_is_lora)
+    delta = jax.tree.map(joined, filled, is_leaf=is_lora)
     return Adapted(peft, delta, params['head'])
 
   return from_forward(
@@ -128,31 +121,6 @@ def olora(
   )
 
 
-def _is_lora(node: object) -> bool:
-  return isinstance(node, LoraDelta)
-
-
-def joined(slots: LoraDelta) -> LoraDelta:
-  """The factors of all slots on the rank axis: one LoRA that is the sum of them."""
-  a = jnp.moveaxis(slots.a, 0, -2)  # [d_in, T, r]
-  b = slots.b  # [T, r, d_out]
-  return LoraDelta(a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1]))
-
-
-def _summed(peft: PeftTransform) -> PeftTransform:
-  """The same LoRA over a bank of all slots."""
-
-  def intercept(bank, site, next_fn, *args):
-    if site.kind != 'linear' or site.path not in bank:
-      return next_fn(*args)
-    x, w, b = args
-    assert peft.update is not None
-    change = peft.update({site.path: joined(bank[site.path])}, site.path, w)
-    return next_fn(x, w + change.astype(w.dtype), b)
-
-  return PeftTransform(peft.init, intercept)
-
-
 def _overlap(bank: LoraDelta, delta: LoraDelta, squared: bool) -> Array:
   """Sum over sites and past slots of |A_i^T A_t|: []"""
 
@@ -160,4 +128,4 @@ def _overlap(bank: LoraDelta, delta: LoraDelta, squared: bool) -> Array:
     products = jnp.einsum('tdr,ds->trs', slots.a, new.a)
     return (jnp.square(products) if squared else jnp.abs(products)).sum()
 
-  return sum(jax.tree.leaves(jax.tree.map(one, bank, delta, is_leaf=_is_lora)), jnp.zeros(()))
+  return sum(jax.tree.leaves(jax.tree.map(one, bank, delta, is_leaf=is_lora)), jnp.zeros(()))

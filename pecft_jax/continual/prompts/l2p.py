@@ -140,6 +140,7 @@ def l2p(
     forward,
     masked=True,
     query=lambda frozen, x: frozen_features(backbone, frozen, x),
+    transforms={'delta': beside},
     passes=lambda tasks: 2.0,
   )
 

@@ -156,6 +156,7 @@ def ranpac(
     consolidate=consolidate,
     end_task=end_task,
     predict=predict,
+    transforms={'delta': peft},
     adapted=adapted,
     trains=lambda task: anything and task == 0,
   )

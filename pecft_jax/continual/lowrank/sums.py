@@ -1,0 +1,73 @@
+"""Sums of the low-rank updates of several tasks, in the weights of one forward pass."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import abstract_delta
+from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.typing import Backbone, PeftTransform
+
+
+def is_lora(node: Any) -> bool:
+  """Whether a node of a delta is the factors of one site: for `jax.tree.map(is_leaf=)`."""
+  return isinstance(node, LoraDelta)
+
+
+def need_lora(name: str, backbone: Backbone, peft: PeftTransform) -> dict[str, Any]:
+  """The shapes of a transform's delta, if it has LoRA factors at every site.
+
+  Args:
+    name: of the method, for the message.
+    backbone: frozen.
+    peft: asked by the types of its delta.
+
+  Returns:
+    `{site path: LoraDelta of jax.ShapeDtypeStruct}`
+
+  Raises:
+    ValueError: if it has anything else.
+  """
+  shapes = abstract_delta(backbone, peft)
+  leaves = list(shapes.values()) if isinstance(shapes, dict) else [shapes]
+  if peft.update is None or not leaves or not all(map(is_lora, leaves)):
+    kinds = sorted({type(leaf).__name__ for leaf in leaves})
+    raise ValueError(
+      f'{name} needs a transform whose delta is LoRA factors at every site, such as lora(...); '
+      f'got a delta of {kinds or "nothing"}'
+    )
+  return shapes
+
+
+def joined(slots: LoraDelta) -> LoraDelta:
+  """The factors of all slots on the rank axis: one LoRA that is the sum of them.
+
+  Args:
+    slots: a [T, d_in, r], b [T, r, d_out].
+
+  Returns:
+    a [d_in, T r], b [T r, d_out].
+  """
+  a = jnp.moveaxis(slots.a, 0, -2)  # [d_in, T, r]
+  b = slots.b  # [T, r, d_out]
+  return LoraDelta(a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1]))
+
+
+def summed(peft: PeftTransform) -> PeftTransform:
+  """The same LoRA over a bank of all slots, added up in the weights: its cost is constant."""
+
+  def intercept(bank, site, next_fn, *args):
+    if site.kind != 'linear' or site.path not in bank:
+      return next_fn(*args)
+    x, w, b = args
+    assert peft.update is not None
+    change = peft.update({site.path: joined(bank[site.path])}, site.path, w)
+    return next_fn(x, w + change.astype(w.dtype), b)
+
+  return PeftTransform(peft.init, intercept)
+
+
+def stored(bank: Any, delta: Any, index: jax.Array) -> Any:
+  """A bank with a delta in a slot."""
+  return jax.tree.map(lambda slots, new: slots.at[index].set(new), bank, delta)

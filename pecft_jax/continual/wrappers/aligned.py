@@ -1,0 +1,152 @@
+"""Classifier alignment: the head is trained again on features drawn from a Gaussian per class.
+
+SLCA (Zhang et al., 2023, arXiv:2303.05118) aligns after full fine-tuning with a slow rate for the
+backbone; HiDe-Prompt (arXiv:2310.07234) and others align after theirs.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.about import Paper, about
+from pecft_jax.continual.core import Head, head_logits
+from pecft_jax.continual.memory import gaussians as normals
+from pecft_jax.continual.wrappers.wrap import begun, consolidated, wrap
+from pecft_jax.problems import cross_entropy, need_classes
+from pecft_jax.recipes import Recipe, sgd
+from pecft_jax.settings import recorded
+from pecft_jax.typing import Array, ContinualMethod, Fit, Once, Task
+
+
+def _default_recipe() -> Recipe:
+  return sgd(0.01, weight_decay=5e-4)
+
+
+@about(
+  'wrapper',
+  'wrappers',
+  Paper('SLCA: slow learner with classifier alignment for continual learning', '2303.05118'),
+  carries='a Gaussian D x D per class',
+  tiny={
+    '': lambda inner: aligned(inner, samples=6),
+    'diagonal': lambda inner: aligned(inner, samples=6, diagonal=True, temperature=None),
+  },
+)
+@recorded(defaults={'recipe': _default_recipe})
+def aligned(
+  inner: ContinualMethod,
+  *,
+  epochs: int = 5,
+  samples: int = 256,
+  recipe: Recipe | None = None,
+  temperature: float | None = 0.1,
+  decay: float = 0.1,
+  shrinkage: float = 1e-4,
+  diagonal: bool = False,
+) -> ContinualMethod:
+  """Trains the head of a method, after each task but the first, on Gaussian replay.
+
+  Mean and covariance of each class's features are those at the end of its
+  task. An epoch is `samples` draws per class seen, in batches of as many, of
+  classes drawn evenly; the mean of class c is scaled by 1 - decay + decay x
+  (t_c + 1) / (t + 1), with t_c its task. Logits are divided by the mean over
+  tasks of the norms of each task's logits, and by `temperature`. Defaults are
+  those of the SLCA authors' code. A class that comes again with a later task
+  has that task's Gaussian from then on.
+
+  Args:
+    inner: any method that trains on every task and has a linear head
+      `params['head']` on `Output.features`; one whose old features drift far
+      gains little, so give its delta a slow rate (`grouped`).
+    epochs: of alignment.
+    samples: per class and epoch; also the batch size.
+    recipe: of the head; SGD with momentum, rate 0.01 by default.
+    temperature: of normalised logits; None leaves logits as they are.
+    decay: how far the means of the oldest classes shrink towards zero.
+    shrinkage: added to variances.
+    diagonal: keep variances alone: C D numbers instead of C D^2.
+
+  Raises:
+    ValueError: if wrapping `inner` has no meaning, for sizes below 1, or a
+      temperature that is not positive; at init, if it has no such head.
+  """
+  need_classes(inner.capacity.problem, 'aligned')
+  if min(epochs, samples) < 1 or (temperature is not None and temperature <= 0):
+    raise ValueError(
+      f'expected epochs and samples of at least 1 and a positive temperature, got {epochs}, '
+      f'{samples} and {temperature}'
+    )
+  tasks, classes, width = *inner.capacity[:2], inner.backbone.width
+
+  def init(key, frozen):
+    params, memory = inner.init(key, frozen)
+    if not isinstance(params.get('head'), Head):
+      raise ValueError(f"aligned needs a method with a linear params['head'], got {inner.name}")
+    known = normals.no_gaussians(classes, width, diagonal=diagonal)
+    return params, {'inner': memory, 'gaussians': known}
+
+  def begin_task(params, memory, env, key):
+    params, new = begun(inner, params, memory['inner'], env, key)
+    fresh = normals.without(memory['gaussians'], env.task.classes)
+    return params, {**memory, 'inner': new, 'gaussians': fresh}
+
+  def consolidate(params, memory, env, batch):
+    out = inner.forward(params, memory['inner'], env, batch.x, None)
+    more = normals.with_rows(
+      memory['gaussians'], out.features, batch.y, batch.valid, env.task.classes
+    )
+    new = consolidated(inner, params, memory['inner'], env, batch)
+    return {**memory, 'inner': new, 'gaussians': more}
+
+  def finish(params, memory, env, key):
+    del key
+    done = normals.finished(memory['gaussians'], env.task.classes, shrinkage)
+    return params, {**memory, 'gaussians': done}
+
+  def loss(params, memory, env, batch, key):
+    del batch
+    k_class, k_feature = jax.random.split(key)
+    task = env.task
+    even = jnp.where(task.seen, 0.0, -jnp.inf)
+    y = jax.random.categorical(k_class, even, shape=(samples,))
+    age = (task.home[y] + 1) / (task.index + 1)
+    h = normals.draw(memory['gaussians'], y, k_feature, 1 - decay + decay * age)
+    logits = head_logits(params['head'], h)
+    if temperature is not None:
+      logits = logits / task_norm(logits, task.home, task.index, tasks) / temperature
+    return cross_entropy(logits, y, task.seen).mean()
+
+  def steps(task: Task) -> int:
+    return epochs * int(task.seen.sum())
+
+  fit = Fit(
+    'align',
+    loss,
+    after='gaussians',
+    recipe=_default_recipe() if recipe is None else recipe,
+    trains=('head',),
+    steps=steps,
+    when=lambda task: task > 0,
+  )
+  return wrap(
+    inner,
+    'aligned',
+    init=init,
+    begin_task=begin_task,
+    consolidate=consolidate,
+    phases=(Once('gaussians', finish, after='consolidate'), fit),
+  )
+
+
+def task_norm(logits: Array, home: Array, index: Array, tasks: int) -> Array:
+  """The mean over tasks so far of the norm of each task's logits: [B, C] -> [B, 1].
+
+  Args:
+    logits: [B, C]
+    home: [C] int32, the task of each class, -1 for those not seen.
+    index: [] int32, the task at hand.
+    tasks: T
+  """
+  member = jax.nn.one_hot(home, tasks)  # Zero rows for classes not seen.
+  norms = jnp.sqrt(jnp.square(logits) @ member + 1e-12)
+  there = jnp.arange(tasks) <= index
+  return (norms * there).sum(-1, keepdims=True) / (index + 1)

@@ -1,0 +1,91 @@
+"""SI: synaptic intelligence (Zenke et al., 2017, arXiv:1703.04200)."""
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.about import Paper, about
+from pecft_jax.continual.core import held_of
+from pecft_jax.continual.wrappers.wrap import begun, ended, observed, wrap
+from pecft_jax.settings import recorded
+from pecft_jax.typing import ContinualMethod
+
+
+@about(
+  'wrapper',
+  'wrappers',
+  Paper('Continual learning through synaptic intelligence', '1703.04200'),
+  carries='anchor, importance and path, each as large as the parameters',
+  tiny={'': lambda inner: si(inner), 'zero': lambda inner: si(inner, strength=0)},
+)
+@recorded
+def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) -> ContinualMethod:
+  """Holds parameters by what they contributed to the fall of the loss on their way.
+
+  Adds strength x sum_i Omega_i (theta_i - anchor_i)^2 (eq. 4). Over the steps of
+  a task omega_i adds up -g_i x (change of theta_i), with g the gradient of the
+  loss without this term; after it Omega_i grows by max(omega_i, 0) / (D_i^2 +
+  damping), D_i being the parameter's way in the task (eq. 5). What the inner
+  method starts afresh with each task (`renewed`) is not held.
+
+  Args:
+    inner: any method that trains on every task.
+    strength: c.
+    damping: xi, which keeps the quotient finite.
+
+  Raises:
+    ValueError: if wrapping `inner` has no meaning, for a negative strength or a
+      damping that is not positive; at init, if it has nothing to hold.
+  """
+  if strength < 0 or damping <= 0:
+    raise ValueError(f'expected strength >= 0 and damping > 0, got {strength} and {damping}')
+  held = lambda params: held_of(inner, params)
+
+  def init(key, frozen):
+    params, memory = inner.init(key, frozen)
+    if not jax.tree.leaves(held(params)):
+      raise ValueError(f'si has nothing to hold in {inner.name}: all its parameters start afresh')
+    zeros = lambda: jax.tree.map(jnp.zeros_like, held(params))
+    return params, {'inner': memory, 'anchor': zeros(), 'importance': zeros(), 'path': zeros()}
+
+  def begin_task(params, memory, env, key):
+    params, new = begun(inner, params, memory['inner'], env, key)
+    # The first task's way starts where the inner method does.
+    start = lambda anchor, now: jnp.where(env.task.index == 0, now, anchor)
+    anchor = jax.tree.map(start, memory['anchor'], held(params))
+    path = jax.tree.map(jnp.zeros_like, memory['path'])
+    return params, {**memory, 'inner': new, 'anchor': anchor, 'path': path}
+
+  def loss(params, memory, env, batch, key):
+    value, out = inner.loss(params, memory['inner'], env, batch, key)
+    term = lambda o, a, p: (o * jnp.square(p - a)).sum()
+    terms = jax.tree.map(term, memory['importance'], memory['anchor'], held(params))
+    return value + strength * sum(jax.tree.leaves(terms), jnp.zeros(())), out
+
+  def observe(params, memory, env, batch, out, update, key):
+    before, grads = held(update.before), held(update.grads)
+
+    def add(path, importance, anchor, g, old, new):
+      own = 2 * strength * importance * (old - anchor)  # The gradient of this wrapper's term.
+      return path - (g - own) * (new - old)
+
+    path = jax.tree.map(
+      add, memory['path'], memory['importance'], memory['anchor'], grads, before, held(params)
+    )
+    params, new = observed(inner, params, memory['inner'], env, batch, out, update, key)
+    return params, {**memory, 'inner': new, 'path': path}
+
+  def end_task(params, memory, env):
+    params, new = ended(inner, params, memory['inner'], env)
+
+    def grown(importance, path, anchor, now):
+      return importance + jnp.maximum(path, 0) / (jnp.square(now - anchor) + damping)
+
+    importance = jax.tree.map(
+      grown, memory['importance'], memory['path'], memory['anchor'], held(params)
+    )
+    anchor = jax.tree.map(jnp.copy, held(params))
+    return params, {**memory, 'inner': new, 'importance': importance, 'anchor': anchor}
+
+  return wrap(
+    inner, 'si', init=init, begin_task=begin_task, loss=loss, observe=observe, end_task=end_task
+  )

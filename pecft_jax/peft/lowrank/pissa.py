@@ -1,0 +1,91 @@
+"""PiSSA: the principal singular values and vectors are trained (Meng et al., 2024,
+arXiv:2404.02948).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from pecft_jax.about import Paper, about
+from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.noise import no_drop
+from pecft_jax.peft.sites import per_site
+from pecft_jax.product import product
+from pecft_jax.settings import recorded
+from pecft_jax.typing import Array, Kept, PeftTransform
+
+
+class PissaDelta(NamedTuple):
+  """y = x W + scale (x A B - x A_0 B_0), with A_0 B_0 the factors at init."""
+
+  a: Array  # [d_in, r], U sqrt(S / scale) at init.
+  b: Array  # [r, d_out], sqrt(S / scale) V^T at init.
+  start: Kept  # LoraDelta of both at init: what is taken off the frozen weight.
+
+
+@about(
+  'transform',
+  'low-rank',
+  Paper('PiSSA: principal singular values and singular vectors adaptation', '2404.02948'),
+  tiny=lambda: pissa(rank=2),
+)
+@recorded
+def pissa(
+  pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = None, *, dropout: float = 0.0
+) -> PeftTransform:
+  """Trains the leading part of each weight's singular value decomposition.
+
+  W = U S V^T becomes (W - A_0 B_0) + A B (eqs. 2 to 4): the function is the
+  same at init, and the frozen rest is what the leading part does not hold. 2 r
+  (d_in + d_out) numbers a site are carried, half of them trained.
+
+  Args:
+    pattern: regex searched in the site path.
+    rank: r, from 1 to the smaller side of the weight.
+    alpha: both products are scaled by alpha / r; r by default.
+    dropout: share of the entries of x that A does not see in training.
+
+  Raises:
+    ValueError: for a rank below 1, or a dropout outside [0, 1); at init, for a
+      rank above the smaller side of a weight.
+
+  Example:
+    >>> import jax
+    >>> from pecft_jax.backbones import vit
+    >>> model = vit(image_size=4, channels=1, patch=2, width=8, depth=1, heads=2,
+    ...             mean=(0.5,), std=(0.5,))
+    >>> params = model.init(jax.random.key(0))
+    >>> delta = pissa(rank=2).init(jax.random.key(1), model.sites, params)
+    >>> delta['block_0/attn/q'].a.shape
+    (8, 2)
+  """
+  if rank < 1:
+    raise ValueError(f'rank must be at least 1, got {rank}')
+  scale = 1.0 if alpha is None else alpha / rank
+
+  def init_one(key, spec, weights):
+    del key  # Deterministic: read off the weights.
+    d_in, d_out = weights.main.shape
+    if rank > min(d_in, d_out):
+      raise ValueError(
+        f'{spec.site.path}: rank {rank} is above the smaller side of its weight [{d_in}, {d_out}]'
+      )
+    u, s, v = jnp.linalg.svd(weights.main.astype(jnp.float32), full_matrices=False)
+    root = jnp.sqrt(s[:rank] / scale)
+    a, b = u[:, :rank] * root, root[:, None] * v[:rank]
+    return PissaDelta(a, b, Kept(LoraDelta(jnp.copy(a), jnp.copy(b))))
+
+  def run(delta, next_fn, x, w, b, drop=no_drop):
+    start = delta.start.value
+    # One product with both pairs of factors side by side.
+    down = jnp.concatenate([delta.a, start.a], 1)
+    up = jnp.concatenate([delta.b, -start.b], 0)
+    return next_fn(x, w, b) + product(product(drop(x), down), up) * jnp.asarray(scale, x.dtype)
+
+  def update(delta, w):
+    del w
+    start = delta.start.value
+    now = jnp.matmul(delta.a, delta.b, precision='highest')
+    return scale * (now - jnp.matmul(start.a, start.b, precision='highest'))
+
+  return per_site('linear', pattern, init_one, run, dropout=dropout, update=update)
