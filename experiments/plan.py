@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from pecft_jax.backbones import architecture
-from pecft_jax.catalog import METHODS, PEFTS, WRAPPERS, method_by_name
+from pecft_jax.catalog import METHODS, WRAPPERS, method_by_name
 from pecft_jax.paths import tree_bytes
 from pecft_jax.plan import CHIPS, Plan, abstract_layout, growth, plan, stored_as
 from pecft_jax.plan.estimate import abstract_batch, abstract_state, gradient_bytes
@@ -27,6 +27,11 @@ from pecft_jax.train import Rule, adam, fsdp, tensor_parallel
 from pecft_jax.train.update import train_step
 from pecft_jax.typing import Backbone, Capacity
 
+# One of each kind: rslora costs what lora does, parallel what adaptformer does.
+PEFTS = (
+  'lora', 'dora', 'vera', 'adaptformer', 'pfeiffer', 'prefix', 'vpt_deep', 'ia3', 'ssf', 'bitfit',
+  'linear_probe', 'full',
+)  # fmt: skip
 CAPACITY = Capacity(tasks=10, classes=100)
 RECIPE = adam(1e-3, clip=1.0)
 

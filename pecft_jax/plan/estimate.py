@@ -17,7 +17,16 @@ from pecft_jax.recipes import Recipe
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.state import init_state
 from pecft_jax.train.update import loss_and_grads, train_step
-from pecft_jax.typing import Backbone, Batch, ContinualMethod, Env, Given, Params, TrainState
+from pecft_jax.typing import (
+  Backbone,
+  Batch,
+  ContinualMethod,
+  Env,
+  Gather,
+  Given,
+  Params,
+  TrainState,
+)  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -183,14 +192,15 @@ def abstract_batch(
   method: ContinualMethod, frozen: Params, size: int, cache_queries: bool = False
 ) -> Batch:
   """The shapes of a batch, with cached queries where they are wanted."""
-
-  def rows(dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct((size,), dtype)
+  rows = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype)
 
   x: Any = jax.ShapeDtypeStruct((size, *method.inputs.shape), method.inputs.dtype)
   if cache_queries and method.query is not None:
     x = Given(x, jax.eval_shape(method.query, frozen, x))
-  return Batch(x, rows(jnp.int32), rows(jnp.bool_), rows(jnp.int32))
+  target = method.capacity.problem.target
+  slot: Any = None if method.joined is None else rows(jnp.int32)
+  y: Any = rows(target.dtype, *target.shape)
+  return Batch(x, y, rows(jnp.bool_), rows(jnp.int32), slot)
 
 
 def training_step(
@@ -199,7 +209,11 @@ def training_step(
   """What is planned: one update, or one batch of a method's pass where it never trains."""
   if method.trains(0):
     return lambda state, frozen, batch: train_step(method, recipe, state, frozen, batch)
-  return lambda state, frozen, batch: method.consolidate(
+  own = [phase.hook for phase in method.phases if isinstance(phase, Gather)]
+  gather = next(filter(None, [method.consolidate, method.prepare, *own]), None)
+  if gather is None:
+    return lambda state, frozen, batch: state
+  return lambda state, frozen, batch: gather(
     state.params, state.memory, Env(frozen, state.task), batch
   )
 

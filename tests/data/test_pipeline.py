@@ -36,11 +36,16 @@ def assert_same(ours, theirs):
       np.testing.assert_array_equal(left, right, err_msg=field)
 
 
+def joined(batches):
+  """The rows of several batches as one Batch."""
+  fields = zip(*batches, strict=True)
+  return Batch(*(None if field[0] is None else np.concatenate(field) for field in fields))
+
+
 def stream(batches):
   """The valid examples one after the other, as one Batch."""
-  batches = list(batches)
-  valid = np.concatenate([b.valid for b in batches])
-  return Batch(*(np.concatenate(field)[valid] for field in zip(*batches, strict=True)))
+  whole = joined(batches)
+  return Batch(*(None if field is None else field[whole.valid] for field in whole))
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**40))
@@ -76,7 +81,7 @@ def test_batches_belong_together():
   for batch in train_batches(data, batch_size=4, epochs=2, seed=0):
     np.testing.assert_array_equal(batch.x, data.inputs[data.rows[batch.index]])
     np.testing.assert_array_equal(batch.y, data.labels[batch.index])
-    assert [v.dtype for v in batch] == [np.uint8, np.int32, bool, np.int32]
+    assert [v.dtype for v in batch[:4]] == [np.uint8, np.int32, bool, np.int32]
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
@@ -96,7 +101,7 @@ def test_the_processes_share_out_the_global_batch(n, count, local):
   parts = [
     train_batches(split(n), **options, process_index=i, process_count=count) for i in range(count)
   ]
-  union = [Batch(*map(np.concatenate, zip(*p, strict=True))) for p in zip(*parts, strict=True)]
+  union = [joined(each) for each in zip(*parts, strict=True)]
   assert_same(union, list(train_batches(split(n), **options)))
 
 
