@@ -1,11 +1,23 @@
 """Names of leaves: every rule of the library addresses leaves by 'a/b/c' paths."""
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import jax
+
+from pecft_jax.text import shortened, unknown
+
+__all__ = (
+  'join',
+  'key_name',
+  'map_named',
+  'matching',
+  'named_leaves',
+  'shortened',
+  'tree_bytes',
+  'tree_size',
+  'unknown',
+)
 
 
 def key_name(key: Any) -> str:
@@ -42,21 +54,6 @@ def matching(pattern: str, tree: Any) -> list[str]:
   if not found:
     raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
   return found
-
-
-def shortened(names: Iterable[str], most: int = 24) -> str:
-  """A list of names for an error message, cut where it gets long."""
-  names = list(names)
-  more = f', … ({len(names) - most} more)' if len(names) > most else ''
-  return '[' + ', '.join(repr(name) for name in names[:most]) + more + ']'
-
-
-def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
-  """The error for a name that is none of the choices; suggests the nearest."""
-  choices = sorted(choices)
-  near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-  hint = f'; did you mean {near[0]!r}?' if near else ''
-  return ValueError(f'unknown {what} {name!r}{hint} choices: {choices}')
 
 
 def tree_bytes(tree: Any) -> int:

@@ -1,9 +1,10 @@
-"""How numbers are written, everywhere: tables, pages, messages.
+"""How numbers and names are written, everywhere: tables, pages, messages.
 
 Bytes and counts are decimal (1 kB is 1000 bytes), as memory is sold.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _PREFIXES = ('', 'k', 'M', 'G', 'T', 'P', 'E')
@@ -122,3 +123,18 @@ def listed(values: Any, most: int = 12) -> str:
   if len(values) <= most:
     return ', '.join(listed(value, most) for value in values) or 'none'
   return ', '.join(str(value) for value in values[:most]) + f', … ({len(values)} in all)'
+
+
+def shortened(names: Iterable[str], most: int = 24) -> str:
+  """A list of names for an error message, cut where it gets long."""
+  names = list(names)
+  more = f', … ({len(names) - most} more)' if len(names) > most else ''
+  return '[' + ', '.join(repr(name) for name in names[:most]) + more + ']'
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
+  """The error for a name that is none of the choices; suggests the nearest."""
+  choices = sorted(choices)
+  near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+  hint = f'; did you mean {near[0]!r}?' if near else ''
+  return ValueError(f'unknown {what} {name!r}{hint} choices: {choices}')

@@ -11,7 +11,7 @@ from pecft_jax.commands.failures import quiet_libraries
 from pecft_jax.commands.files import find_experiment, load_experiment, parse_flags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.local import local_path
-from pecft_jax.paths import unknown
+from pecft_jax.text import unknown
 
 FORMATS = ('hf-peft',)
 

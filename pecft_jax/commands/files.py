@@ -19,7 +19,7 @@ import tyro
 
 from pecft_jax.benchmarks import benchmarks, file_of
 from pecft_jax.local import local_path
-from pecft_jax.paths import unknown
+from pecft_jax.text import unknown
 
 
 def find_experiment(name: str) -> str:
