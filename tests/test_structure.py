@@ -16,6 +16,7 @@ ORDER = (
   (
     'about',
     'assignments',
+    'axes',
     'files',
     'inputs',
     'local',

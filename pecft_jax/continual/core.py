@@ -30,6 +30,8 @@ from pecft_jax.typing import (
 class Head(NamedTuple):
   """A linear classifier over all classes that the sequence can hold."""
 
+  AXES = {'kernel': (None, 'class'), 'bias': ('class',)}
+
   kernel: Array  # [D, C]
   bias: Array  # [C]
 

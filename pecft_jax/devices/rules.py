@@ -1,11 +1,13 @@
 """An ordered table of rules over leaf names, which says what is split over a mesh and how."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
+
+from pecft_jax.axes import Axes
 
 
 class Rule(NamedTuple):
@@ -15,14 +17,16 @@ class Rule(NamedTuple):
     pattern: regex searched in the leaf's path.
     axes: of the mesh, or None, for the leaf's last axes: a rule for a weight
       so holds for a bank or a stack of it too; for its first axes if an
-      ellipsis follows. Empty: whole on every device.
+      ellipsis follows. Empty: whole on every device. Or a mapping from axes that
+      the leaf's type declares (see `pecft_jax.axes`) to those of the mesh: it
+      decides about leaves that have one of them.
     optional: leave those leaves to the rules after it that the axes do not
       fit, or all where the mesh lacks one of them, and do not mind if there is
       no leaf of that name.
   """
 
   pattern: str
-  axes: tuple[str | EllipsisType | None, ...] = ()
+  axes: tuple[str | EllipsisType | None, ...] | Mapping[str, str] = ()
   optional: bool = False
 
 
@@ -33,8 +37,8 @@ _ROWS = r'(attn/out|mlp/(fc2|down))'  # and those after them, split by their inp
 def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[Rule, ...]:
   """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
-  What methods train follows the weight it adapts: the factor of a low-rank
-  update that has the split axis is split, the other is whole. An embedding
+  What methods train follows the weight it adapts: arrays whose types declare
+  the split axis, `in` or `out`, are split, others are whole. An embedding
   table is split by its rows, the vocabulary.
 
   Args:
@@ -45,10 +49,10 @@ def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[R
   """
   return (
     Rule(rf'{_COLUMNS}/kernel$', (gathered, axis), optional=True),
-    Rule(rf'{_COLUMNS}/b$', (None, axis), optional=True),
-    Rule(rf'{_COLUMNS}/(bias|magnitude|outer|scale|shift)$', (axis,), optional=True),
+    Rule(rf'{_COLUMNS}/bias$', (axis,), optional=True),
+    Rule(rf'{_COLUMNS}/', {'out': axis}, optional=True),
     Rule(rf'{_ROWS}/kernel$', (axis, gathered), optional=True),
-    Rule(rf'{_ROWS}/a$', (axis, None), optional=True),
+    Rule(rf'{_ROWS}/', {'in': axis}, optional=True),
     Rule(r'embed/table$', (axis, gathered), optional=True),
   )
 
@@ -56,7 +60,7 @@ def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[R
 def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
   """Splits every matrix of weights by its rows; each is gathered where it is used.
 
-  Low-rank factors follow their weight; embedding tables are split by their
+  What declares the axis `in` of a weight follows it; embedding tables are split by their
   columns, and never gathered. Of stacked blocks (`scan=True`) one layer's
   weights at a time are whole, in the forward pass and again in the backward
   pass; of blocks in a loop with `remat=products_and_sums` of `pecft_jax.backbones`,
@@ -66,7 +70,8 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
     axis: of the mesh; `data` splits the weights over the same devices as the batch.
   """
   return (
-    Rule(r'/(kernel|a)$', (axis, None), optional=True),
+    Rule(r'/kernel$', (axis, None), optional=True),
+    Rule('', {'in': axis}, optional=True),
     # Of tables few rows are used: not the table moves, but what is looked up in it.
     Rule(r'embed/table$', (None, axis), optional=True),
   )
@@ -75,18 +80,19 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
 def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, ...]:
   """Splits what methods carry from task to task, where it can get large.
 
-  Gram matrices by their rows, replay buffers by their slots, sums and
-  prototypes of classes by features. What belongs to a weight (banks of deltas,
+  Matrices of second moments by their rows, replay buffers by their slots, sums
+  and means of classes by features: what types declare as `row`, `column`,
+  `slot` and `feature` (see `pecft_jax.axes`). What belongs to a weight (banks of deltas,
   anchors, Fisher information, moments) follows the rules for that weight.
 
   Args:
     axis: of the mesh.
-    columns: another axis, which Gram matrices are split over, too.
+    columns: another axis, which matrices of second moments are split over, too.
   """
   return (
-    Rule(r'gram$', (axis, columns), optional=True),
-    Rule(r'buffer/items/', (axis, ...), optional=True),
-    Rule(r'(^|/)(sums|prototypes)$', (axis,), optional=True),
+    Rule('', {'row': axis, **({'column': columns} if columns else {})}, optional=True),
+    Rule('', {'slot': axis}, optional=True),
+    Rule('', {'feature': axis}, optional=True),
   )
 
 
@@ -111,15 +117,24 @@ def read_rule(text: str) -> Rule:
   return Rule(pattern, tuple(given.get(name, name) for name in names))
 
 
-def written(axes: Sequence[Any]) -> str:
-  """The axes of a rule as text, as `read_rule` takes them."""
+def written(axes: Sequence[Any] | Mapping[str, str]) -> str:
+  """The axes of a rule as text, as `read_rule` takes them; of declared axes `in: data`."""
+  if isinstance(axes, Mapping):
+    return ', '.join(f'{name}: {axis}' for name, axis in axes.items())
   return ', '.join('-' if a is None else '...' if a is ... else a for a in axes) or 'whole'
 
 
 def decided(
-  mesh: Mesh, rules: Sequence[Rule], name: str, shape: Sequence[int]
+  mesh: Mesh, rules: Sequence[Rule], name: str, shape: Sequence[int], declared: Axes = ()
 ) -> tuple[int | None, tuple[str | None, ...]]:
   """Which rule decides about a leaf, None if none does, and the axes that it is split over.
+
+  Args:
+    mesh: of devices, or of shapes alone.
+    rules: in order.
+    name: path of the leaf.
+    shape: of the leaf.
+    declared: the axes that its type declares.
 
   Raises:
     ValueError: if a rule, unless it is optional, does not fit.
@@ -127,23 +142,29 @@ def decided(
   for i, rule in enumerate(rules):
     if re.search(rule.pattern, name) is None:
       continue
-    axes = _fitted(mesh, name, shape, rule)
+    axes = _fitted(mesh, name, shape, rule, declared)
     if axes is not None:
       return i, axes
   return None, ()
 
 
 def _fitted(
-  mesh: Mesh, name: str, shape: Sequence[int], rule: Rule
+  mesh: Mesh, name: str, shape: Sequence[int], rule: Rule, declared: Axes
 ) -> tuple[str | None, ...] | None:
   """The rule's axes for a leaf, as many as it has; None where an optional rule does not fit."""
-  named = [axis for axis in rule.axes if isinstance(axis, str)]
+  axes = rule.axes
+  if isinstance(axes, Mapping):
+    if not axes.keys() & {axis for axis in declared if isinstance(axis, str)}:
+      return None
+    of = {**axes, ...: ...}
+    axes = tuple(of.get(axis) for axis in declared)
+  named = [axis for axis in axes if isinstance(axis, str)]
   unknown = sorted(set(named) - set(mesh.axis_names))
   if unknown and not rule.optional:
     raise ValueError(
       f'sharding rule {rule.pattern!r} names {unknown}; mesh axes: {mesh.axis_names}'
     )
-  given = rule.axes if ... in rule.axes else (..., *rule.axes)
+  given = axes if ... in axes else (..., *axes)
   at = given.index(...)
   before: Any = given[:at]
   after: Any = given[at + 1 :]

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pecft_jax.axes import Axes, declared_axes
 from pecft_jax.devices.rules import Rule, decided, written
-from pecft_jax.paths import map_named, named_leaves, shortened
+from pecft_jax.paths import shortened
 from pecft_jax.text import size as in_bytes
 
 
@@ -148,10 +149,12 @@ def tree_shardings(layout: Layout, tree: Any) -> Any:
   """
   rules = _rules(layout)
 
-  def one(name: str, leaf: Any) -> NamedSharding:
-    return NamedSharding(layout.mesh, P(*decided(layout.mesh, rules, name, leaf.shape)[1]))
+  def one(name: str, leaf: Any, declared: Axes) -> NamedSharding:
+    axes = decided(layout.mesh, rules, name, leaf.shape, declared)[1]
+    return NamedSharding(layout.mesh, P(*axes))
 
-  return map_named(one, tree)
+  leaves = [one(*leaf) for leaf in declared_axes(tree)]
+  return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def check_rules(layout: Layout, *trees: Any) -> None:
@@ -161,11 +164,11 @@ def check_rules(layout: Layout, *trees: Any) -> None:
     ValueError: names the first such rule that is not optional, and some leaves.
   """
   rules = _rules(layout)
-  leaves = [leaf for tree in trees for leaf in named_leaves(tree)]
-  used = {decided(layout.mesh, rules, name, leaf.shape)[0] for name, leaf in leaves}
+  leaves = [leaf for tree in trees for leaf in declared_axes(tree)]
+  used = {decided(layout.mesh, rules, name, leaf.shape, axes)[0] for name, leaf, axes in leaves}
   for i, rule in enumerate(rules):
     if i not in used and not rule.optional:
-      names = shortened(name for name, _ in leaves)
+      names = shortened(name for name, _, _ in leaves)
       raise ValueError(f'sharding rule {rule.pattern!r} decides about no leaf; leaves: {names}')
 
 
@@ -181,8 +184,8 @@ def describe_rules(layout: Layout, *trees: Any) -> str:
   """
   rules = _rules(layout)
   found: dict[int | None, list[float]] = {i: [0, 0, 0] for i in [*range(len(rules)), None]}
-  for name, leaf in (leaf for tree in trees for leaf in named_leaves(tree)):
-    i, axes = decided(layout.mesh, rules, name, leaf.shape)
+  for name, leaf, declared in (leaf for tree in trees for leaf in declared_axes(tree)):
+    i, axes = decided(layout.mesh, rules, name, leaf.shape, declared)
     parts = math.prod(layout.mesh.shape[axis] for axis in axes if axis is not None)
     size = leaf.size * leaf.dtype.itemsize
     found[i] = [old + new for old, new in zip(found[i], (1, size, size / parts), strict=True)]
@@ -190,7 +193,7 @@ def describe_rules(layout: Layout, *trees: Any) -> str:
   lines = [f'{heading}', f'{"leaves":>7} {"bytes":>10} {"a device":>10}  {"axes":16}  pattern']
   for i, (count, size, share) in found.items():
     axes = 'whole' if i is None else written(rules[i].axes)
-    name = 'all others' if i is None else rules[i].pattern
+    name = 'all others' if i is None else rules[i].pattern or 'declared'
     lines.append(f'{count:7} {in_bytes(size):>10} {in_bytes(share):>10}  {axes:16}  {name}')
   return '\n'.join(lines)
 

@@ -5,6 +5,7 @@ this library: `pecft_jax.peft.linen_bridge`.
 """
 
 from pecft_jax import about as _about
+from pecft_jax.peft.adapters.bottleneck import BottleneckDelta as BottleneckDelta
 from pecft_jax.peft.adapters.bottleneck import adaptformer as adaptformer
 from pecft_jax.peft.adapters.bottleneck import bottleneck as bottleneck
 from pecft_jax.peft.adapters.bottleneck import houlsby as houlsby
@@ -20,19 +21,26 @@ from pecft_jax.peft.halves import combine as combine
 from pecft_jax.peft.halves import mask_of as mask_of
 from pecft_jax.peft.halves import masked as masked
 from pecft_jax.peft.halves import partition as partition
+from pecft_jax.peft.lowrank.adalora import AdaloraDelta as AdaloraDelta
 from pecft_jax.peft.lowrank.adalora import adalora as adalora
+from pecft_jax.peft.lowrank.dora import DoraDelta as DoraDelta
 from pecft_jax.peft.lowrank.dora import dora as dora
+from pecft_jax.peft.lowrank.lora import LoraDelta as LoraDelta
 from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
+from pecft_jax.peft.lowrank.pissa import PissaDelta as PissaDelta
 from pecft_jax.peft.lowrank.pissa import pissa as pissa
+from pecft_jax.peft.lowrank.vera import VeraDelta as VeraDelta
 from pecft_jax.peft.lowrank.vera import vera as vera
 from pecft_jax.peft.merge import Merged as Merged
 from pecft_jax.peft.merge import merge_error as merge_error
 from pecft_jax.peft.merge import merged as merged
 from pecft_jax.peft.merge import unmerge as unmerge
+from pecft_jax.peft.scaling.ia3 import Ia3Delta as Ia3Delta
 from pecft_jax.peft.scaling.ia3 import ia3 as ia3
 from pecft_jax.peft.scaling.ia3 import scaled_inputs as scaled_inputs
 from pecft_jax.peft.scaling.ia3 import scaled_outputs as scaled_outputs
+from pecft_jax.peft.scaling.ssf import SsfDelta as SsfDelta
 from pecft_jax.peft.scaling.ssf import ssf as ssf
 from pecft_jax.peft.selective.select import bitfit as bitfit
 from pecft_jax.peft.selective.select import full as full
@@ -41,7 +49,9 @@ from pecft_jax.peft.selective.select import ln_tuning as ln_tuning
 from pecft_jax.peft.selective.select import partial as partial
 from pecft_jax.peft.selective.select import select_weights as select_weights
 from pecft_jax.peft.sites import per_site as per_site
+from pecft_jax.peft.tokens.prefix import PrefixDelta as PrefixDelta
 from pecft_jax.peft.tokens.prefix import prefix as prefix
+from pecft_jax.peft.tokens.prompt import PromptDelta as PromptDelta
 from pecft_jax.peft.tokens.prompt import prompt as prompt
 from pecft_jax.peft.tokens.prompt import prompt_tuning as prompt_tuning
 from pecft_jax.peft.tokens.prompt import vpt_deep as vpt_deep

@@ -1,11 +1,16 @@
 """Meshes, and what lies on them; no devices are needed to apply rules."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from pecft_jax.continual.memory.buffer import Buffer
+from pecft_jax.continual.memory.moments import Moments
+from pecft_jax.continual.memory.statistics import ClassSums
 from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import (
   Layout,
@@ -20,6 +25,7 @@ from pecft_jax.devices.sharding import (
   tree_shardings,
 )
 from pecft_jax.paths import named_leaves
+from pecft_jax.peft.lowrank.lora import LoraDelta
 
 MESH = AbstractMesh((4, 2), ('data', 'model'))
 
@@ -37,10 +43,10 @@ TREE = {
     'mlp': {'fc1': {'kernel': _shape(6, 7)}},
   },
   'blocks': {'attn': {'q': {'kernel': _shape(3, 8, 8)}}},
-  'bank': {'block_0/attn/q': {'a': _shape(5, 6, 2), 'b': _shape(5, 2, 6)}},
+  'bank': {'block_0/attn/q': LoraDelta(_shape(5, 6, 2), _shape(5, 2, 6))},
   'block_1': {'mlp': {'gate': {'kernel': _shape(6, 8)}, 'down': {'kernel': _shape(8, 6)}}},
   'embed': {'table': _shape(12, 8)},
-  'fc2': {'block_0/mlp/fc2': {'a': _shape(12, 2), 'b': _shape(2, 6)}},
+  'fc2': {'block_0/mlp/fc2': LoraDelta(_shape(12, 2), _shape(2, 6))},
   'gram': _shape(16, 16),
 }
 
@@ -98,24 +104,26 @@ def test_fsdp_splits_the_rows_of_matrices():
   }
 
 
+def _moments(width, classes):
+  return Moments(
+    _shape(), _shape(width), _shape(classes), _shape(width, width), _shape(width, classes)
+  )
+
+
 CARRIED = {
   'memory': {
-    'gram': _shape(16, 16),
-    'held_gram': _shape(7, 7),  # Nothing divides it.
-    'sums': _shape(5, 3, 8),
-    'counts': _shape(5, 4),
-    'buffer': {
-      'items': {'x': _shape(12, 4, 6, 3), 'y': _shape(12), 'text': _shape(12, 9)},
-      'count': _shape(),
-    },
+    'moments': _moments(16, 4),
+    'held': _moments(7, 4),  # Nothing divides it.
+    'means': ClassSums(_shape(5, 4), _shape(5, 4, 8)),
+    'buffer': Buffer({'x': _shape(12, 4, 6, 3), 'y': _shape(12), 'text': _shape(12, 9)}, _shape()),
   },
 }
 
 
 def test_what_methods_carry_is_split():
   assert _specs(split_memory(), CARRIED) == {
-    'memory/gram': P('data', None),
-    'memory/sums': P(None, None, 'data'),
+    'memory/moments/gram': P('data', None),
+    'memory/means/sums': P(None, None, 'data'),
     'memory/buffer/items/x': P('data', None, None, None),
     'memory/buffer/items/y': P('data'),
     'memory/buffer/items/text': P('data', None),
@@ -123,18 +131,38 @@ def test_what_methods_carry_is_split():
 
 
 def test_gram_matrices_may_be_split_over_two_axes():
-  assert _specs(split_memory('data', 'model'), CARRIED)['memory/gram'] == P('data', 'model')
+  assert _specs(split_memory('data', 'model'), CARRIED)['memory/moments/gram'] == P('data', 'model')
 
 
 def test_buffers_that_the_devices_do_not_divide_are_whole():
-  buffer = {'buffer': {'items': {'x': _shape(10, 4, 4, 1)}}}
+  buffer = {'buffer': Buffer({'x': _shape(10, 4, 4, 1)}, _shape())}
   assert _specs(split_memory(), buffer) == {}
 
 
+def test_what_declares_no_axes_is_whole_whatever_it_is_called():
+  tree = {'block_0/attn/q': {'a': _shape(8, 2), 'b': _shape(2, 8)}, 'sums': _shape(8, 8)}
+  assert _specs((*tensor_parallel(), *fsdp(), *split_memory()), tree) == {}
+
+
+def test_a_type_of_ones_own_declares_what_may_be_split():
+  class KronDelta(NamedTuple):
+    AXES = {'right': ('block', 'out')}
+    left: Any
+    right: Any
+
+  tree = {'delta': {'block_0/mlp/fc1': KronDelta(_shape(8, 8), _shape(8, 8))}}
+  assert _specs(tensor_parallel(), tree) == {'delta/block_0/mlp/fc1/right': P(None, 'model')}
+  own = Rule('delta/', {'block': 'data'})
+  assert _specs((own,), tree) == {'delta/block_0/mlp/fc1/right': P('data', None)}
+  with pytest.raises(ValueError, match=r"does not fit 'delta/x/right' of shape \(6, 8\)"):
+    _specs((own,), {'delta': {'x': KronDelta(_shape(8, 8), _shape(6, 8))}})
+
+
 def test_tables_can_be_joined():
-  specs = _specs(tensor_parallel() + fsdp() + split_memory())
+  tree = {**TREE, **CARRIED}
+  specs = _specs(tensor_parallel() + fsdp() + split_memory(), tree)
   assert specs['block_0/attn/out/kernel'] == P('model', None)
-  assert specs['gram'] == P('data', None)
+  assert specs['memory/moments/gram'] == P('data', None)
 
 
 def test_a_rule_before_a_table_overrules_it():

@@ -8,6 +8,8 @@ A class that comes with several tasks (other domains of it) has prototypes from
 data in all subspaces up to the last of them, and all those tasks are its own.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -32,9 +34,27 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
+  Delta,
   Output,
   PeftTransform,
 )
+
+
+class EaseMemory(NamedTuple):
+  """What is carried of T tasks and C classes."""
+
+  AXES = {
+    'counts': ('task', 'class'),
+    'own': ('task', 'class'),
+    'prototypes': ('task', 'class', 'feature'),
+    'sums': ('task', 'class', 'feature'),
+  }
+
+  bank: Delta  # [T, ...], the adapter of each task.
+  counts: Array  # [T, C], examples of each class in each subspace.
+  own: Array  # [T, C] bool, which classes came with which task.
+  prototypes: Array  # [T, C, D], means, those that are missing made up.
+  sums: Array  # [T, C, D]
 
 
 @about(
@@ -82,18 +102,18 @@ def ease(
 
   def init(key, frozen):
     delta = net.init(key, frozen)
-    memory = {
-      'bank': jax.tree.map(lambda a: jnp.zeros((tasks, *a.shape), a.dtype), delta),
-      'sums': jnp.zeros((tasks, classes, width)),
-      'counts': jnp.zeros((tasks, classes)),
-      'prototypes': jnp.zeros((tasks, classes, width)),
-      'own': jnp.zeros((tasks, classes), bool),  # Which classes came with which task.
-    }
+    memory = EaseMemory(
+      bank=jax.tree.map(lambda a: jnp.zeros((tasks, *a.shape), a.dtype), delta),
+      counts=jnp.zeros((tasks, classes)),
+      own=jnp.zeros((tasks, classes), bool),
+      prototypes=jnp.zeros((tasks, classes, width)),
+      sums=jnp.zeros((tasks, classes, width)),
+    )
     return {'delta': delta, 'head': zero_head(width, classes)}, memory
 
   def begin_task(params, memory, env, key):
     fresh = {'delta': net.init(key, env.frozen), 'head': zero_head(width, classes)}
-    return fresh, {**memory, 'own': memory['own'].at[env.task.index].set(env.task.classes)}
+    return fresh, memory._replace(own=memory.own.at[env.task.index].set(env.task.classes))
 
   def forward(params, memory, env, x, key):
     del memory
@@ -103,7 +123,7 @@ def ease(
 
   def subspace(params, memory, env, i, x):
     """Features in subspace i; the current delta is the last subspace."""
-    past = take(memory['bank'], i)
+    past = take(memory.bank, i)
     delta = jax.tree.map(
       lambda old, now: jnp.where(i == env.task.index, now, old), past, params['delta']
     )
@@ -115,27 +135,27 @@ def ease(
       new = class_sums(features, batch.y, batch.valid, classes)
       return jax.tree.map(lambda old, new: old.at[i].add(new), carry, new)
 
-    start = memory['sums'], memory['counts']
+    start = memory.sums, memory.counts
     # A traced bound: compiled once, and costs what is filled.
     sums, counts = jax.lax.fori_loop(0, env.task.index + 1, add, start)
-    return {**memory, 'sums': sums, 'counts': counts}
+    return memory._replace(sums=sums, counts=counts)
 
   def end_task(params, memory, env):
     put = lambda bank, new: bank.at[env.task.index].set(new)
-    bank = jax.tree.map(put, memory['bank'], params['delta'])
-    means = memory['sums'] / jnp.maximum(memory['counts'], 1)[..., None]
+    bank = jax.tree.map(put, memory.bank, params['delta'])
+    means = memory.sums / jnp.maximum(memory.counts, 1)[..., None]
     # The first task of each class.
-    home = jnp.argmax(memory['own'], 0)
-    prototypes = completed(means, memory['counts'] > 0, home)
-    return params, {**memory, 'bank': bank, 'prototypes': prototypes}
+    home = jnp.argmax(memory.own, 0)
+    prototypes = completed(means, memory.counts > 0, home)
+    return params, memory._replace(bank=bank, prototypes=prototypes)
 
   def predict(params, memory, env, x):
     others = alpha / jnp.maximum(env.task.index, 1)
-    each = 1 / jnp.maximum(memory['own'].sum(0), 1)
+    each = 1 / jnp.maximum(memory.own.sum(0), 1)
 
     def add(i, logits):
-      cosine = unit(subspace(params, memory, env, i, x)) @ unit(memory['prototypes'][i]).T
-      return logits + cosine * jnp.where(memory['own'][i], each, others)
+      cosine = unit(subspace(params, memory, env, i, x)) @ unit(memory.prototypes[i]).T
+      return logits + cosine * jnp.where(memory.own[i], each, others)
 
     start = jnp.zeros((raw(x).shape[0], classes))
     logits = jax.lax.fori_loop(0, env.task.index + 1, add, start)

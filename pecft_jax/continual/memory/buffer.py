@@ -12,6 +12,8 @@ from pecft_jax.typing import Array, Key
 class Buffer(NamedTuple):
   """N stored items; slots from `count` on are empty."""
 
+  AXES = {'items': ('slot', ...)}
+
   items: Any  # A pytree with leading axis N.
   count: Array  # [] int32, items offered so far, which may be more than N.
 

@@ -15,6 +15,8 @@ class Moments(NamedTuple):
   examples apart, which then drowns in rounding. So products are of centred rows.
   """
 
+  AXES = {'mean_y': ('class',), 'gram': ('row', 'column'), 'cross': (None, 'class')}
+
   count: Array  # [] the number n of examples.
   mean: Array  # [M] of h
   mean_y: Array  # [C] of y

@@ -1,9 +1,20 @@
 """Sums over examples, in float32 at the highest matmul precision."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from pecft_jax.typing import Array
+
+
+class ClassSums(NamedTuple):
+  """Sums over the examples of each class, float32."""
+
+  AXES = {'counts': ('class',), 'sums': ('class', 'feature')}
+
+  counts: Array  # [C]
+  sums: Array  # [C, D]
 
 
 def class_sums(features: Array, labels: Array, valid: Array, classes: int) -> tuple[Array, Array]:

@@ -37,6 +37,8 @@ from pecft_jax.typing import (
 class Pool(NamedTuple):
   """M prompts of P tokens, each with the key that it is found by."""
 
+  AXES = {'prompts': ('pool', 'token', 'width'), 'keys': ('pool', 'width')}
+
   prompts: Array  # [M, P, D]
   keys: Array  # [M, D]
 

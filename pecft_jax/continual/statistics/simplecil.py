@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import from_forward, frozen_features, only, unit
-from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.continual.memory.statistics import ClassSums, class_sums
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
 
@@ -28,13 +28,13 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
   def init(key, frozen):
     del key, frozen
     sums = jnp.zeros((capacity.classes, backbone.width))
-    return {}, {'sums': sums, 'counts': jnp.zeros(capacity.classes)}
+    return {}, ClassSums(jnp.zeros(capacity.classes), sums)
 
   def forward(params, memory, env, x, key):
     del params, key
     features = frozen_features(backbone, env.frozen, x)
     # The direction of a sum is the direction of the mean.
-    logits = unit(features) @ unit(memory['sums']).T
+    logits = unit(features) @ unit(memory.sums).T
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def consolidate(params, memory, env, batch):
@@ -42,7 +42,7 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
     sums, counts = class_sums(
       frozen_features(backbone, env.frozen, batch.x), batch.y, batch.valid, capacity.classes
     )
-    return {'sums': memory['sums'] + sums, 'counts': memory['counts'] + counts}
+    return ClassSums(memory.counts + counts, memory.sums + sums)
 
   def predict(params, memory, env, x):
     return only(env.task.seen, forward(params, memory, env, x, None).logits)

@@ -24,6 +24,13 @@ from pecft_jax.typing import Array, PeftTransform
 class BottleneckDelta(NamedTuple):
   """scale * f(x W_down + b_down) W_up + b_up, with r the width of the bottleneck."""
 
+  AXES = {
+    'down': ('width', 'rank'),
+    'down_bias': ('rank',),
+    'up': ('rank', 'width'),
+    'up_bias': ('width',),
+  }
+
   down: Array  # [D, r], uniform in +-sqrt(1 / D) at init (Kaiming, slope sqrt(5)).
   down_bias: Array  # [r], zeros at init.
   up: Array  # [r, D], zeros at init.

@@ -22,6 +22,8 @@ class Importance(NamedTuple):
 class AdaloraDelta(NamedTuple):
   """y = x W + scale ((x P) * l) Q"""
 
+  AXES = {'p': ('in', 'rank'), 'l': ('rank',), 'q': ('rank', 'out'), 'mask': ('rank',)}
+
   p: Array  # [d_in, r], normal with deviation 0.02 at init.
   l: Array  # [r], zeros at init.  # noqa: E741 -- the paper's Lambda.
   q: Array  # [r, d_out], normal with deviation 0.02 at init.

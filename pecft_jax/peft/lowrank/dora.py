@@ -18,6 +18,8 @@ from pecft_jax.typing import Array, PeftTransform
 class DoraDelta(NamedTuple):
   """W' = m (W + scale A B) / |W + scale A B|, the norm taken of each output column."""
 
+  AXES = {'a': ('in', 'rank'), 'b': ('rank', 'out'), 'magnitude': ('out',)}
+
   a: Array  # [d_in, r], uniform in +-sqrt(1 / d_in) at init.
   b: Array  # [r, d_out], zeros at init.
   magnitude: Array  # [d_out], m, the norms of the columns of W at init.

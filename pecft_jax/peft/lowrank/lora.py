@@ -21,6 +21,8 @@ from pecft_jax.typing import Array, Key, PeftTransform
 class LoraDelta(NamedTuple):
   """y = x W + scale x A B, with r the rank."""
 
+  AXES = {'a': ('in', 'rank'), 'b': ('rank', 'out')}
+
   a: Array  # [d_in, r], uniform in +-sqrt(1 / d_in) at init (Kaiming, slope sqrt(5)).
   b: Array  # [r, d_out], zeros at init.
 

@@ -18,6 +18,8 @@ from pecft_jax.typing import Array, Kept, PeftTransform
 class PissaDelta(NamedTuple):
   """y = x W + scale (x A B - x A_0 B_0), with A_0 B_0 the factors at init."""
 
+  AXES = {'a': ('in', 'rank'), 'b': ('rank', 'out')}
+
   a: Array  # [d_in, r], U sqrt(S / scale) at init.
   b: Array  # [r, d_out], sqrt(S / scale) V^T at init.
   start: Kept  # LoraDelta of both at init: what is taken off the frozen weight.

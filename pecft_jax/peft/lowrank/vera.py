@@ -19,6 +19,8 @@ from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, SiteSpec
 class VeraDelta(NamedTuple):
   """y = x W + (((x A) * d) B) * b with A and B frozen."""
 
+  AXES = {'inner': ('rank',), 'outer': ('out',)}
+
   inner: Array  # [r], the paper's d, 0.1 at init.
   outer: Array  # [d_out], the paper's b, zeros at init.
 

@@ -17,6 +17,8 @@ from pecft_jax.typing import Array, PeftTransform
 class Ia3Delta(NamedTuple):
   """Factors of the outputs of a linear layer, or of its inputs."""
 
+  AXES = {'scale': ('out',)}  # Of inputs, too: they are too small for it to matter.
+
   scale: Array  # [d_out] or [d_in], ones at init.
 
 

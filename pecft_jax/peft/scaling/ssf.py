@@ -16,6 +16,8 @@ from pecft_jax.typing import Array, PeftTransform
 class SsfDelta(NamedTuple):
   """y * scale + shift."""
 
+  AXES = {'scale': ('out',), 'shift': ('out',)}
+
   scale: Array  # [d_out], normal around 1 at init.
   shift: Array  # [d_out], normal around 0 at init.
 

@@ -17,6 +17,8 @@ from pecft_jax.typing import Array, PeftTransform
 class PrefixDelta(NamedTuple):
   """softmax(Q [k; K]^T) [v; V]; a leading batch axis gives each example its own prefix."""
 
+  AXES = {'k': ('token', 'head', 'component'), 'v': ('token', 'head', 'component')}
+
   k: Array  # [P, H, K] or [B, P, H, K]
   v: Array  # [P, H, K] or [B, P, H, K]
 

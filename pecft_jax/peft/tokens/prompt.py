@@ -24,6 +24,8 @@ Draw = Callable[[Key, tuple[int, ...]], Array]
 class PromptDelta(NamedTuple):
   """Tokens to insert; a leading batch axis gives each example its own."""
 
+  AXES = {'tokens': ('token', 'width')}
+
   tokens: Array  # [P, D] or [B, P, D]
 
 

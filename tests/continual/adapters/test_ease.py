@@ -62,7 +62,7 @@ def reference(frozen, memory, batches, classes, upto):
     for c in classes[t]:
       home.setdefault(c, t)
   for j in range(upto + 1):
-    delta = take(memory['bank'], j)
+    delta = take(memory.bank, j)
     seen = [some for t in range(j, upto + 1) for some in batches[t]]
     x = np.concatenate([s.x[s.valid] for s in seen])
     y = np.concatenate([s.y[s.valid] for s in seen])
@@ -86,12 +86,12 @@ def test_prototypes_are_class_means_or_mixtures_of_newer_classes(request, which,
   _, frozen, history, batches = request.getfixturevalue(which)
   classes = CLASSES if which == 'sequence' else DOMAINS
   want = reference(frozen, history[-1][1], batches, classes, upto)
-  close(history[upto][1]['prototypes'], want.astype(np.float32), atol=1e-5)
+  close(history[upto][1].prototypes, want.astype(np.float32), atol=1e-5)
 
 
 def test_mixtures_are_made_anew_from_ever_more_classes(sequence):
   _, _, history, _ = sequence
-  before, after = history[1][1]['prototypes'], history[2][1]['prototypes']
+  before, after = history[1][1].prototypes, history[2][1].prototypes
   old = list(CLASSES[0])
   assert np.abs(before[1, old] - after[1, old]).max() > 1e-4
   equal(after[0, old], before[0, old])
@@ -105,11 +105,11 @@ def test_prediction_weighs_the_own_subspace_against_all_others(sequence, alpha):
   x = batch(TOY.inputs.shape, range(7), 77).x
   want = np.zeros((5, 7))
   for j in range(3):
-    query = direction(features(frozen, take(memory['bank'], j), x))
+    query = direction(features(frozen, take(memory.bank, j), x))
     for i, classes in enumerate(CLASSES):
       for c in classes:
         weight = 1 if i == j else alpha / 2
-        want[:, c] += weight * query @ direction(np.asarray(memory['prototypes'][j, c]))
+        want[:, c] += weight * query @ direction(np.asarray(memory.prototypes[j, c]))
   found = jax.jit(method.predict)(params, memory, env(frozen, 2), x)
   np.testing.assert_allclose(found, want, atol=1e-4)
 
@@ -123,9 +123,9 @@ def test_all_tasks_that_a_class_came_with_are_its_own(returning):
     own = [j for j in range(3) if c in DOMAINS[j]]
     want[:, c] = 0
     for j in range(3):
-      query = direction(features(frozen, take(memory['bank'], j), x))
+      query = direction(features(frozen, take(memory.bank, j), x))
       weight = 1 / len(own) if j in own else 0.1 / 2
-      want[:, c] += weight * query @ direction(np.asarray(memory['prototypes'][j, c]))
+      want[:, c] += weight * query @ direction(np.asarray(memory.prototypes[j, c]))
   found = jax.jit(method.predict)(params, memory, env(frozen, 2, DOMAINS), x)
   np.testing.assert_allclose(found, want, atol=1e-4)
 
@@ -136,7 +136,7 @@ def test_trains_each_task_apart_from_all_others(sequence):
   fresh, after = method.begin_task(params, memory, env(frozen, 2), jax.random.key(4))
   assert not np.asarray(fresh['delta']['block_0/fc'].b).any()
   assert not np.asarray(fresh['head'].kernel).any()
-  equal(after['bank'], memory['bank'])
+  equal(after.bank, memory.bank)
   some = batch(TOY.inputs.shape, CLASSES[2], 0)
   alone, _ = method.init(jax.random.key(4), frozen)
   loss = lambda params, memory: method.loss(params, memory, env(frozen, 2), some, None)[0]

@@ -30,7 +30,7 @@ def test_classifies_by_cosine_to_the_class_means():
   found = method.predict(params, memory, env(frozen, 2), test)
   query = np.asarray(frozen_features(TOY, frozen, test), np.float64)
   np.testing.assert_allclose(found, direction(query) @ direction(means).T, atol=1e-5)
-  np.testing.assert_array_equal(memory['counts'], np.bincount(y, minlength=7))
+  np.testing.assert_array_equal(memory.counts, np.bincount(y, minlength=7))
 
 
 def test_trains_nothing():

@@ -1,0 +1,59 @@
+"""What the axes of carried arrays mean, declared beside the fields of their types.
+
+A type of delta or of state names the axes of its fields in `AXES`, and rules
+of sharding ask for these names, never for a field or a method:
+
+    class LoraDelta(NamedTuple):
+      AXES = {'a': ('in', 'rank'), 'b': ('rank', 'out')}
+      a: Array  # [d_in, r]
+      b: Array  # [r, d_out]
+
+Names stand for a field's last axes, so that a bank or a stack of it has them,
+too; for its first axes if an ellipsis follows. A field may hold a whole tree:
+then each leaf has these axes. Fields that are not named have none.
+
+Names that rules of the library know:
+  in, out: of the inputs and outputs of the weight that a delta adapts.
+  slot: examples of a buffer.
+  feature: of a sum or mean per class.
+  row, column: of a matrix of second moments.
+Others (`class`, `rank`, `task`, ...) say what an axis is; a rule may use them.
+"""
+
+from collections.abc import Mapping
+from types import EllipsisType
+from typing import Any
+
+import jax
+
+from pecft_jax.paths import join
+
+Axes = tuple[str | EllipsisType | None, ...]
+
+
+def declared_axes(tree: Any) -> list[tuple[str, Any, Axes]]:
+  """Path, leaf and declared axes of every leaf of a pytree, in its order.
+
+  >>> from typing import NamedTuple
+  >>> class Sums(NamedTuple):
+  ...   AXES = {'sums': ('class', 'feature')}
+  ...   counts: Any
+  ...   sums: Any
+  >>> [(path, axes) for path, _, axes in declared_axes({'memory': Sums(1, 2)})]
+  [('memory/counts', ()), ('memory/sums', ('class', 'feature'))]
+
+  Returns:
+    `(path, leaf, axes)`; the axes are empty where no type declares any. Of
+    types within types the innermost that names the field decides.
+  """
+  return [(join(path), leaf, axes) for path, leaf, axes in _walk(tree, (), ())]
+
+
+def _walk(node: Any, path: tuple[Any, ...], axes: Axes) -> Any:
+  own: Mapping[str, Axes] = getattr(type(node), 'AXES', {})
+  below = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)[0]
+  for key, part in below:
+    if not key:  # The node is a leaf itself.
+      yield path, part, axes
+    else:
+      yield from _walk(part, (*path, *key), own.get(join(key), axes))
