@@ -33,7 +33,7 @@ def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
 
 
 def _seconds(call, count: int) -> float:
-  start = time.perf_counter()
+  out, start = None, time.perf_counter()
   for _ in range(count):
     out = call()
   jax.block_until_ready(out)
@@ -56,7 +56,9 @@ def measure(method_name, peft, model, batch_size, repeats, rate):
   recipe = adam(1e-3)
   state = init_state(method, recipe, jax.random.key(0), model.params)
   half, zero = jnp.arange(100) < 50, jnp.int32(0)
-  state = state._replace(task=Task(zero, half, half, jnp.zeros(100, bool), zero, jnp.int32(100)))
+  state = state._replace(
+    task=Task(zero, half, half, jnp.zeros(100, bool), jnp.where(half, 0, -1), zero, jnp.int32(100))
+  )
   shape = (batch_size, *model.backbone.inputs.shape)
   images = jax.random.randint(jax.random.key(1), shape, 0, 256).astype(jnp.uint8)
   rows = jnp.arange(batch_size, dtype=jnp.int32)

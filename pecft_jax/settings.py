@@ -106,7 +106,8 @@ def recorded(
   4
   """
   if factory is None:
-    return functools.partial(recorded, name=name, ignored=ignored, defaults=defaults)
+    decorator: Any = recorded
+    return functools.partial(decorator, name=name, ignored=ignored, defaults=defaults)
   signature = inspect.signature(factory)
   called = name or factory.__name__
   own = {} if is_library(factory) else {'source': source_sha256(factory)}
@@ -214,7 +215,7 @@ def _compound(value: Any, where: str, seen: Seen) -> Any:
   if isinstance(value, types.FunctionType):
     return _function(value, where, seen)
   if callable(value) and hasattr(value, '__wrapped__'):  # Under jit, or a decorator.
-    return _identified(value.__wrapped__, where, seen)
+    return _identified(value.__wrapped__, where, seen)  # pyright: ignore[reportFunctionMemberAccess]
   raise ValueError(f'{where}: nothing says which {type(value).__name__} this is; {_REMEDY}')
 
 

@@ -192,7 +192,9 @@ def abstract_batch(
   method: ContinualMethod, frozen: Params, size: int, cache_queries: bool = False
 ) -> Batch:
   """The shapes of a batch, with cached queries where they are wanted."""
-  rows = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype)
+
+  def rows(dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct((size, *shape), dtype)
 
   x: Any = jax.ShapeDtypeStruct((size, *method.inputs.shape), method.inputs.dtype)
   if cache_queries and method.query is not None:

@@ -465,9 +465,8 @@ def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:
   if loop.experiment.scenario.kind != 'task':
     return batch
   size = loop.experiment.training.eval_batch_size
-  task = on_devices(
-    np.full(size // loop.part[1], test.task, np.int32), loop.steps.batch_sharding, loop.part
-  )
+  rows: Any = np.full(size // loop.part[1], test.task, np.int32)
+  task: Any = on_devices(rows, loop.steps.batch_sharding, loop.part)
   return batch._replace(x=Given(batch.x, task=task))
 
 

@@ -22,8 +22,9 @@ def put_on(
   if peft is None or delta is None:
     return {}, params
   replaced = params if peft.replace is None else peft.replace(delta, params)
-  dropping = key is not None and peft.with_dropout is not None
-  return peft.with_dropout(delta, key) if dropping else delta, replaced
+  if key is not None and peft.with_dropout is not None:
+    delta = peft.with_dropout(delta, key)
+  return delta, replaced
 
 
 def tap_of(
