@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                          help='hf-peft, for peft.PeftModel (default)')  # fmt: skip
   exporting.add_argument('--seed', type=int, help='which of seeds side by side')
   exporting.add_argument('--file', help='the experiment file, if it is no longer where it was')
+  exporting.add_argument('--accept-changes', action='store_true',
+                         help='although the experiment file was changed since')  # fmt: skip
   known, rest = parser.parse_known_args(argv)
   if known.command in {'run', 'plan'} and known.file is None and not {'-h', '--help'} & set(rest):
     parser.error(
@@ -100,7 +102,10 @@ def _run(known: argparse.Namespace, rest: list[str], console: Any) -> int:
     case 'export':
       from pecft_jax.commands.export import export
 
-      return export(known.dir, known.out, known.task, known.format, known.seed, known.file, console)
+      return export(
+        known.dir, known.out, known.task, known.format, known.seed, known.file,
+        known.accept_changes, console,
+      )  # fmt: skip
     case _:
       from pecft_jax.commands.look import report
 

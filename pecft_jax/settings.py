@@ -76,7 +76,7 @@ def recorded(
   *,
   name: str | None = None,
   ignored: Collection[str] = (),
-  defaults: Mapping[str, Callable[[], Any]] = ...,
+  defaults: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -154,6 +154,44 @@ def settings_of(thing: Any) -> Any:
     ValueError: if it cannot be identified.
   """
   return _identified(thing, type(thing).__name__, {})
+
+
+def one_line(settings: Any) -> str:
+  """Settings in a line, for messages and tables.
+
+  >>> one_line({'name': 'ewc', 'inner': {'name': 'finetune', 'masked': False}, 'strength': 10.0})
+  'ewc(inner=finetune(masked=False), strength=10.0)'
+  """
+  if isinstance(settings, Mapping) and isinstance(settings.get('name'), str):
+    arguments = [f'{k}={one_line(v)}' for k, v in settings.items() if k != 'name']
+    return f'{settings["name"]}({", ".join(arguments)})'
+  if isinstance(settings, Mapping) and 'function' in settings:
+    return settings['function'].rpartition('.')[2]
+  if isinstance(settings, Mapping):
+    return '{' + ', '.join(f'{k}: {one_line(v)}' for k, v in settings.items()) + '}'
+  if isinstance(settings, list):
+    return '[' + ', '.join(map(one_line, settings)) + ']'
+  return str(settings)
+
+
+def wrappers_of(settings: Mapping[str, Any]) -> list[str]:
+  """The names of the wrappers around a method, the innermost first.
+
+  >>> wrappers_of({'name': 'er', 'inner': {'name': 'ewc', 'inner': {'name': 'finetune'}}})
+  ['ewc', 'er']
+  """
+  inner = settings.get('inner')
+  return [*wrappers_of(inner), settings['name']] if isinstance(inner, Mapping) else []
+
+
+def transform_of(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+  """The settings of the transform that a method trains; None where it trains none.
+
+  >>> transform_of({'name': 'ewc', 'inner': {'name': 'joint', 'peft': {'name': 'bitfit'}}})
+  {'name': 'bitfit'}
+  """
+  inner = settings.get('inner')
+  return transform_of(inner) if isinstance(inner, Mapping) else settings.get('peft')
 
 
 def _with_settings(found: Any, values: dict[str, Any], called: str) -> Any:

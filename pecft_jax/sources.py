@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import pathlib
 import sys
 import textwrap
 import types
@@ -17,7 +18,15 @@ from collections.abc import Iterator
 from typing import Any
 
 # Packages whose versions are part of the environment of a run, with Python and what it brings.
-RECORDED_PACKAGES = ('pecft_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'numpy')
+PACKAGES = {  # By the name that is imported, the name that is installed.
+  'pecft_jax': 'pecft_jax',
+  'jax': 'jax',
+  'jaxlib': 'jaxlib',
+  'flax': 'flax',
+  'optax': 'optax',
+  'orbax': 'orbax-checkpoint',
+  'numpy': 'numpy',
+}
 
 
 def sha256_of_json(value: Any) -> str:
@@ -39,15 +48,14 @@ def qualified_name(thing: Any) -> str:
 def counts_by_name(thing: Any) -> bool:
   """Whether a function or class is found under its name in a library whose version is recorded."""
   root = (getattr(thing, '__module__', None) or 'builtins').partition('.')[0]
-  known = root in RECORDED_PACKAGES or root in sys.stdlib_module_names
-  # A script is `__main__`, and `antigravity` is nobody's experiment.
-  return known and root != '__main__' and '<' not in qualified_name(thing)
+  known = root in PACKAGES or root in sys.stdlib_module_names
+  return known and '<' not in qualified_name(thing)
 
 
 def is_library(thing: Any) -> bool:
   """Whether the source of a function comes with a library whose version is recorded."""
   root = (getattr(thing, '__module__', None) or '').partition('.')[0]
-  return root in RECORDED_PACKAGES or (root in sys.stdlib_module_names and root != '__main__')
+  return root in PACKAGES or root in sys.stdlib_module_names
 
 
 def source_sha256(thing: Any) -> str:
@@ -58,6 +66,57 @@ def source_sha256(thing: Any) -> str:
   code = getattr(thing, '__code__', None)
   text = _source(thing) if code is None else _source_of_code(code, thing)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def files_beside(path: str | pathlib.Path) -> dict[str, str]:
+  """The sha256 of a Python file, and of all that it imports from its folder or below, by name.
+
+  Found in the text of the files, so imports inside functions count, and those that are made up
+  while running (`importlib.import_module(name)`) do not.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    Hex digests by the path from the file's folder, as `{'run.py': ..., 'parts/model.py': ...}`.
+  """
+  file = pathlib.Path(path).resolve()
+  folder, found, due = file.parent, {}, [file]
+  while due:
+    current = due.pop()
+    name = current.relative_to(folder).as_posix()
+    if name in found:
+      continue
+    content = current.read_bytes()
+    found[name] = hashlib.sha256(content).hexdigest()
+    try:
+      tree = ast.parse(content)
+    except SyntaxError:  # Python says so where it is imported.
+      continue
+    for module in _imports(tree, current.relative_to(folder).parts[:-1]):
+      if module[0] not in PACKAGES:
+        due += _files_of(folder, module)
+  return dict(sorted(found.items()))
+
+
+def _imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+  """The dotted names that a file may import, in parts; `package` is the folder it lies in."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (tuple(alias.name.split('.')) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      above = package[: len(package) - node.level + 1] if node.level else ()
+      module = (*above, *(node.module.split('.') if node.module else ()))
+      yield from (name for alias in node.names if (name := (*module, alias.name)))
+
+
+def _files_of(folder: pathlib.Path, module: tuple[str, ...]) -> Iterator[pathlib.Path]:
+  """The files below a folder that importing a module of this name would run."""
+  for end in range(1, len(module) + 1):
+    place = folder.joinpath(*module[:end])
+    for file in (place / '__init__.py', place.with_name(place.name + '.py')):
+      if file.is_file():
+        yield file
 
 
 def globals_read(function: types.FunctionType) -> dict[str, Any]:

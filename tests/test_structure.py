@@ -17,6 +17,7 @@ ORDER = (
     'about',
     'assignments',
     'axes',
+    'environment',
     'files',
     'inputs',
     'local',

@@ -36,7 +36,9 @@ from pecft_jax.typing import (
 
 SIZE, WIDTH = 4, 8
 # All that may differ between two runs of one experiment: what was measured, not computed.
-MEASURED = ('seconds', 'seconds_per_task', 'train_images_per_second', 'peak_memory_bytes')
+MEASURED = (
+  'seconds', 'seconds_per_task', 'train_images_per_second', 'peak_memory_bytes', 'environment',
+)  # fmt: skip
 
 
 @functools.cache

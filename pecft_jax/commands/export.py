@@ -11,6 +11,7 @@ from pecft_jax.commands.failures import quiet_libraries
 from pecft_jax.commands.files import find_experiment, load_experiment, parse_flags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.local import local_path
+from pecft_jax.sources import files_beside
 from pecft_jax.text import unknown
 
 FORMATS = ('hf-peft',)
@@ -23,14 +24,16 @@ def export(
   form: str,
   seed: int | None,
   file: str | None,
+  accept_changes: bool,
   console: Console,
 ) -> int:
   if form not in FORMATS:
     raise unknown('format', form, FORMATS)
-  from pecft_jax.workdir.claim import read_config
+  from pecft_jax.workdir.claim import changed_files, files_message, read_config
 
   out, directory = local_path(out).resolve(), local_path(directory).resolve()
-  command = read_config(directory).get('command') or {}
+  config = read_config(directory)
+  command = config.get('command') or {}
   file = command.get('file') if file is None else str(local_path(find_experiment(file)).resolve())
   if file is None or 'arguments' not in command:
     raise ValueError(
@@ -41,6 +44,12 @@ def export(
   there = pathlib.Path(command['directory'])
   with contextlib.chdir(there) if there.is_dir() else contextlib.nullcontext():
     function = load_experiment(file)
+    changed = changed_files(config.get('files') or {}, files_beside(file))
+    if changed and not accept_changes:
+      raise ValueError(
+        f'{files_message(changed)}: running it now may make another experiment than {directory} '
+        'holds; --accept-changes if what was changed has no part in what is computed'
+      )
     values, _ = parse_flags(function, command['arguments'], f'pecft run {file}', RunFlags)
     experiment = function(**values)
   from pecft_jax.interop import save_hf_peft

@@ -11,6 +11,7 @@ from pecft_jax.commands.failures import quiet_libraries, room_in
 from pecft_jax.commands.files import default_workdir, find_experiment, load_experiment, parse_flags
 from pecft_jax.commands.meshes import layout_of
 from pecft_jax.local import local_path, work_directory
+from pecft_jax.sources import files_beside
 
 _RESUME = 'The same command resumes.'
 _STOPPED = 143  # As of a process that SIGTERM ended, after Ctrl-C, too.
@@ -47,6 +48,9 @@ class RunFlags:
   (Cloud TPU, GKE, SLURM, Open MPI)."""
   processes: int | None = None
   """Number of processes of the job; needs --coordinator."""
+  accept_changes: bool = False
+  """Resume although FILE, or what it imports from beside it, was changed since: say so where the
+  change has no part in what is computed. It is recorded."""
   process_id: int | None = None
   """Number of this process, from 0; needs --coordinator."""
 
@@ -126,6 +130,8 @@ def _run_experiment(
     writers=[tensorboard(workdir / 'tensorboard')] if writing else (),
     config=settings,
     command=command,
+    files=files_beside(command['file']),
+    accept_changes=flags.accept_changes,
   )
   if flags.seeds == 1:
     run(experiment, workdir, options)
@@ -150,12 +156,13 @@ def _check_seeds(
   function: Callable[..., Any], values: dict[str, Any], experiment: Any, seeds: Sequence[int]
 ) -> None:
   """Refuses seeds side by side where one by one they would learn different things."""
-  from pecft_jax.train.experiment import describe
+  from pecft_jax.train.experiment import configuration
 
   if values.get('seed') is None:
     return
-  last = describe(function(**{**values, 'seed': seeds[-1]}))
-  differing = sorted(k for k, v in describe(experiment).items() if last.get(k) != v)
+  flat = lambda found: {**found['identity'], 'method': found['method'], **found['training']}
+  last = flat(configuration(function(**{**values, 'seed': seeds[-1]})))
+  differing = sorted(k for k, v in flat(configuration(experiment)).items() if last.get(k) != v)
   if differing:
     raise ValueError(
       f'with another seed this experiment has another {", ".join(differing)}: such seeds cannot '

@@ -93,6 +93,22 @@ def joined(splits: Sequence[Split]) -> Split:
   )
 
 
+def data_sha256(scenario: Scenario) -> str:
+  """The sha256 over the inputs of the first and last example of each split.
+
+  It says of two scenarios with the same rows and labels whether their inputs are prepared alike:
+  resized to another shape, or read from another data set.
+  """
+  digest = hashlib.sha256()
+  for task in scenario.tasks:
+    for split in (task.train, task.test):
+      if len(split.rows):
+        examples = np.ascontiguousarray(split.inputs[split.rows[[0, -1]]])
+        digest.update(f'{examples.dtype} {examples.shape}\n'.encode())
+        digest.update(examples.tobytes())
+  return digest.hexdigest()
+
+
 def split_digest(kind: str, order: Sequence[int], tasks: Sequence[TaskData]) -> str:
   """The sha256 over the kind, the class order and each task's rows and labels."""
   digest = hashlib.sha256(kind.encode())

@@ -13,13 +13,17 @@ from pecft_jax.report.read import Run, read_run
 from pecft_jax.text import listed
 
 # Parts of config.json that do not make another experiment: how it was started and with which
-# seeds, and what stands beside the run. The data and weights are in the identity.
-_ASIDE = ('command', 'references', 'identity', 'seeds_together')
+# seeds, where it ran, and what stands beside the run. The data and weights are in the identity.
+_ASIDE = (
+  'command', 'references', 'identity', 'seeds_together', 'files', 'accepted', 'environment',
+  'resumed',
+)  # fmt: skip
 _VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds')
 _IDENTITY = {
   'benchmark': 'benchmark',
   'split_digest': 'split digest',
   'class_order': 'class order',
+  'data_sha256': 'sha256 of the data',
   'backbone': 'backbone',
   'backbone_sha256': 'backbone sha256',
   'value_range': 'value range',

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pecft_jax.settings import one_line
 from pecft_jax.text import percent, size
 
 
@@ -80,7 +81,9 @@ def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pairs(value: Mapping[str, Any]) -> str:
   return ', '.join(
-    _pairs(v) if isinstance(v, Mapping) else f'{k}={v}' for k, v in value.items() if v is not None
+    _pairs(v) if isinstance(v, Mapping) and 'name' not in v else f'{k}={one_line(v)}'
+    for k, v in value.items()
+    if v is not None
   )
 
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from pecft_jax.devices.sharding import one_device, tree_shardings
 from pecft_jax.files import plain
 from pecft_jax.local import work_directory
-from pecft_jax.train.experiment import Experiment, describe, identified
+from pecft_jax.train.experiment import Experiment, configuration, identified
 from pecft_jax.train.step import compile_steps
 from pecft_jax.typing import Adapted, Env
 from pecft_jax.workdir.branch import check_identity, find_after
 from pecft_jax.workdir.checkpoint import read_checkpoint
-from pecft_jax.workdir.claim import read_config
+from pecft_jax.workdir.claim import check_config, read_config
 
 
 class After(NamedTuple):
@@ -54,9 +54,11 @@ def adapted_after(
       f'{method.name} has no single delta that does what its predictions need; finetune, joint, '
       'olora and ranpac have, and wrappers around them'
     )
-  place = _place(directory, seed)
+  place, here = _place(directory, seed), configuration(experiment)
+  config = read_config(directory)
+  check_config(directory / 'config.json', {key: config.get(key) for key in here}, here)
   tick, contents = find_after(directory, tasks)
-  check_identity(directory, contents.identity or {}, plain(describe(experiment)))
+  check_identity(directory, contents.identity or {}, plain(here['identity']))
   stacked = place is not None
   steps = compile_steps(
     method, experiment.training.recipe, one_device(), experiment.frozen, stacked=stacked

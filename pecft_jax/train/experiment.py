@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from pecft_jax.data import Augmentation, Scenario
+from pecft_jax.data.scenario import data_sha256
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.rules import Rule
 from pecft_jax.recipes import Recipe
+from pecft_jax.settings import settings_of
 from pecft_jax.typing import Backbone, ContinualMethod, Params, Pretrained
 
 
@@ -58,7 +60,8 @@ class Experiment:
       `joint` are the bounds that the report knows.
     identity: further entries of the run's identity, as JSON, over those of the
       model and the scenario: runs are compared where all entries are equal.
-    labels: free entries for tables: `peft`, `wrappers`.
+    labels: free entries of results.json, for tables; `peft` and `wrappers` are there from the
+      method's settings.
     rules: sharding rules of its own, as in `Layout`; where a mesh is given on
       the command line, they go before the tables of its flags.
   """
@@ -129,11 +132,13 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def identified(experiment: Experiment) -> Experiment:
-  """The experiment with the digest of its backbone's weights in its identity."""
-  model = experiment.model
-  if 'backbone_sha256' in {**model.identity, **experiment.identity}:
-    return experiment
-  identity = {**model.identity, 'backbone_sha256': tree_sha256(model.params)}
+  """The experiment with digests of its backbone's weights and of its data in its identity."""
+  model, known = experiment.model, {**experiment.model.identity, **experiment.identity}
+  identity = dict(model.identity)
+  if 'backbone_sha256' not in known:
+    identity['backbone_sha256'] = tree_sha256(model.params)
+  if 'data_sha256' not in known:
+    identity['data_sha256'] = data_sha256(experiment.scenario)
   return experiment.replace(model=model._replace(identity=identity))
 
 
@@ -148,6 +153,24 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     'value_range': experiment.backbone.inputs.values,
     **experiment.model.identity,
     **experiment.identity,
+  }
+
+
+def configuration(experiment: Experiment, method: ContinualMethod | None = None) -> dict[str, Any]:
+  """All that determines a run but its seed, as JSON: runs with equal ones compute the same.
+
+  Args:
+    experiment: with its identity, as `identified` gives it.
+    method: one of the references; the experiment's own by default.
+
+  Raises:
+    ValueError: if a part cannot be identified.
+  """
+  training = settings_of(experiment.training)
+  return {
+    'method': settings_of(experiment.method if method is None else method),
+    'training': {key: value for key, value in training.items() if key != 'name'},
+    'identity': describe(experiment),
   }
 
 

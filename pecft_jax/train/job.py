@@ -23,6 +23,7 @@ from pecft_jax.train.results import peak_memory, results
 from pecft_jax.train.step import Steps, compilations, compile_steps
 from pecft_jax.typing import ContinualMethod, Params, TrainState
 from pecft_jax.workdir.checkpoint import Checkpoints
+from pecft_jax.workdir.claim import ran_in
 from pecft_jax.workdir.position import Findings, Position
 from pecft_jax.workdir.record import Record, Unwritten
 
@@ -81,7 +82,12 @@ class Job:
     for i, (seed, output, digest) in enumerate(zip(self.seeds, self.outputs, digests, strict=True)):
       experiment = self.experiment.replace(seed=seed)
       each = jax.eval_shape(lambda state, i=i: self.of_seed(state, i), state)
-      found.append(results(experiment, self.method, each, position, digest=digest, seed=i))
+      found.append(
+        {
+          **results(experiment, self.method, each, position, digest=digest, seed=i),
+          'environment': ran_in(output, done=digest is not None),
+        }
+      )
       if is_first():
         write_json(output / 'results.json', found[-1])
     return found

@@ -29,6 +29,9 @@ class RunOptions:
     config: settings that must be the same on resuming, as JSON.
     command: how the run was started, which need not be the same on resuming;
       kept with the configuration.
+    files: digests by name of the files that made the experiment, as
+      `pecft_jax.sources.files_beside` finds them: on resuming, changed ones are refused.
+    accept_changes: go on although a file was changed; recorded in config.json.
 
   Example:
     >>> import dataclasses
@@ -45,3 +48,5 @@ class RunOptions:
   writers: Sequence[Writer] = ()
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   command: Mapping[str, Any] | None = None
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  accept_changes: bool = False

@@ -10,7 +10,8 @@ import numpy as np
 from pecft_jax.measures import Measure
 from pecft_jax.metrics import Evaluation, summarise
 from pecft_jax.paths import tree_bytes, tree_size
-from pecft_jax.train.experiment import Experiment, describe
+from pecft_jax.settings import transform_of, wrappers_of
+from pecft_jax.train.experiment import Experiment, configuration
 from pecft_jax.typing import ContinualMethod, TrainState
 from pecft_jax.workdir.position import Position
 
@@ -39,6 +40,8 @@ def results(
   found, measure = position.seeds[seed], method.capacity.problem.measure
   primary = found.aware if scenario.kind == 'task' else found.accuracy
   done = len(found.accuracy)
+  made = configuration(experiment, method)
+  transform = transform_of(made['method'])
   more = {
     f'start_{measure.key}': found.start,
     'probes': found.probes
@@ -53,6 +56,8 @@ def results(
     'status': 'running' if digest is None else 'done',
     'scenario': scenario.kind,
     'method': method.name,
+    'peft': None if transform is None else transform['name'],
+    'wrappers': wrappers_of(made['method']),
     **experiment.labels,
     'tasks': [task.name for task in scenario.tasks],
     'class_names': list(scenario.class_names),
@@ -76,7 +81,8 @@ def results(
       'peak_memory_bytes': position.peak_bytes or None,
       'seeds_together': len(position.seeds),  # Times and memory are those of all.
     },
-    'identity': describe(experiment),
+    'identity': made['identity'],
+    'settings': {'method': made['method'], 'training': made['training']},
     'seed': experiment.seed,
     'compilations': position.compilations,
     'state_sha256': digest,

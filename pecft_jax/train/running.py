@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,13 @@ from pecft_jax.devices.sharding import Layout, check_batches, make_mesh, one_dev
 from pecft_jax.files import write_json
 from pecft_jax.local import work_directory
 from pecft_jax.measures import Measure
-from pecft_jax.train.experiment import Experiment, check_experiment, describe, identified
+from pecft_jax.train.experiment import (
+  Experiment,
+  check_experiment,
+  configuration,
+  describe,
+  identified,
+)
 from pecft_jax.train.job import Job, run_job
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.results import metrics
@@ -148,16 +155,21 @@ def _run(
 
 def _prepare(job: Job, directory: pathlib.Path, logs: tuple[str, ...]) -> None:
   """Makes the directories of a job, each claimed by its configuration; copies its branch."""
-  branch, command, tick = job.options.branch, job.options.command, None
-  settings = _config(job)
+  options, branch, tick = job.options, job.options.branch, None
+  settings, notes = _config(job), []
+  mine = functools.partial(
+    claim, command=options.command, files=options.files, accept_changes=options.accept_changes
+  )
   if branch is not None:
     tick = find_branch(branch, describe(job.experiment), directory, logs)
   if job.stacked:
     job.directory.mkdir(parents=True, exist_ok=True)
-    claim(job.directory, settings, command)
+    mine(job.directory, settings)
   for seed, output in zip(job.seeds, job.outputs, strict=True):
     output.mkdir(parents=True, exist_ok=True)
-    claim(output, {**settings, 'seed': seed}, command)
+    notes = mine(output, {**settings, 'seed': seed})
+  for note in notes if job.directory == directory else ():  # Those of references are the same.
+    job.console.print(f'{directory}: {note}', style='yellow', markup=False)
   if branch is not None and tick is not None:
     copy_branch(branch, tick, directory, logs)
 
@@ -178,16 +190,10 @@ def _check_shared(directory: pathlib.Path) -> None:
 
 def _config(job: Job) -> dict[str, Any]:
   """What must be the same on resuming."""
-  training, branch = job.experiment.training, job.options.branch
-  numbers = (
-    'epochs', 'batch_size', 'eval_batch_size', 'log_every', 'cache_queries', 'evaluate',
-    'evaluate_every', 'restart',
-  )  # fmt: skip
+  branch = job.options.branch
   found = {
     'settings': dict(job.options.config),
-    'method': job.method.name,
-    'training': {name: getattr(training, name) for name in numbers},
-    'identity': describe(job.experiment),
+    **configuration(job.experiment, job.method),
   }
   if len(job.seeds) > 1:
     found['seeds_together'] = list(job.seeds)

@@ -70,7 +70,7 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
     'directory': str(path),
     'status': _status(results, process),
     'process': process,
-    'method': results.get('method') or config.get('method'),
+    'method': results.get('method') or _method(config),
     'seed': config.get('seed', config.get('seeds_together')),
     'finished': _length(results.get('accuracy_matrix')),
     'total': _length(results.get('tasks')),
@@ -127,6 +127,11 @@ def bytes_of(path: pathlib.Path) -> int:
   for folder, _, names in os.walk(path):
     files += [pathlib.Path(folder, name) for name in names]
   return sum(map(_bytes_of_file, files))
+
+
+def _method(config: dict[str, Any]) -> str | None:
+  settings = config.get('method')
+  return settings.get('name') if isinstance(settings, dict) else settings
 
 
 def _bytes_of_file(path: pathlib.Path) -> int:
