@@ -3,7 +3,7 @@
 Axis letters: B batch, C classes, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from pecft_jax.measures import ACCURACY, Measure
+from pecft_jax.settings import recorded
 
 Array = jax.Array
 
@@ -44,6 +45,7 @@ class Problem(NamedTuple):
     measure: what `judge` sums up to.
     classes: whether `y` is the position of a class.
     score_dtype: of the sums of `judge`: int32 where it counts.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   name: str
@@ -54,6 +56,7 @@ class Problem(NamedTuple):
   measure: Measure
   classes: bool = False
   score_dtype: Any = np.int32
+  settings: Mapping[str, Any] | None = None
 
 
 def cross_entropy(logits: Array, labels: Array, allowed: Array) -> Array:
@@ -92,9 +95,11 @@ classification = Problem(
   _judge_classes,
   ACCURACY,
   classes=True,
+  settings={'name': 'classification'},
 )
 
 
+@recorded
 def next_tokens(length: int) -> Problem:
   """Tokens of a text: `y` [B, T] int32, -1 where none is asked for; answers are logits [B, T, V].
 
@@ -136,6 +141,7 @@ def next_tokens(length: int) -> Problem:
   )
 
 
+@recorded
 def regression(width: int) -> Problem:
   """Numbers: `y` [B, width] float32; answers [B, width]; judged by the mean squared error.
 
