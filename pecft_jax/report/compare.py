@@ -5,7 +5,15 @@ from pathlib import Path
 
 from pecft_jax.metrics import metrics_of
 from pecft_jax.report import columns, curves, facts, glossary
-from pecft_jax.report.groups import Comparison, Group, compare, deviation, final_average, mean
+from pecft_jax.report.groups import (
+  Comparison,
+  Group,
+  compare,
+  deviation,
+  final_average,
+  mean,
+  row_names,
+)
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run
 
@@ -60,13 +68,16 @@ def comparison_markdown(dirs: Iterable[str | Path]) -> str:
 
 
 def _markdown(groups: tuple[Group, ...], shown: columns.Table) -> list[str]:
-  head = ['Method', 'PEFT', 'Seeds', *(title for title, _ in shown)]
-  lines = [_row(head), '|' + ' --- |' * 2 + ' ---: |' * (len(head) - 2)]
+  peft = any(group.peft for group in groups)
+  names = ['Method', 'PEFT'] if peft else ['Method']
+  titles = ['Seeds', *(title for title, _ in shown)]
+  lines = [_row([*names, *titles]), '|' + ' --- |' * len(names) + ' ---: |' * len(titles)]
   for index, group in enumerate(groups):
     name = f'{group.title} ({group.settings})' if group.settings else group.title
     cells = [column[index] for _, column in shown]
     texts = [f'**{cell.text}**' if cell.best else cell.text for cell in cells]
-    lines.append(_row([name, group.peft, str(len(group.runs)), *texts]))
+    first = [name, group.peft] if peft else [name]
+    lines.append(_row([*first, str(len(group.runs)), *texts]))
   return lines
 
 
@@ -140,23 +151,24 @@ def _cost(found: Comparison) -> Raw:
 
 
 def _table(groups: tuple[Group, ...], shown: columns.Table) -> Raw:
-  rows = []
+  rows, numbered = [], row_names(groups) != [group.label for group in groups]
   for index, group in enumerate(groups):
     cells = [column[index] for _, column in shown]
     texts = [element('span', c.text, class_='best') if c.best else c.text for c in cells]
-    rows.append((_two_lines(group), len(group.runs), *texts))
+    number = f'{index + 1} ' if numbered else ''
+    rows.append((_two_lines(group, number), len(group.runs), *texts))
   return table(['', 'Seeds', *(title for title, _ in shown)], rows)
 
 
-def _two_lines(group: Group) -> Raw:
+def _two_lines(group: Group, number: str) -> Raw:
   below = ' · '.join(part for part in (group.peft, group.settings) if part)
-  return Raw(element('b', group.title) + element('div', below, class_='faint'))
+  return Raw(element('b', number, group.title) + element('div', below, class_='faint'))
 
 
 def _runs(found: Comparison) -> Raw:
   rows = [
     (
-      group.label,
+      element('div', group.label),
       run.results.get('seed', 'not recorded'),
       glossary.level(run.measure, final_average(run)),
       _forgetting(run),

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pecft_jax.report import glossary, plots, svg
-from pecft_jax.report.groups import Group
+from pecft_jax.report.groups import Group, row_names
 
 _MARKERS = 'osD^vPX*'
 
@@ -24,6 +24,7 @@ def averages(groups: tuple[Group, ...], bounds: bool = True) -> str:
   axes = figure.add_subplot()
   measure = groups[0].runs[0].measure
   scale, written = plots.scale(measure), functools.partial(glossary.bare, measure)
+  names = row_names(groups)
   ends, everything = [], []
   total = max(group.runs[0].total for group in groups)
   for name, words in glossary.NAMES.items() if bounds else ():
@@ -48,13 +49,14 @@ def averages(groups: tuple[Group, ...], bounds: bool = True) -> str:
     axes.plot(time, middle, dash, clip_on=False, **look)
     everything.append(middle)
     ends.append(
-      (len(middle), middle[-1], f'{group.label}\u2002{written(middle[-1] / scale)}', color)
+      (len(middle), middle[-1], f'{names[index]}\u2002{written(middle[-1] / scale)}', color)
     )
   plots.task_axis(axes, total)
   plots.value_axis(axes, np.concatenate(everything), measure)
   axes.set(xlabel='tasks learned', ylabel=glossary.titled(f'average {measure.name}', measure))
   plots.finish(figure, axes, ends, total)
-  names = '; '.join(group.label for group in groups)
   return svg.render(
-    figure, 'curves', f'Average {measure.name} after each task, means over seeds: {names}'
+    figure,
+    'curves',
+    f'Average {measure.name} after each task, means over seeds: {"; ".join(names)}',
   )

@@ -1,7 +1,7 @@
 """Groups runs that differ only in their seed, and says what cannot be compared."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ _ASIDE = (
   'resumed',
 )  # fmt: skip
 _VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds')
+_ROOM = 34  # Letters beside a figure.
 _IDENTITY = {
   'benchmark': 'benchmark',
   'split_digest': 'split digest',
@@ -74,6 +75,14 @@ def compare(dirs: Iterable[str | Path]) -> Comparison:
   groups = _named([sorted(group, key=_seed) for group in members.values()])
   groups.sort(key=lambda group: -group.runs[0].measure.sign * mean(group.values(final_average)))
   return Comparison(tuple(groups), tuple(_unlike(groups)), tuple(notes + _uncertain(groups)))
+
+
+def row_names(groups: Sequence[Group]) -> list[str]:
+  """Names for figures: labels, or numbers of rows and titles where labels leave no room."""
+  if all(len(group.label) <= _ROOM for group in groups):
+    return [group.label for group in groups]
+  cut = lambda text: text if len(text) <= _ROOM else f'{text[: _ROOM - 1]}…'
+  return [f'{number} {cut(group.title)}' for number, group in enumerate(groups, 1)]
 
 
 def final_average(run: Run) -> float:

@@ -124,8 +124,10 @@ th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--gr
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, .pairs td { text-align: left; } th:first-child { padding-left: 0; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; }
-tbody th { font-weight: 500; } .path { white-space: normal; overflow-wrap: anywhere;
-  min-width: 18ch; } .pairs th { color: var(--muted); width: 34%; }
+tbody th { font-weight: 500; }
+tbody th div { white-space: normal; overflow-wrap: anywhere; max-width: 30ch; }
+.path { white-space: normal; overflow-wrap: anywhere; min-width: 18ch; }
+.pairs th { color: var(--muted); width: 34%; }
 .pairs td, .pairs th { white-space: normal; overflow-wrap: anywhere; }
 td p.text { margin: 0; text-align: left; white-space: normal; color: var(--muted);
   min-width: 280px; font-size: 13px; }

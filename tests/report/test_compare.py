@@ -192,6 +192,19 @@ def test_markdown_has_one_row_for_each_group(seeds):
   assert any('benchmark: Split CIFAR-100' in line and 'b1' in line for line in lines)
 
 
+def test_labels_that_leave_no_room_are_numbers_in_figure_and_table(work, tmp_path):
+  paths = [work(f'm{i}', method=f'{"x" * 60}{i}', drop=i / 50) for i in (1, 2)]
+  page = write_comparison(paths, tmp_path).read_text(encoding='utf-8')
+  assert f'<b>2 {"x" * 60}2</b>' in page
+  assert f'2 {"x" * 33}…\u2002' in page
+  short = write_comparison([work('a'), work('b', method='b')], tmp_path)
+  assert '<b>b</b>' in short.read_text(encoding='utf-8')
+
+
+def test_markdown_has_no_column_for_transforms_that_nobody_names(work):
+  assert comparison_markdown([work(peft=None)]).startswith('| Method | Seeds | Average')
+
+
 def test_nothing_finished_is_still_a_page(work, tmp_path):
   paths = [work(finished=1)]
   assert 'No finished run' in write_comparison(paths, tmp_path).read_text(encoding='utf-8')
