@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 
 from pecft_jax.typing import Array
@@ -41,8 +42,15 @@ def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
     moments: of M features and C classes.
     h: [B, M] float32
     y: [B, C] float32
-    valid: [B] bool; other rows count for nothing.
+    valid: [B] bool; other rows are ignored.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  rows = len(valid)
+  chex.assert_shape(
+    [h, y, valid], [(rows, len(moments.mean)), (rows, len(moments.mean_y)), (rows,)]
+  )
   many = valid.sum(dtype=jnp.float32)
   count = moments.count + many
   share = valid / jnp.maximum(many, 1)

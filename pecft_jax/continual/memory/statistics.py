@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +29,12 @@ def class_sums(features: Array, labels: Array, valid: Array, classes: int) -> tu
 
   Returns:
     sums [C, D] and counts [C], float32.
+
+  Raises:
+    AssertionError: for other ranks, or different numbers of rows.
   """
+  chex.assert_rank([features, labels, valid], [2, 1, 1])
+  chex.assert_equal_shape_prefix([features, labels, valid], 1)
   members = one_hot(labels, valid, classes)
   sums = jnp.matmul(members.T, features.astype(jnp.float32), precision='highest')
   return sums, members.sum(0)
