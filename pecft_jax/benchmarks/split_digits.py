@@ -6,6 +6,8 @@
 Needs no download: scikit-learn brings the digits, this library the backbone.
 """
 
+from typing import Literal
+
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
@@ -34,6 +36,7 @@ def experiment(
   batch_size: int = 32,
   learning_rate: float | None = None,
   bounds: bool = True,
+  evaluate: Literal['seen', 'all'] = 'seen',
   seed: int = 0,
   class_order: str = 'natural',
 ) -> Experiment:
@@ -49,6 +52,7 @@ def experiment(
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
     bounds: also run sequential fine-tuning and joint training, the lower and the upper bound.
+    evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
     class_order: natural, seed:1993, or a list of digits.
   """
@@ -65,7 +69,11 @@ def experiment(
     scenario,
     build(choice),
     Training(
-      adam(rate, clip=1.0), epochs=epochs, batch_size=batch_size, augment=data.random_crop(1)
+      adam(rate, clip=1.0),
+      epochs=epochs,
+      batch_size=batch_size,
+      augment=data.random_crop(1),
+      evaluate=evaluate,
     ),
     seed=seed,
     references={
