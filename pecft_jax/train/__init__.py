@@ -4,6 +4,7 @@ from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
 from pecft_jax.recipes import Recipe, adam, constant, cosine, recipe, sgd, warmup
 from pecft_jax.train.adapted import After, adapted_after
+from pecft_jax.train.check import check_method
 from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.job import Stopped
 from pecft_jax.train.loop import NonFiniteLoss
@@ -27,6 +28,7 @@ __all__ = (
   'Training',
   'adam',
   'adapted_after',
+  'check_method',
   'compile_steps',
   'constant',
   'cosine',
