@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pecft_jax import data
 from pecft_jax.backbones.core.layers import linear
-from pecft_jax.backbones.core.taps import tap_of
+from pecft_jax.backbones.core.taps import put_on, tap_of
 from pecft_jax.backbones.families.vit.model import find_sites
 from pecft_jax.continual.adapters.ease import ease
 from pecft_jax.continual.bounds.finetune import finetune, joint
@@ -54,9 +54,10 @@ def tiny_backbone() -> Backbone:
       'block_0': {'attn': {'q': {'kernel': kernel(k_mix, WIDTH), 'bias': jnp.zeros(WIDTH)}}},
     }
 
-  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None):
-    del key
-    tap = tap_of(peft, {} if delta is None else delta)
+  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
+    delta, params = put_on(peft, delta, params, key)
+    taps = {}
+    tap = tap_of(peft, delta, watch, taps)
     weights = params['block_0']['attn']['q']
 
     def encoder(x, mask):
@@ -68,7 +69,7 @@ def tiny_backbone() -> Backbone:
     x = inputs[..., 0] @ params['embed']['kernel']
     x = jnp.concatenate([jnp.zeros_like(x[:, :1]), x], 1)
     x = tap(Site('tokens', 'encoder', lead=1), encoder, x, None)
-    return Features(x[:, 0], x, {})
+    return Features(x[:, 0], x, taps)
 
   spec = Images(shape, (0.5,), (0.25,))
   # Its layers are named as a vision transformer's, so adapters of it can be exported.

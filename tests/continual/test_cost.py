@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.continual import finetune, l2p
+from pecft_jax.continual import finetune, inflora, l2p, si
 from pecft_jax.peft import at_layers, full, linear_probe, lora
 from pecft_jax.recipes import adam
 from pecft_jax.train.state import init_state
@@ -88,3 +88,14 @@ def test_a_cached_query_saves_the_forward_pass_that_makes_it():
   query = SHAPE((BATCH, 192), jnp.float32)
   saved = flops(update(method)) - flops(update(method, Given(IMAGES, query)))
   assert saved == pytest.approx(forward(1), rel=0.02)
+
+
+@pytest.mark.parametrize(('name', 'most'), [('inflora', 1.15), ('si', 1.1)])
+def test_what_is_designed_once_and_seen_once_costs_little(name, most):
+  """InfLoRA decomposes matrices between passes, SI has the step's own gradient."""
+  plain = finetune(MODEL, CAPACITY, peft=lora(r'attn/(k|v)$', rank=8))
+  method = {
+    'inflora': lambda: inflora(MODEL, CAPACITY, peft=lora(r'attn/(k|v)$', rank=8)),
+    'si': lambda: si(plain),
+  }[name]()
+  assert flops(update(method)) <= most * flops(update(plain))
