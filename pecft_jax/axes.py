@@ -22,13 +22,30 @@ Others (`class`, `rank`, `task`, ...) say what an axis is; a rule may use them.
 
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from pecft_jax.paths import join
 
 Axes = tuple[str | EllipsisType | None, ...]
+
+
+class Split(NamedTuple):
+  """How the layers of a model are split over devices that share one example.
+
+  The parts of a sublayer go in pairs: one layer is split by its outputs, the
+  one behind it by its inputs, so that what is between them stays where it is.
+
+  Attributes:
+    columns: regex of the paths of layers that are split by their outputs.
+    rows: of those that are split by their inputs.
+    tables: of embedding tables, which are split by their rows; empty for none.
+  """
+
+  columns: str
+  rows: str
+  tables: str = ''
 
 
 def declared_axes(tree: Any) -> list[tuple[str, Any, Axes]]:

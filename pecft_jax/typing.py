@@ -142,34 +142,42 @@ class InputSpec(Protocol):
   @property
   def kind(self) -> str:
     """The kind of input, as others ask for it: 'image' or 'tokens', or one of your own."""
+    ...
 
   @property
   def shape(self) -> tuple[int, ...]:
     """Of one example: [H, W, channels] of images, [T] of token ids."""
+    ...
 
   @property
   def dtype(self) -> np.dtype[Any]:
     """In which examples arrive."""
+    ...
 
   @property
   def what(self) -> str:
     """The inputs in words."""
+    ...
 
   @property
   def values(self) -> str:
     """What the values mean, in words, for the record of a run."""
+    ...
 
   @property
   def unit(self) -> str:
     """What throughput is counted in."""
+    ...
 
   @property
   def units(self) -> int:
     """How many of them one example has."""
+    ...
 
   @property
   def remedy(self) -> str:
     """What to do about examples of another shape, for error messages."""
+    ...
 
   def normalised(self, x: Array) -> Array:
     """A batch of examples as `Backbone.apply` takes it.
@@ -177,6 +185,7 @@ class InputSpec(Protocol):
     Raises:
       TypeError: for another dtype than the examples have.
     """
+    ...
 
 
 class Backbone(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from pecft_jax.axes import Axes
+from pecft_jax.axes import Axes, Split
 
 
 class Rule(NamedTuple):
@@ -30,11 +30,17 @@ class Rule(NamedTuple):
   optional: bool = False
 
 
-_COLUMNS = r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))'  # Linear sites split by their outputs,
-_ROWS = r'(attn/out|mlp/(fc2|down))'  # and those after them, split by their inputs.
+# Of transformers whose layers have the usual names here; families declare their own.
+TRANSFORMER = Split(
+  columns=r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))',
+  rows=r'(attn/out|mlp/(fc2|down))',
+  tables=r'embed/table',
+)
 
 
-def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[Rule, ...]:
+def tensor_parallel(
+  axis: str = 'model', gathered: str | None = None, *, split: Split = TRANSFORMER
+) -> tuple[Rule, ...]:
   """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
   What methods train follows the weight it adapts: arrays whose types declare
@@ -46,14 +52,17 @@ def tensor_parallel(axis: str = 'model', gathered: str | None = None) -> tuple[R
     gathered: another axis, which matrices are split over along their other
       dimension, and gathered from where they are used: for the rest of the
       weights join `fsdp(gathered)`.
+    split: which layers of the model are split how: `family_of(backbone).split`
+      of `pecft_jax.backbones`, or one of your own.
   """
+  columns, rows, tables = split
   return (
-    Rule(rf'{_COLUMNS}/kernel$', (gathered, axis), optional=True),
-    Rule(rf'{_COLUMNS}/bias$', (axis,), optional=True),
-    Rule(rf'{_COLUMNS}/', {'out': axis}, optional=True),
-    Rule(rf'{_ROWS}/kernel$', (axis, gathered), optional=True),
-    Rule(rf'{_ROWS}/', {'in': axis}, optional=True),
-    Rule(r'embed/table$', (axis, gathered), optional=True),
+    Rule(rf'{columns}/kernel$', (gathered, axis), optional=True),
+    Rule(rf'{columns}/bias$', (axis,), optional=True),
+    Rule(rf'{columns}/', {'out': axis}, optional=True),
+    Rule(rf'{rows}/kernel$', (axis, gathered), optional=True),
+    Rule(rf'{rows}/', {'in': axis}, optional=True),
+    *([Rule(rf'{tables}$', (axis, gathered), optional=True)] if tables else []),
   )
 
 

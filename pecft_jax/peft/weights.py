@@ -37,7 +37,7 @@ class _Place(NamedTuple):
   part: int | None  # Index into the axis after that, where several maps are one module.
 
   @property
-  def index(self) -> tuple[int, ...]:
+  def at(self) -> tuple[int, ...]:
     """Of the site's part of an array."""
     return tuple(i for i in (self.layer, self.part) if i is not None)
 
@@ -93,14 +93,14 @@ def _holds(main: Array, place: tuple[str, ...], layer: int | None) -> bool:
 
 def _with_part(array: Array, place: _Place, value: Array) -> Array:
   value = jnp.asarray(value, array.dtype)
-  return jnp.asarray(array).at[place.index].set(value) if place.index else value
+  return jnp.asarray(array).at[place.at].set(value) if place.at else value
 
 
 def read(params: Params, path: str) -> Weights:
   """Reads the weights of a site. Raises ValueError where there are none."""
   place = _place(params, path)
   node = _get(params, place.keys)
-  part = lambda name: node[name][place.index] if place.index else node[name]
+  part = lambda name: node[name][place.at] if place.at else node[name]
   return Weights(part(place.main), None if place.bias is None else part(place.bias))
 
 
