@@ -10,19 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from tinies import tiny
 
 from pecft_jax import data
 from pecft_jax.backbones.core.layers import linear
 from pecft_jax.backbones.core.taps import put_on, tap_of
 from pecft_jax.backbones.families.vit.model import find_sites
-from pecft_jax.continual.adapters.ease import ease
-from pecft_jax.continual.bounds.finetune import finetune, joint
-from pecft_jax.continual.lowrank.olora import olora
-from pecft_jax.continual.prompts.l2p import l2p
-from pecft_jax.continual.statistics.ranpac import ranpac
-from pecft_jax.continual.wrappers.derpp import derpp
 from pecft_jax.inputs import Images
-from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import Experiment, RunOptions, Training, sgd
 from pecft_jax.typing import (
   Backbone,
@@ -102,24 +96,8 @@ TRAINING = Training(sgd(0.05), epochs=2, batch_size=4, eval_batch_size=5, log_ev
 
 @functools.cache
 def tiny_method(name: str, tasks: int = 2) -> ContinualMethod:
-  """A method by name; between them they use every hook and phase."""
-  backbone, capacity, peft = tiny_backbone(), Capacity(tasks, 2 * tasks), lora('attn/q$', rank=2)
-  match name:
-    case 'finetune':
-      return finetune(backbone, capacity, peft=peft)
-    case 'joint':
-      return joint(backbone, capacity, peft=peft)
-    case 'l2p':
-      return l2p(backbone, capacity, pool=3, length=2, top_k=2)
-    case 'olora':
-      return olora(backbone, capacity, peft=peft)
-    case 'ease':
-      return ease(backbone, capacity, peft=peft)
-    case 'ranpac':
-      return ranpac(backbone, capacity, peft=peft, projection=16)
-    case 'derpp(finetune)' | 'derpp(olora)':
-      return derpp(tiny_method(name[6:-1], tasks), size=7)
-  raise ValueError(name)
+  """A method by name: `ease`, `derpp(olora)`, ..."""
+  return tiny(name, tiny_backbone(), Capacity(tasks, 2 * tasks))
 
 
 def tiny_experiment(method: str = 'finetune', tasks: int = 2, **fields: Any) -> Experiment:

@@ -3,28 +3,21 @@
 import jax.monitoring
 import numpy as np
 import pytest
+from tinies import WRAPPED_NAMES, tiny
 from tiny_runs import SIZE, TRAINING, silent, tiny_backbone, tiny_frozen
 
 from pecft_jax import data
-from pecft_jax.catalog import method_by_name
-from pecft_jax.continual import METHODS, WRAPPERS
+from pecft_jax.continual import METHODS
 from pecft_jax.train import Experiment, run
 from pecft_jax.typing import Capacity, Pretrained
 
 TASKS = 20
 CAPACITY = Capacity(TASKS, 2 * TASKS)
-OPTIONS = {
-  'l2p': {'pool': 3, 'length': 2, 'top_k': 2},
-  'ranpac': {'projection': 16, 'sample': 30},
-  'derpp': {'size': 7},
-  'er': {'size': 7},
-}
-# Method, wrappers (the innermost first), and settings of training.
+# Method, and settings of training.
 CASES = {
-  **{name: (name, (), {}) for name in METHODS},
-  **{f'{name}(finetune)': ('finetune', (name,), {}) for name in WRAPPERS},
-  'lwf(ewc(derpp(olora)))': ('olora', ('derpp', 'ewc', 'lwf'), {}),
-  'l2p with cached queries': ('l2p', (), {'cache_queries': True}),
+  **{name: (name, {}) for name in (*METHODS, *WRAPPED_NAMES)},
+  'lwf(ewc(derpp(olora)))': ('lwf(ewc(derpp(olora)))', {}),
+  'l2p with cached queries': ('l2p', {'cache_queries': True}),
 }
 
 pytestmark = pytest.mark.slow
@@ -58,9 +51,8 @@ def compiled():
 
 @pytest.mark.parametrize('case', CASES)
 def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path):
-  name, wrap, settings = CASES[case]
-  peft = None if name in ('l2p', 'simplecil') else 'lora'
-  method = method_by_name(name, tiny_backbone(), CAPACITY, peft=peft, wrap=wrap, options=OPTIONS)
+  name, settings = CASES[case]
+  method = tiny(name, tiny_backbone(), CAPACITY)
   # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch.
   training = TRAINING._replace(epochs=1, log_every=2, **settings)
   model = Pretrained(tiny_backbone(), tiny_frozen())

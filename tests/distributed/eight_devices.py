@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType
+from tinies import WRAPPED_NAMES
 from tiny_runs import TRAINING, silent, tiny_experiment
 
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.continual import derpp, er, ewc, finetune, lwf, simplecil
+from pecft_jax.continual import METHODS, finetune
 from pecft_jax.data import joined
 from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
@@ -41,15 +42,9 @@ from pecft_jax.workdir.checkpoint import Checkpoints
 
 TASKS = 3
 CAPACITY = Capacity(TASKS, 2 * TASKS)
-MOVING = ('vit', 'derpp')
+MOVING = ('vit', 'derpp(finetune)')
 # Buffers have slots for all devices to share.
-WRAPPED = {
-  'ewc': ewc,
-  'er': functools.partial(er, size=8),
-  'derpp': functools.partial(derpp, size=8),
-  'lwf': lwf,
-}
-CASES = ('finetune', 'joint', 'simplecil', 'l2p', 'olora', 'ease', 'ranpac', *WRAPPED, 'vit')
+CASES = (*METHODS, *WRAPPED_NAMES, 'vit')
 
 
 def layouts() -> dict[str, Layout]:
@@ -66,12 +61,6 @@ def layouts() -> dict[str, Layout]:
 def experiment_of(case: str) -> Experiment:
   """A method on the tiny model, or a transformer, whose leaves the rules are made for."""
   training = TRAINING._replace(batch_size=8, eval_batch_size=8, epochs=2)
-  if case in WRAPPED:
-    inner = tiny_experiment('finetune', TASKS, training=training)
-    return inner.replace(method=WRAPPED[case](inner.method))
-  if case == 'simplecil':
-    inner = tiny_experiment('finetune', TASKS, training=training)
-    return inner.replace(method=simplecil(inner.backbone, CAPACITY))
   if case != 'vit':
     return tiny_experiment(case, TASKS, training=training)
   backbone = vit(

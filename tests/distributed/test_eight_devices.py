@@ -42,7 +42,7 @@ def test_class_statistics_are_added_up_exactly(case, found):
     assert distances['memory/sums'] <= 1e-6
 
 
-@pytest.mark.parametrize('case', ['er', 'derpp'])
+@pytest.mark.parametrize('case', ['er(finetune)', 'derpp(finetune)'])
 def test_buffers_keep_the_same_examples(case, found):
   for got in found['runs'][case].values():
     distances = got['distances']

@@ -2,22 +2,13 @@
 
 import jax
 import pytest
-from tiny_runs import TRAINING, tiny_backbone, tiny_frozen, tiny_method
+from tinies import METHOD_NAMES, WRAPPED_NAMES
+from tiny_runs import TRAINING, tiny_frozen, tiny_method
 
-from pecft_jax.continual import er, ewc, finetune, lwf, simplecil
-from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import compile_steps, one_device
 from pecft_jax.train.abstract import arguments
-from pecft_jax.typing import Capacity
 
-CAPACITY = Capacity(2, 4)
-NAMES = ('finetune', 'joint', 'l2p', 'olora', 'ease', 'ranpac', 'derpp(finetune)')
-METHODS = {name: tiny_method(name) for name in NAMES}
-METHODS['simplecil'] = simplecil(tiny_backbone(), CAPACITY)
-METHODS |= {
-  f'{wrap.__name__}(finetune)': wrap(finetune(tiny_backbone(), CAPACITY, peft=lora('attn/q$')))
-  for wrap in (ewc, er, lwf)
-}
+METHODS = {name: tiny_method(name) for name in (*METHOD_NAMES, *WRAPPED_NAMES)}
 FUNCTIONS = {'prepare': 'gather', 'consolidate': 'gather'} | {
   name: name for name in ('init', 'begin', 'train', 'end', 'predict', 'query')
 }
