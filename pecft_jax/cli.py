@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   plan.add_argument('file', nargs='?', help='as for run')
   listing = commands.add_parser('list', help='what there is: transforms, methods, ...')
-  listing.add_argument('kind', help='peft, methods, benchmarks or backbones')
+  listing.add_argument('kind', help='peft, methods, presets, benchmarks or backbones')
   listing.add_argument('--json', action='store_true', help='as JSON')
   reporting = commands.add_parser('report', help='write the page of a run, or compare several')
   reporting.add_argument('dirs', nargs='+', type=pathlib.Path, help='work directories')

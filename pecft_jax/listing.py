@@ -9,13 +9,14 @@ from pecft_jax.benchmarks import benchmarks
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.paths import unknown
 from pecft_jax.peft import PEFTS
+from pecft_jax.presets import presets
 
 
 def listing(kind: str) -> dict[str, dict[str, Any]]:
   """What there is of one kind, by name: a summary and further facts, as JSON.
 
   Args:
-    kind: `peft`, `methods` (wrappers, too), `benchmarks` or `backbones`.
+    kind: `peft`, `methods` (wrappers, too), `presets`, `benchmarks` or `backbones`.
 
   Raises:
     ValueError: for any other kind; suggests the nearest.
@@ -26,6 +27,7 @@ def listing(kind: str) -> dict[str, dict[str, Any]]:
   kinds: Mapping[str, Callable[[], dict[str, dict[str, Any]]]] = {
     'peft': lambda: _described(PEFTS),
     'methods': lambda: _described(METHODS) | _described(WRAPPERS),
+    'presets': lambda: {name: preset.as_json() for name, preset in presets().items()},
     'benchmarks': lambda: {name: {'summary': line} for name, line in benchmarks().items()},
     'backbones': lambda: {name: {'summary': card.summary} for name, card in cards().items()},
   }

@@ -37,7 +37,7 @@ ORDER = (
   ('train',),
   ('report',),
   ('plan', 'interop'),
-  ('catalog',),
+  ('catalog', 'presets'),
   ('benchmarks',),
   ('listing',),
   ('commands',),

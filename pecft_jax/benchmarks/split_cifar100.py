@@ -9,6 +9,7 @@ from typing import Literal
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
+from pecft_jax.presets import preset as preset_by_name
 from pecft_jax.train import Experiment, Training, adam
 
 # Peak rates of Adam with a cosine over each task at batch 128, for a ViT of width 192. EASE's was
@@ -34,6 +35,7 @@ def experiment(
   peft: str | None = None,
   wrap: str = '',
   set: Repeated = (),
+  preset: str | None = None,
   tasks: int = 10,
   epochs: int = 5,
   batch_size: int = 128,
@@ -56,6 +58,8 @@ def experiment(
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
+    preset: settings of a source (pecft list presets); its optimizer and options, and on the
+      command line the defaults of other flags. Views and value range stay as they are here.
     tasks: number of tasks, of equally many classes.
     epochs: passes over the data of each task.
     batch_size: of training.
@@ -86,16 +90,21 @@ def experiment(
       data.resize(train, side), data.resize(test, side), tasks=tasks, order=class_order,
       name=f'split_cifar100_{side}',
     )  # fmt: skip
-  choice = choose(method, peft=peft, wrap=wrap, set=set, options=OPTIONS)
+  published = None if preset is None else preset_by_name(preset)
+  options = OPTIONS if published is None else {**OPTIONS, **published.options}
+  choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
   build = lambda choice: choice.build(model.backbone, scenario.capacity)
   rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
   views = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
+  recipe = adam(rate, clip=1.0)
+  if published is not None and published.recipe is not None:
+    recipe = published.recipe(rate)
   return Experiment(
     model,
     scenario,
     build(choice),
     Training(
-      adam(rate, clip=1.0),
+      recipe,
       epochs=epochs,
       batch_size=batch_size,
       augment=views if augment else None,

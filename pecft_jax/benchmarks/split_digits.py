@@ -11,6 +11,7 @@ from typing import Literal
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
+from pecft_jax.presets import preset as preset_by_name
 from pecft_jax.train import Experiment, Training, adam
 
 RATES = {'l2p': 1e-2}
@@ -31,6 +32,7 @@ def experiment(
   peft: str | None = None,
   wrap: str = '',
   set: Repeated = (),
+  preset: str | None = None,
   tasks: int = 5,
   epochs: int = 8,
   batch_size: int = 32,
@@ -47,6 +49,8 @@ def experiment(
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
+    preset: settings of a source (pecft list presets); its optimizer and options, and on the
+      command line the defaults of other flags. Views and value range stay as they are here.
     tasks: number of tasks, of equally many classes.
     epochs: passes over the data of each task.
     batch_size: of training.
@@ -61,15 +65,20 @@ def experiment(
   scenario = data.class_incremental(
     train, test, tasks=tasks, order=class_order, name='split_digits'
   )
-  choice = choose(method, peft=peft, wrap=wrap, set=set, options=OPTIONS)
+  published = None if preset is None else preset_by_name(preset)
+  options = OPTIONS if published is None else {**OPTIONS, **published.options}
+  choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
   build = lambda choice: choice.build(model.backbone, scenario.capacity)
   rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
+  recipe = adam(rate, clip=1.0)
+  if published is not None and published.recipe is not None:
+    recipe = published.recipe(rate)
   return Experiment(
     model,
     scenario,
     build(choice),
     Training(
-      adam(rate, clip=1.0),
+      recipe,
       epochs=epochs,
       batch_size=batch_size,
       augment=data.random_crop(1),

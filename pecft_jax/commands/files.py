@@ -1,5 +1,6 @@
 """Experiment files, and their functions' parameters as flags."""
 
+import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -88,7 +89,7 @@ def parse_flags(
   """The arguments of an experiment function, and the command's own flags, from a command line."""
   fields = dataclasses.fields(own_flags)
   keyword = inspect.Parameter.KEYWORD_ONLY
-  own = list(inspect.signature(function).parameters.values())
+  own = _with_preset(list(inspect.signature(function).parameters.values()), args)
   runs = [inspect.Parameter(f.name, keyword, default=f.default) for f in fields]
 
   def collect(**values: Any) -> dict[str, Any]:
@@ -107,6 +108,31 @@ def parse_flags(
   values = tyro.cli(collect, args=list(args), prog=prog)
   flags = own_flags(**{f.name: values.pop(f.name) for f in fields})
   return values, flags
+
+
+def _with_preset(
+  parameters: list[inspect.Parameter], args: Sequence[str]
+) -> list[inspect.Parameter]:
+  """Parameters whose defaults are those of the preset that `--preset` names, if it does."""
+  if 'preset' not in {each.name for each in parameters}:
+    return parameters
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  parser.add_argument('--preset')
+  named = parser.parse_known_args(list(args))[0].preset
+  if named is None:
+    return parameters
+  from pecft_jax.presets import preset
+
+  found = preset(named)
+  defaults = {
+    'method': found.method,
+    'peft': found.peft,
+    'wrap': ','.join(found.wrap),
+    'epochs': found.epochs,
+    'batch_size': found.batch_size,
+    'learning_rate': found.learning_rate,
+  }
+  return [each.replace(default=defaults.get(each.name, each.default)) for each in parameters]
 
 
 def _marked(hint: Any) -> Any:

@@ -1,0 +1,43 @@
+"""Settings of methods as their sources publish them: `pecft run NAME --preset l2p@pilot`.
+
+One module per source; each has `PRESETS` by name. Sources disagree, so a name has its source.
+"""
+
+import importlib
+import pkgutil
+
+from pecft_jax.paths import unknown
+from pecft_jax.presets.record import Preset
+
+
+def presets() -> dict[str, Preset]:
+  """All presets as `name@source`.
+
+  >>> presets()['l2p@pilot'].options['l2p']['top_k']
+  5
+  """
+  sources = sorted(name for _, name, _ in pkgutil.iter_modules(__path__) if name != 'record')
+  modules = {name: importlib.import_module(f'{__name__}.{name}') for name in sources}
+  return {
+    f'{name}@{source}': preset
+    for source, module in modules.items()
+    for name, preset in sorted(module.PRESETS.items())
+  }
+
+
+def preset(name: str) -> Preset:
+  """A preset by name.
+
+  Raises:
+    ValueError: if there is none of the name; suggests the nearest.
+
+  >>> preset('l2p@l2p').learning_rate
+  0.015
+  """
+  found = presets()
+  if name not in found:
+    raise unknown('preset', name, found)
+  return found[name]
+
+
+__all__ = ['Preset', 'preset', 'presets']
