@@ -1,10 +1,12 @@
 """What a record says of how it was made."""
 
+import ast
 import functools
 import inspect
 import json
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -267,3 +269,19 @@ def test_a_factory_that_returns_neither_is_refused():
 
 def test_settings_leave_records_hashable():
   assert hash(lora()) != hash(lora(rank=4))
+
+
+RECORDS = {'PeftTransform', 'ContinualMethod', 'Augmentation', 'Recipe', 'Problem', 'Schedule'}
+# Parts of factories, and looking up by name: what they return is recorded elsewhere, or by hand.
+PARTS = {'from_forward', 'wrap', 'per_site', 'summed', 'peft_by_name', 'method_by_name'}
+
+
+def test_every_factory_of_the_library_is_recorded():
+  unrecorded = set()
+  for file in sorted((pathlib.Path(data.__file__).parents[1]).rglob('*.py')):
+    for node in ast.parse(file.read_text(encoding='utf-8')).body:
+      makes = isinstance(node, ast.FunctionDef) and node.returns is not None
+      if makes and ast.unparse(node.returns) in RECORDS and not node.name.startswith('_'):
+        decorators = ' '.join(map(ast.unparse, node.decorator_list))
+        unrecorded |= {node.name} - PARTS if 'recorded' not in decorators else set()
+  assert not unrecorded

@@ -54,13 +54,14 @@ def export(
     experiment = function(**values)
   from pecft_jax.interop import save_hf_peft
   from pecft_jax.train import adapted_after
-  from pecft_jax.train.experiment import identified
+  from pecft_jax.train.experiment import configuration, identified
 
   experiment = identified(experiment)
   with quiet_libraries():
     found = adapted_after(experiment, directory, task, seed=seed)
   card = card_of(experiment, found.tasks, found.adapted.head is not None)
-  save_hf_peft(out, experiment.backbone, found.adapted, experiment.frozen, card=card)
+  facts = {**configuration(experiment), 'tasks': found.tasks, 'accepted': changed}
+  save_hf_peft(out, experiment.backbone, found.adapted, experiment.frozen, card=card, facts=facts)
   tasks = 'task 1' if found.tasks == 1 else f'tasks 1 to {found.tasks}'
   console.print(f'{experiment.method.name} after {tasks} → {out}', highlight=False, soft_wrap=True)
   return 0

@@ -13,6 +13,7 @@ import numpy as np
 from pecft_jax.backbones.core.checkpoint import read_tensors
 from pecft_jax.backbones.core.finite import check_finite
 from pecft_jax.continual.core import Head, abstract_delta
+from pecft_jax.interop.base import check_base
 from pecft_jax.interop.hf_peft_config import lora_config, read_config, scale_of, scales_inputs
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS
 from pecft_jax.interop.modules import Naming, naming_of
@@ -22,13 +23,18 @@ from pecft_jax.peft.compose import chain
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
 from pecft_jax.peft.scaling.ia3 import Ia3Delta, scaled_inputs, scaled_outputs
-from pecft_jax.typing import Adapted, Backbone, Delta, PeftTransform
+from pecft_jax.typing import Adapted, Backbone, Delta, Params, PeftTransform
 
 _Parts = dict[str, dict[str, np.ndarray]]
 
 
 def load_hf_peft(
-  directory: str | pathlib.Path, backbone: Backbone, *, naming: Naming | None = None
+  directory: str | pathlib.Path,
+  backbone: Backbone,
+  *,
+  naming: Naming | None = None,
+  params: Params | None = None,
+  any_base: bool = False,
 ) -> Adapted:
   """Reads a LoRA, rsLoRA, DoRA or (IA)^3 adapter onto a backbone.
 
@@ -39,6 +45,9 @@ def load_hf_peft(
     directory: with `adapter_config.json` and `adapter_model.safetensors`.
     backbone: the model that it was trained on.
     naming: of its layers there; by the backbone's inputs if None.
+    params: the backbone's weights; where given, and where the adapter names its base
+      (`save_hf_peft` does), they must be those.
+    any_base: load it onto other weights, too.
 
   Returns:
     Transform, delta, and the classifier that was saved along, or None.
@@ -47,13 +56,15 @@ def load_hf_peft(
     ValueError: if the files are not there or not whole, the adapter is of
       another kind, an entry of its configuration is not understood, a tensor
       is not finite or does not fit the configuration, or the backbone has no
-      such layers or other sizes; names the file and the entry.
+      such layers, other sizes, or other weights; names the file and the entry.
   """
   directory = local_path(directory)
   naming = naming_of(backbone) if naming is None else naming
   config = read_config(directory / CONFIG)
   tensors = read_tensors(directory / TENSORS)
   try:
+    if params is not None and not any_base:
+      check_base(directory, backbone, params)
     return _adapted(config, tensors, backbone, naming)
   except ValueError as error:
     raise ValueError(f'{directory}: {error}') from error

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.interop.base import write_base
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
 from pecft_jax.local import local_path
@@ -43,6 +44,7 @@ def save_hf_peft(
   *,
   naming: Naming | None = None,
   card: str = '',
+  facts: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes an adapter that `peft.PeftModel.from_pretrained(model, directory)` reads.
 
@@ -55,6 +57,7 @@ def save_hf_peft(
     naming: of the layers of the model that the adapter is for: `TIMM_VIT` or
       `LLAMA` by the backbone's inputs, or one of your own.
     card: text of its README.md.
+    facts: further entries of `pecft.json`, as JSON; it names the base by the digest of `frozen`.
 
   Raises:
     ValueError: if the directory is not empty, or the transform has no form there.
@@ -88,6 +91,7 @@ def save_hf_peft(
   contiguous = {PREFIX + n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()}
   (directory / TENSORS).write_bytes(save(contiguous, metadata={'format': 'pt'}))
   (directory / CONFIG).write_text(json.dumps({**_DEFAULTS, **config}, indent=2) + '\n')
+  write_base(directory, backbone, frozen, {} if facts is None else facts)
   if card:
     (directory / CARD).write_text(card, encoding='utf-8')
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from pecft_jax.workdir.claim import claim, locked
+from pecft_jax.files import write_json
+from pecft_jax.workdir.claim import claim, locked, read_config
 
 CONFIG = {'settings': {'rate': 0.1, 'layers': (1, 2)}, 'seed': 0, 'identity': {'a': 'x'}}
 
@@ -79,3 +80,33 @@ def test_a_run_without_its_configuration_is_not_taken_over(tmp_path, name):
   (tmp_path / name).mkdir()
   with pytest.raises(ValueError, match=r'holds a run without a config.json'):
     claim(tmp_path, CONFIG)
+
+
+def test_a_changed_file_is_refused_unless_it_is_accepted(tmp_path):
+  claim(tmp_path, CONFIG, files={'a.py': '1', 'b.py': '2'})
+  now = {'a.py': '1', 'b.py': '3'}
+  with pytest.raises(ValueError, match=r'b.py was changed since .* --accept-changes'):
+    claim(tmp_path, CONFIG, files=now)
+  (note,) = claim(tmp_path, CONFIG, files=now, accept_changes=True)
+  assert note.startswith('goes on although b.py was changed')
+  config = read_config(tmp_path)
+  assert config['accepted'][0]['files'] == {'b.py': {'there': '2', 'here': '3'}}
+  assert claim(tmp_path, CONFIG, files=now) == []
+
+
+def test_another_environment_is_said_once(tmp_path):
+  claim(tmp_path, CONFIG)
+  config = read_config(tmp_path)
+  config['environment']['versions']['jax'] = '0.0.1'
+  write_json(tmp_path / 'config.json', config)
+  (note,) = claim(tmp_path, CONFIG)
+  assert note.startswith('resumed in another environment: jax 0.0.1 -> ')
+  assert claim(tmp_path, CONFIG) == []
+  assert len(read_config(tmp_path)['resumed']) == 1
+
+
+def test_of_another_factory_the_name_is_said_and_no_arguments(tmp_path):
+  claim(tmp_path, {'method': {'name': 'ewc', 'strength': 1.0}})
+  with pytest.raises(ValueError, match=r'method.name: there "ewc", here "er"') as info:
+    claim(tmp_path, {'method': {'name': 'er', 'size': 5}})
+  assert 'size' not in str(info.value)

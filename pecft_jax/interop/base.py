@@ -1,0 +1,49 @@
+"""Which base an adapter is for: a file of our own beside those of huggingface/peft."""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pecft_jax.files import read_json, write_json
+from pecft_jax.peft.leaves import read_leaves
+from pecft_jax.typing import Backbone, Params
+
+BASE = 'pecft.json'
+
+
+def base_sha256(backbone: Backbone, params: Params) -> str:
+  """Hex digest of a backbone's weights: equal however they are stored.
+
+  Layers may be stacked, q, k and v fused, and float32 or a type that it holds exactly.
+  """
+  digest = hashlib.sha256()
+  for name, read in sorted(read_leaves(params, backbone.sites).items()):
+    leaf = np.ascontiguousarray(np.asarray(read()), np.float32)
+    digest.update(f'{name} {leaf.shape}\n'.encode())
+    digest.update(leaf.tobytes())
+  return digest.hexdigest()
+
+
+def write_base(
+  directory: pathlib.Path, backbone: Backbone, params: Params, facts: Mapping[str, Any]
+) -> None:
+  """Writes the name and digest of the base, and what else is known, beside an adapter."""
+  base = {'name': backbone.name, 'sha256': base_sha256(backbone, params)}
+  write_json(directory / BASE, {'base': base, **facts})
+
+
+def check_base(directory: pathlib.Path, backbone: Backbone, params: Params) -> None:
+  """Raises ValueError where an adapter says that it is for other weights; many say nothing."""
+  path = directory / BASE
+  if not path.exists():
+    return
+  base = read_json(path).get('base') or {}
+  here = base_sha256(backbone, params)
+  if base.get('sha256') not in (None, here):
+    raise ValueError(
+      f'it is for {base.get("name")} with sha256 {base["sha256"][:12]}, got weights with '
+      f'{here[:12]} for {backbone.name}; any_base=True loads it all the same'
+    )
