@@ -72,8 +72,9 @@ def recipe(
     schedule: of the rate over each task.
     weight_decay: decoupled, as in AdamW.
     clip: largest global norm of the gradient, or None.
-    accumulate: micro-batches per update; an update then uses their mean gradient. What is
-      left over at the end of a task is not used.
+    accumulate: micro-batches per update, which then is that of one batch as large as all of
+      them: their gradients are averaged over the examples, and its progress is that of the
+      first. The last update of a task takes those that are left over.
 
   Raises:
     ValueError: for a rate that is not positive, or fewer than one micro-batch.
@@ -87,10 +88,7 @@ def recipe(
   parts += [direction]
   parts += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
   tx = optax.chain(*parts, _scale_by_progress(rate))
-  if accumulate > 1:
-    # Not its `gradient_transformation()`, which would not pass the progress on.
-    several: Any = optax.MultiSteps(tx, accumulate)
-    tx = optax.GradientTransformationExtraArgs(several.init, several.update)
+  tx = _accumulated(tx, accumulate) if accumulate > 1 else tx
   return Recipe(optax.with_extra_args_support(tx), rate)
 
 
@@ -184,6 +182,55 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
     return jax.tree.map(lambda factor, leaf: factor * leaf, scale(updates), updates), state
 
   return Recipe(optax.GradientTransformationExtraArgs(init, update), recipe.rate)
+
+
+class Accumulated(NamedTuple):
+  """Gradients of the micro-batches of one update so far, and the inner optimizer's state."""
+
+  inner: Any
+  sums: Any  # As the parameters: gradients times weights.
+  weight: Array  # [], sum of the weights.
+  count: Array  # [] int32, micro-batches.
+  progress: Array  # [] of the first of them.
+
+
+def _accumulated(
+  tx: optax.GradientTransformation, every: int
+) -> optax.GradientTransformationExtraArgs:
+  """An update after so many gradients, and at the end of a task.
+
+  Of the extra arguments, `weight` [] is how much a gradient counts (its valid examples; 1 by
+  default), and `last` [] bool whether it is the last one of the task.
+  """
+
+  def init(params):
+    zero = jnp.zeros(())
+    sums = jax.tree.map(jnp.zeros_like, params)
+    return Accumulated(tx.init(params), sums, zero, jnp.zeros((), jnp.int32), zero)
+
+  def update(updates, state, params=None, *, progress, weight=1.0, last=False, **extra):
+    weight = jnp.asarray(weight, jnp.float32)
+    progress = jnp.where(state.count == 0, progress, state.progress)
+    sums = jax.tree.map(lambda s, g: s + weight.astype(g.dtype) * g, state.sums, updates)
+    total, count = state.weight + weight, state.count + 1
+
+    def step(_):
+      divisor = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+      means = jax.tree.map(lambda s: s / divisor.astype(s.dtype), sums)
+      found, inner = optax.with_extra_args_support(tx).update(
+        means, state.inner, params, progress=progress, **extra
+      )
+      zeros = jax.tree.map(jnp.zeros_like, sums)
+      none = jnp.zeros_like(total)
+      return found, Accumulated(inner, zeros, none, jnp.zeros_like(count), none)
+
+    def wait(_):
+      zeros = jax.tree.map(jnp.zeros_like, updates)
+      return zeros, Accumulated(state.inner, sums, total, count, progress)
+
+    return jax.lax.cond((count >= every) | last, step, wait, None)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_progress(rate: Schedule) -> optax.GradientTransformationExtraArgs:

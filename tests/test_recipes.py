@@ -97,7 +97,25 @@ def test_accumulation_follows_the_schedule():
   state = made.tx.init(PARAMS)
   for progress in (0.0, 0.25):
     updates, state = made.tx.update(PARAMS, state, PARAMS, progress=jnp.asarray(progress))
-  _close(updates, jax.tree.map(lambda p: -0.75 * p, PARAMS))
+  # As a batch as large as both, which would have come first.
+  _close(updates, jax.tree.map(lambda p: -1.0 * p, PARAMS))
+
+
+def test_what_is_left_over_at_the_end_of_a_task_is_used():
+  made = recipe(optax.identity(), 1.0, schedule=constant, accumulate=5)
+  state = made.tx.init(PARAMS)
+  for i, weight in enumerate((3, 1)):
+    updates, state = made.tx.update(
+      GRADS[i], state, PARAMS, progress=jnp.zeros(()), weight=jnp.asarray(weight), last=i == 1
+    )
+  _close(updates, jax.tree.map(lambda a, b: -(3 * a + b) / 4, *GRADS[:2]))
+
+
+@pytest.mark.parametrize('schedule', [constant, cosine, warmup(0.3, cosine)])
+def test_micro_batches_follow_every_schedule_as_one_batch(schedule):
+  small = adam(0.1, schedule=schedule, accumulate=3, clip=0.3, weight_decay=0.1)
+  large = adam(0.1, schedule=schedule, clip=0.3, weight_decay=0.1)
+  _close(_ours(small, every=3), _ours(large, steps=STEPS // 3))
 
 
 def test_schedules_over_progress():

@@ -4,13 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from pecft_jax.data import Augmentation, Scenario
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pecft_jax.data import Augmentation, Scenario, Split
 from pecft_jax.data.scenario import data_sha256
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.rules import Rule
+from pecft_jax.paths import named_leaves
 from pecft_jax.recipes import Recipe
 from pecft_jax.settings import settings_of
 from pecft_jax.typing import Backbone, ContinualMethod, Params, Pretrained
+
+_ROWS = 1 << 14  # Examples whose ids are checked at once.
 
 
 class Training(NamedTuple):
@@ -101,17 +108,14 @@ def check_experiment(experiment: Experiment) -> None:
   scenario, method, training = experiment.scenario, experiment.method, experiment.training
   spec = experiment.backbone.inputs
   for task in scenario.tasks:
-    example = task.train.inputs[task.train.rows[:1]]
-    if tuple(example.shape[1:]) != tuple(spec.shape):
-      raise ValueError(
-        f'{experiment.backbone.name} expects {spec.what} {list(spec.shape)}, task {task.name!r} '
-        f'has {list(example.shape[1:])}; {spec.remedy}'
-      )
-    if example.dtype != spec.dtype:
-      raise ValueError(
-        f'{experiment.backbone.name} expects {spec.what} of dtype {spec.dtype}, '
-        f'task {task.name!r} has {example.dtype}'
-      )
+    _check_inputs(experiment.backbone, f'task {task.name!r}', task.train)
+    _check_inputs(experiment.backbone, f'the test set of task {task.name!r}', task.test)
+  for probe in scenario.probes:
+    _check_inputs(experiment.backbone, f'the probe {probe.name!r}', probe.split)
+  for path, leaf in named_leaves(experiment.frozen):
+    numbers = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    if numbers and not bool(jnp.isfinite(leaf).all()):
+      raise ValueError(f'the weights of {experiment.backbone.name} are not finite: {path}')
   for name, each in {'method': method, **experiment.references}.items():
     _check_backbone(name, each, experiment.backbone)
     capacity = each.capacity
@@ -129,6 +133,39 @@ def check_experiment(experiment: Experiment) -> None:
     raise ValueError('cache_queries needs a deterministic view: train without augmentation')
   if training.cache_queries and method.query is None:
     raise ValueError(f'{method.name} reads no frozen query, there is nothing to cache')
+
+
+def _check_inputs(backbone: Backbone, what: str, split: Split) -> None:
+  """Checks examples against the input specification, and all token ids against the vocabulary.
+
+  Raises:
+    ValueError: if the shape or the dtype of the first example differ, or for an id that is
+      neither in the vocabulary nor the pad id.
+  """
+  spec = backbone.inputs
+  example = split.inputs[split.rows[:1]]
+  if tuple(example.shape[1:]) != tuple(spec.shape):
+    raise ValueError(
+      f'{backbone.name} expects {spec.what} {list(spec.shape)}, {what} has '
+      f'{list(example.shape[1:])}; {spec.remedy}'
+    )
+  if example.dtype != spec.dtype:
+    raise ValueError(
+      f'{backbone.name} expects {spec.what} of dtype {spec.dtype}, {what} has {example.dtype}'
+    )
+  vocabulary = (backbone.settings or {}).get('vocabulary')
+  if spec.kind != 'tokens' or not isinstance(vocabulary, int):
+    return
+  for start in range(0, len(split.rows), _ROWS):
+    ids = np.asarray(split.inputs[split.rows[start : start + _ROWS]])
+    outside = (ids < 0) | (ids >= vocabulary)
+    outside &= ids != getattr(spec, 'pad', None)
+    if outside.any():
+      row, place = (int(i) for i in np.argwhere(outside)[0])
+      raise ValueError(
+        f'{backbone.name} has the ids 0..{vocabulary - 1}, {what} has {ids[row, place]} in '
+        f'example {start + row} at {place}'
+      )
 
 
 def identified(experiment: Experiment) -> Experiment:

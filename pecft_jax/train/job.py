@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from pecft_jax.devices.digest import tree_sha256
-from pecft_jax.devices.processes import agreement, is_first
+from pecft_jax.devices.processes import agreement, first_only, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
-from pecft_jax.files import plain, write_json
+from pecft_jax.files import plain, read_json, write_json
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
 from pecft_jax.train.options import RunOptions
@@ -118,6 +118,7 @@ def run_job(job: Job) -> list[dict[str, Any]]:
     restart=experiment.training.restart,
   )
   frozen = place(experiment.frozen, steps.frozen_shardings)
+  first_only(lambda: _check_there(job))
   checkpoints = Checkpoints(
     job.directory / 'checkpoints',
     keep_tasks=job.options.keep_tasks,
@@ -142,6 +143,21 @@ def run_job(job: Job) -> list[dict[str, Any]]:
       checkpoints.wait()
   digests = [tree_sha256(job.of_seed(state, i)) for i in range(len(job.seeds))]
   return job.write(state, position, digests)
+
+
+def _check_there(job: Job) -> None:
+  """Raises ValueError where a run has results, but its checkpoints are gone."""
+  directory = job.directory / 'checkpoints'
+  for output in job.outputs:
+    results = output / 'results.json'
+    known = read_json(results) if results.exists() else {}
+    # A kill may come before the first checkpoint is whole, but not before there is a directory.
+    gone = not any(directory.iterdir()) if directory.is_dir() else bool(known)
+    if gone and (known.get('status') == 'done' or not directory.is_dir()):
+      raise ValueError(
+        f'{results} is there, and the checkpoints in {directory} are gone: to run again would '
+        'overwrite the log and the results. Bring them back, or choose another --workdir'
+      )
 
 
 def _key(job: Job) -> jax.Array:

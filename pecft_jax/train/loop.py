@@ -15,8 +15,10 @@ import numpy as np
 from pecft_jax.continual.plan import Calibrating, Step, has_phase, plan_of
 from pecft_jax.data import Split, eval_batches, fold_seed, steps_for, task_masks, train_batches
 from pecft_jax.devices.sharding import place
+from pecft_jax.paths import shortened
 from pecft_jax.problems import Judged
 from pecft_jax.train.experiment import Experiment
+from pecft_jax.train.phases import not_numbers
 from pecft_jax.train.schedule import (
   boundary_of,
   fit_steps,
@@ -80,7 +82,7 @@ def run_tasks(loop: Loop, state: TrainState, position: Position) -> TrainState:
     position: changed in place.
 
   Raises:
-    NonFiniteLoss: where a training loss is not finite.
+    NonFiniteLoss: where a training loss, an answer or what a pass gathered is not finite.
   """
   plan = plan_of(loop.method)
   phases: dict[str, Phase] = {'start': _start}
@@ -163,6 +165,14 @@ def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Ite
     position.batch += 1
     loop.tell(position, None)
     yield state
+  name = step if isinstance(step, str) else step.name
+  if bad := [leaf for leaf, found in jax.device_get(_not_numbers(state)).items() if found]:
+    raise NonFiniteLoss(
+      f'{shortened(bad, 4)} hold NaN after the pass {name!r} over the data of task {position.task}'
+    )
+
+
+_not_numbers = jax.jit(not_numbers)
 
 
 def _in_order(loop: Loop, split: Split, start: int = 0) -> Iterator[Batch]:
@@ -297,6 +307,8 @@ def settle(position: Position) -> None:
   for j, sums in position.sums.items():
     # [3] or [3, S] to a row for each seed.
     rows = np.stack(jax.device_get(sums)).reshape(len(sums), -1).T.tolist()
+    if any(row[2] < 0 for row in rows):
+      raise NonFiniteLoss(f'an answer to test set {j} is not a number, after task {position.task}')
     for found, row in zip(position.seeds, rows, strict=True):
       found.counts[j:] = [row]
   position.sums = {}

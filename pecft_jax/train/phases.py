@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from pecft_jax.continual.core import model
 from pecft_jax.continual.plan import Calibrated, Calibrating
+from pecft_jax.paths import named_leaves
 from pecft_jax.peft.halves import split_kept
 from pecft_jax.problems import Judged
 from pecft_jax.recipes import Recipe
@@ -23,6 +24,9 @@ from pecft_jax.typing import (
   Task,
   TrainState,
 )
+
+# The total of a test set for which an answer is no number.
+NO_NUMBER = -1
 
 
 class Run(NamedTuple):
@@ -95,13 +99,28 @@ def predict(
   classes: Array,
   counts: Judged,
 ) -> Judged:
-  """Adds up what the problem judges; `classes` [C] are those of the examples' own task."""
+  """Adds up what the problem judges; `classes` [C] are those of the examples' own task.
+
+  The total becomes `NO_NUMBER`, and stays so, where an answer to a valid example is NaN.
+  """
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
   # What `predict` gives has -inf for classes not seen: all may be asked.
   every = jnp.ones_like(classes)
   new = method.capacity.problem.judge(answers, batch.y, batch.valid, every, classes)
-  return Judged(*map(jnp.add, counts, new))
+  found = Judged(*map(jnp.add, counts, new))
+  # Comparisons with NaN are false, so that it would be counted as some class.
+  rows = jnp.isnan(answers).reshape(len(answers), -1).any(1) & batch.valid
+  no_number = rows.any() | (counts.total < 0)
+  return found._replace(total=jnp.where(no_number, NO_NUMBER, found.total))
+
+
+def not_numbers(state: TrainState) -> dict[str, Array]:
+  """Whether each leaf of params and memory holds NaN, by name: [] bool each."""
+  leaves = named_leaves({'params': state.params, 'memory': state.memory})
+  return {
+    name: jnp.isnan(leaf).any() for name, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)
+  }
 
 
 def calibrate(

@@ -45,11 +45,19 @@ def loss_and_grads(loss_of: Any, params: Params) -> Any:
 
 
 def updated(
-  recipe: Recipe, params: Params, grads: Params, opt_state: Any, progress: Array
+  recipe: Recipe, params: Params, grads: Params, opt_state: Any, **about: Any
 ) -> tuple[Params, Any]:
-  """The parameters and the optimizer's state after an update."""
+  """The parameters and the optimizer's state after an update.
+
+  Args:
+    recipe: the optimizer.
+    params: whole.
+    grads: of what is trained.
+    opt_state: of the recipe.
+    **about: the step: `progress` [], `last` [] bool of the task, `weight` [] of its examples.
+  """
   active, kept = split_kept(params)
-  updates, opt_state = recipe.tx.update(grads, opt_state, active, progress=progress)
+  updates, opt_state = recipe.tx.update(grads, opt_state, active, **about)
   return combine(optax.apply_updates(active, updates), kept), opt_state
 
 
@@ -84,7 +92,12 @@ def train_step(
   if method.project is not None:
     with calling(method, 'project'):
       grads = method.project(grads, state.params, state.memory, env, batch, k_project)
-  params, opt_state = updated(recipe, state.params, grads, state.opt_state, env.progress)
+  about = {
+    'progress': env.progress,
+    'last': env.step + 1 >= task.steps,
+    'weight': batch.valid.sum(),
+  }
+  params, opt_state = updated(recipe, state.params, grads, state.opt_state, **about)
   for name, transform in method.transforms.items():
     if transform.after is not None:
       params = {**params, name: transform.after(params[name], grads[name], env.progress)}
@@ -133,7 +146,12 @@ def fit_step(
     return check_loss(method, loss, phase.name), None
 
   (loss, _), grads = loss_and_grads(loss_of, part)
-  part, opt_state = updated(phase.recipe, part, grads, state.extra[phase.name], step / steps)
+  about = {
+    'progress': step / steps,
+    'last': step + 1 >= steps,
+    'weight': 1 if batch is None else batch.valid.sum(),
+  }
+  part, opt_state = updated(phase.recipe, part, grads, state.extra[phase.name], **about)
   params = {**state.params, **part}
   none = jnp.zeros((), jnp.int32)
   log = StepLog(loss, none, none + 1, all_finite(params))

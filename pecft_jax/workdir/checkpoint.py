@@ -166,8 +166,7 @@ class Checkpoints:
     if damaged:
       raise Damaged(
         f'no checkpoint in {self._directory} is good: {"; ".join(map(str, damaged.values()))}. '
-        'All is left as it was: bring a good one back from a copy, or move the directory away to '
-        'start from the beginning, which overwrites the log and the results beside it'
+        'All is left as it was: bring a good one back from a copy, or choose another --workdir'
       )
     return None
 

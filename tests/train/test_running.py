@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -21,7 +22,7 @@ from tiny_runs import (
 
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, run, sgd
+from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, sgd
 from pecft_jax.typing import Capacity
 from pecft_jax.workdir.stored import Damaged
 
@@ -216,8 +217,7 @@ def test_damaged_checkpoints_are_passed_over(whole, interrupt, tmp_path):
   assert (tmp_path / 'damaged' / '22').is_dir()
 
 
-def test_without_a_good_checkpoint_it_stops_and_leaves_all_as_it_is(whole, interrupt, tmp_path):
-  expected, _ = whole('ease')
+def test_without_a_good_checkpoint_it_stops_and_leaves_all_as_it_is(interrupt, tmp_path):
   interrupt(20)
   with pytest.raises(Stopped):
     run(_experiment('ease'), tmp_path, silent())
@@ -229,9 +229,74 @@ def test_without_a_good_checkpoint_it_stops_and_leaves_all_as_it_is(whole, inter
   with pytest.raises(Damaged, match=r'no checkpoint in .* is good'):
     run(_experiment('ease'), tmp_path, silent())
   assert files() == before
-  (tmp_path / 'checkpoints').rename(tmp_path / 'evidence')
-  run(_experiment('ease'), tmp_path, silent())
-  assert outcome(tmp_path) == expected
+  (tmp_path / 'checkpoints').rename(tmp_path.with_name('evidence'))
+  kept = files()
+  with pytest.raises(ValueError, match=r'the checkpoints in .* are gone'):
+    run(_experiment('ease'), tmp_path, silent())
+  assert files() == kept
+
+
+EMPTY = lambda at: [shutil.rmtree(path) for path in at.iterdir()]
+
+
+@pytest.mark.parametrize('remove', [shutil.rmtree, EMPTY])
+def test_a_finished_run_without_its_checkpoints_is_not_run_again(remove, tmp_path):
+  run(tiny_experiment(), tmp_path, silent())
+  before = outcome(tmp_path)
+  remove(tmp_path / 'checkpoints')
+  with pytest.raises(ValueError, match='to run again would overwrite the log and the results'):
+    run(tiny_experiment(), tmp_path, silent())
+  assert outcome(tmp_path) == before
+
+
+def test_an_answer_that_is_no_number_ends_the_run(tmp_path):
+  method = tiny_method('finetune')
+
+  def predict(params, memory, env, x):
+    answers = method.predict(params, memory, env, x)
+    return jnp.where(env.task.index == 1, jnp.nan, answers)
+
+  experiment = tiny_experiment().replace(method=method._replace(predict=predict))
+  with pytest.raises(NonFiniteLoss, match='an answer to test set 0 is not a number, after task 1'):
+    run(experiment, tmp_path, silent())
+  assert json.loads((tmp_path / 'results.json').read_text())['status'] == 'running'
+
+
+def test_a_pass_that_gathers_no_numbers_ends_the_run(tmp_path):
+  method = tiny_method('simplecil')
+
+  def consolidate(params, memory, env, batch):
+    found = method.consolidate(params, memory, env, batch)
+    return jax.tree.map(
+      lambda leaf: leaf * jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, found
+    )
+
+  experiment = tiny_experiment().replace(method=method._replace(consolidate=consolidate))
+  with pytest.raises(
+    NonFiniteLoss, match=r"memory/.*hold NaN after the pass 'consolidate' .*task 0"
+  ):
+    run(experiment, tmp_path, silent())
+
+
+def test_fewer_batches_than_are_accumulated_still_train(tmp_path):
+  recipe = sgd(0.05, accumulate=1000)
+  run(tiny_experiment(training=TRAINING._replace(recipe=recipe)), tmp_path, silent())
+  found = adapted_after(tiny_experiment(training=TRAINING._replace(recipe=recipe)), tmp_path)
+  assert float(jnp.abs(found.adapted.head.kernel).max()) > 1e-3
+
+
+@pytest.mark.parametrize('parts', [2, 3])
+def test_micro_batches_are_one_batch_as_large_as_all(parts, tmp_path):
+  """With a schedule, and a last batch that is not full."""
+  kernels = []
+  for name, recipe, size in (
+    ('large', sgd(0.05), 5 * parts),
+    ('small', sgd(0.05, accumulate=parts), 5),
+  ):
+    experiment = tiny_experiment(training=TRAINING._replace(recipe=recipe, batch_size=size))
+    run(experiment, tmp_path / name, silent())
+    kernels.append(adapted_after(experiment, tmp_path / name).adapted.head.kernel)
+  np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):

@@ -128,6 +128,38 @@ def test_what_does_not_fit_a_text_is_refused():
     check_experiment(with_inputs(lambda ids: ids.astype(np.int64)))
 
 
+@pytest.mark.parametrize('part', ['train', 'test'])
+@pytest.mark.parametrize('bad', [3 * CLASSES, -2])
+def test_ids_beyond_the_vocabulary_are_refused_wherever_they_are(part, bad):
+  good = experiment(finetune(reader(), CAPACITY, peft=lora(rank=2)))
+  task = scenario().tasks[1]
+  split = getattr(task, part)
+  ids = split.inputs.copy()
+  ids[split.rows[3], 4] = bad
+  changed = task._replace(**{part: split._replace(inputs=ids)})
+  tasks = (scenario().tasks[0], changed, scenario().tasks[2])
+  with pytest.raises(ValueError, match=rf'ids 0..17, .*task .* has {bad} in example 3 at 4'):
+    check_experiment(good.replace(scenario=scenario()._replace(tasks=tasks)))
+
+
+def test_test_data_are_checked_as_training_data():
+  good = experiment(finetune(reader(), CAPACITY, peft=lora(rank=2)))
+  tasks = tuple(
+    task._replace(test=task.test._replace(inputs=task.test.inputs[:, :8]))
+    for task in scenario().tasks
+  )
+  with pytest.raises(ValueError, match=r'the test set of task .* has \[8\]'):
+    check_experiment(good.replace(scenario=scenario()._replace(tasks=tasks)))
+
+
+def test_weights_that_are_not_finite_are_refused():
+  good = experiment(finetune(reader(), CAPACITY, peft=lora(rank=2)))
+  bad = jax.tree.map(lambda leaf: leaf, frozen())
+  bad['norm'] = {'scale': bad['norm']['scale'].at[3].set(jnp.nan)}
+  with pytest.raises(ValueError, match='the weights of decoder are not finite: norm/scale'):
+    check_experiment(good.replace(model=good.model._replace(params=bad)))
+
+
 def test_the_identity_tells_how_texts_were_filled_up():
   found = describe(experiment(finetune(reader(), CAPACITY, peft=lora(rank=2))))
   assert found['value_range'] == 'token ids, -1 for padding'
