@@ -74,7 +74,8 @@ def recipe(
     clip: largest global norm of the gradient, or None.
     accumulate: micro-batches per update, which then is that of one batch as large as all of
       them: their gradients are averaged over the examples, and its progress is that of the
-      first. The last update of a task takes those that are left over.
+      first. The last update of a task takes those that are left over; only then is the
+      progress not that of large batches throughout.
 
   Raises:
     ValueError: for a rate that is not positive, or fewer than one micro-batch.

@@ -148,12 +148,13 @@ def run_job(job: Job) -> list[dict[str, Any]]:
 def _check_there(job: Job) -> None:
   """Raises ValueError where a run has results, but its checkpoints are gone."""
   directory = job.directory / 'checkpoints'
+  if directory.is_dir() and any(directory.iterdir()):
+    return
   for output in job.outputs:
     results = output / 'results.json'
     known = read_json(results) if results.exists() else {}
     # A kill may come before the first checkpoint is whole, but not before there is a directory.
-    gone = not any(directory.iterdir()) if directory.is_dir() else bool(known)
-    if gone and (known.get('status') == 'done' or not directory.is_dir()):
+    if known.get('status') == 'done' or (known and not directory.is_dir()):
       raise ValueError(
         f'{results} is there, and the checkpoints in {directory} are gone: to run again would '
         'overwrite the log and the results. Bring them back, or choose another --workdir'

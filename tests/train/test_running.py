@@ -263,7 +263,7 @@ def test_an_answer_that_is_no_number_ends_the_run(tmp_path):
 
 
 def test_a_pass_that_gathers_no_numbers_ends_the_run(tmp_path):
-  method = tiny_method('simplecil')
+  method = tiny_method('ranpac')
 
   def consolidate(params, memory, env, batch):
     found = method.consolidate(params, memory, env, batch)
@@ -287,11 +287,11 @@ def test_fewer_batches_than_are_accumulated_still_train(tmp_path):
 
 @pytest.mark.parametrize('parts', [2, 3])
 def test_micro_batches_are_one_batch_as_large_as_all(parts, tmp_path):
-  """With a schedule, and a last batch that is not full."""
+  """With a schedule, where the steps of a task are a multiple of the parts."""
   kernels = []
   for name, recipe, size in (
-    ('large', sgd(0.05), 5 * parts),
-    ('small', sgd(0.05, accumulate=parts), 5),
+    ('large', sgd(0.05), 4 * parts),
+    ('small', sgd(0.05, accumulate=parts), 4),
   ):
     experiment = tiny_experiment(training=TRAINING._replace(recipe=recipe, batch_size=size))
     run(experiment, tmp_path / name, silent())
