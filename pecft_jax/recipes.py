@@ -43,7 +43,11 @@ def cosine(progress: Array) -> Array:
 
 @recorded
 def warmup(share: float, then: Schedule) -> Schedule:
-  """Rises linearly over the first `share` of a task, then runs another schedule over the rest."""
+  """Rises linearly over the first `share` of a task, then runs another schedule over the rest.
+
+  Raises:
+    ValueError: for a share outside (0, 1).
+  """
   if not 0 < share < 1:
     raise ValueError(f'share must be in (0, 1), got {share}')
 
@@ -127,7 +131,11 @@ def sgd(
   clip: float | None = None,
   accumulate: int = 1,
 ) -> Recipe:
-  """`recipe` with momentum."""
+  """`recipe` with momentum.
+
+  >>> sgd(0.1).settings['name']
+  'sgd'
+  """
   return recipe(
     optax.trace(decay=momentum),
     learning_rate,

@@ -1,6 +1,9 @@
-"""For the API reference: comments after fields document them, `import x as x` exports x."""
+"""For the API reference: comments after fields document them, `import x as x` exports x, and
+doctests are shown as code wherever they stand in a docstring.
+"""
 
 import re
+import textwrap
 from typing import Any
 
 import griffe
@@ -8,6 +11,14 @@ import griffe
 # A facade whose `__all__` is computed exports what it imports so.
 _REEXPORT = re.compile(r'^from \S+ import (\w+) as \1$', re.MULTILINE)
 _COMMENT = re.compile(r'\s#\s(.+)$')
+
+
+_DOCTEST = re.compile(r'(?:^[ ]*>>>.*\n?(?:^(?![ ]*$).*\n?)*\n*)+', re.MULTILINE)
+
+
+def _as_section(match: re.Match[str]) -> str:
+  lines = textwrap.dedent(match[0].rstrip()).splitlines()
+  return 'Examples:\n' + '\n'.join(f'  {line}'.rstrip() for line in lines) + '\n\n'
 
 
 class FieldComments(griffe.Extension):
@@ -30,3 +41,10 @@ class FieldComments(griffe.Extension):
       names = _REEXPORT.findall('\n'.join(mod.lines))
       constants = [name for name in mod.members if name.isupper()]
       mod.exports = [*constants, *names]
+
+  def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+    """Called by griffe for every object, after the hook of its kind."""
+    del kwargs
+    if obj.docstring and '>>>' in obj.docstring.value:
+      text = re.sub(r'^[ ]*Examples?:[ ]*\n', '', obj.docstring.value, flags=re.MULTILINE)
+      obj.docstring.value = _DOCTEST.sub(_as_section, text)

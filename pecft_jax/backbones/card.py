@@ -57,7 +57,11 @@ def read_card(path: str | pathlib.Path) -> Card:
 
 
 def cards() -> dict[str, Card]:
-  """The cards that come with the library, by name."""
+  """The cards that come with the library, by name.
+
+  >>> 'vit_glyphs16' in cards()
+  True
+  """
   found = [
     read_card(path)
     for path in sorted(_FAMILY_FOLDERS.glob('*/cards/*.json'), key=lambda path: path.name)
@@ -66,7 +70,11 @@ def cards() -> dict[str, Card]:
 
 
 def find_card(name: str | pathlib.Path) -> Card:
-  """The card of a name, or at a path. Raises ValueError where there is none."""
+  """The card of a name, or at a path. Raises ValueError where there is none.
+
+  >>> find_card('vit_glyphs16').name
+  'vit_glyphs16'
+  """
   known = cards()
   if str(name) in known:
     return known[str(name)]
@@ -88,6 +96,9 @@ def architecture(name: str | pathlib.Path, /, **options: Any) -> Backbone:
 
   Raises:
     ValueError: for an unknown card.
+
+  >>> architecture('vit_glyphs16').width
+  96
   """
   card = find_card(name)
   family = FAMILIES[card.family]
@@ -108,6 +119,9 @@ def pretrained(
   Raises:
     ValueError: for an unknown card, weights that are not the card's (by
       sha256), or none at all.
+
+  >>> pretrained('vit_glyphs16').backbone.depth
+  6
   """
   card, backbone = find_card(name), architecture(name, **options)
   path = card.file if weights is None else pathlib.Path(weights)

@@ -56,7 +56,11 @@ def horizontal_flip() -> Augmentation:
 
 @recorded
 def random_crop(padding: int) -> Augmentation:
-  """Shifts images by up to `padding` pixels along each axis; black moves in."""
+  """Shifts images by up to `padding` pixels along each axis; black moves in.
+
+  Raises:
+    ValueError: for a negative padding.
+  """
   if padding < 0:
     raise ValueError(f'expected a padding of at least 0, got {padding}')
 
@@ -88,6 +92,9 @@ def random_resized_crop(
     size: side of the new images; None keeps height and width.
     scale: range of the part's share of the area.
     ratio: range of its width over height.
+
+  Raises:
+    ValueError: for empty ranges, or images of other than 1 or 3 channels.
   """
   if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
     raise ValueError(f'expected ranges 0 < low <= high, scale up to 1; got {scale}, {ratio}')

@@ -18,6 +18,10 @@ def digits(image_size: int = 16) -> tuple[Source, Source]:
 
   The split is fixed and stratified: in each class, in the order of the file,
   every fifth image goes to the test set. Ink is scaled from 0..16 to 0..255.
+
+  >>> train, test = digits()
+  >>> len(train.class_names)
+  10
   """
   # Imported here: scikit-learn takes a second to load, and few runs need it.
   from sklearn.datasets import load_digits

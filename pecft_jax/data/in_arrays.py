@@ -26,6 +26,15 @@ def arrays(
     class_names: by default the numbers up to the largest label.
     domains: integers [N], indices into `domain_names`.
     domain_names: by default the numbers up to the largest domain.
+
+  Raises:
+    ValueError: for inputs, labels or domains of another dtype or shape.
+
+  >>> import numpy as np
+  >>> from pecft_jax import data
+  >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+  >>> data.arrays('mine', images, [0, 1, 1, 0], ['cat', 'dog']).class_names
+  ('cat', 'dog')
   """
   inputs = np.asarray(inputs)
   if inputs.dtype not in {np.dtype(np.uint8), np.dtype(np.int32)}:

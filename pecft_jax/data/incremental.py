@@ -33,6 +33,11 @@ def class_incremental(
     classes_per_task: the labels of each task; gives the class order as well.
     order: see `class_order`. The data must hold no other labels.
     name: for reports.
+
+  >>> from pecft_jax import data
+  >>> scenario = data.class_incremental(*data.digits(), tasks=5)
+  >>> scenario.tasks[1].classes
+  (2, 3)
   """
   plan = _plan(len(train.class_names), tasks, increments, classes_per_task, order)
   return _split_classes('class', train, test, plan, name)
@@ -48,7 +53,13 @@ def task_incremental(
   order: str | Sequence[int] = 'natural',
   name: str | None = None,
 ) -> Scenario:
-  """As `class_incremental`, with the task known at test time."""
+  """As `class_incremental`, with the task known at test time.
+
+  >>> from pecft_jax import data
+  >>> scenario = data.task_incremental(*data.digits(), increments=(4, 6))
+  >>> len(scenario.tasks)
+  2
+  """
   plan = _plan(len(train.class_names), tasks, increments, classes_per_task, order)
   return _split_classes('task', train, test, plan, name)
 
@@ -67,6 +78,9 @@ def domain_incremental(
     test: test data of the same classes and domains.
     order: of the domains, as for `class_order`; names stand for their numbers.
     name: for reports.
+
+  Raises:
+    ValueError: if a source has no domains, or the two differ.
   """
   _check_same(train, test)
   for part, source in (('train', train), ('test', test)):

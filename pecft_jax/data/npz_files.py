@@ -33,6 +33,10 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
   Args:
     path: of the file.
     name: of the data set; by default the file's name.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is not an .npz file with these keys, or they do not fit together.
   """
   path = local_path(path)
   if not path.is_file():

@@ -14,6 +14,14 @@ def class_order(spec: str | Sequence[int | str], num_classes: int) -> tuple[int,
       and PyCIL; or the labels themselves, as a sequence or as in `'3,1,0,2'`.
       Labels may be left out, not repeated.
     num_classes: C; labels are 0..C-1.
+
+  Raises:
+    ValueError: for labels that are out of range, repeated or unreadable.
+
+  >>> class_order('natural', 3)
+  (0, 1, 2)
+  >>> class_order('2,0,1', 3)
+  (2, 0, 1)
   """
   choices = "choices: 'natural', 'seed:NUMBER', labels as in '3,1,0,2'"
   if isinstance(spec, str) and spec == 'natural':

@@ -63,6 +63,9 @@ def train_batches(
 
   Returns:
     An iterator over `Batch`es of numpy arrays, with B / process_count rows each.
+
+  Raises:
+    ValueError: for sizes below 1, too few examples for `steps`, or neither steps nor epochs.
   """
   n = len(split.rows) + (stored or 0)
   for what, value in (('epochs', epochs), ('steps', steps)):
@@ -115,6 +118,9 @@ def eval_batches(
     process_index: of this process, which gets its contiguous part of each batch.
     process_count: must divide `batch_size`.
     query: as in `train_batches`.
+
+  Raises:
+    ValueError: for a start beyond the last batch.
   """
   _check(split, batch_size, process_index, process_count, query)
   n = len(split.rows)

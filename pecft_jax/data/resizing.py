@@ -77,6 +77,9 @@ def resize(source: Source, size: int, channels: int | None = None) -> Source:
     source: of images with 1 or 3 channels.
     size: side of the new square images.
     channels: 3 repeats the one channel of grey images; None keeps what there is.
+
+  Raises:
+    ValueError: for a size below 1, or channels that cannot be converted.
   """
   if size < 1:
     raise ValueError(f'expected a size of at least 1, got {size}')

@@ -70,7 +70,11 @@ class Scenario(NamedTuple):
 
 
 def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
-  """The classes of task `t`, and those of it and all tasks before: bool [C] each."""
+  """The classes of task `t`, and those of it and all tasks before: bool [C] each.
+
+  Raises:
+    ValueError: for a task that the scenario does not have.
+  """
   if not 0 <= t < len(scenario.tasks):
     raise ValueError(f'expected a task in 0..{len(scenario.tasks) - 1}, got {t}')
   classes, seen = np.zeros((2, len(scenario.class_order)), bool)
@@ -81,7 +85,11 @@ def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def joined(splits: Sequence[Split]) -> Split:
-  """One split of several: for joint training, or evaluation over all tasks so far."""
+  """One split of several: for joint training, or evaluation over all tasks so far.
+
+  Raises:
+    ValueError: for no split, or splits of several sources.
+  """
   if not splits:
     raise ValueError('expected at least one split to join, got none')
   if any(split.inputs is not splits[0].inputs for split in splits):

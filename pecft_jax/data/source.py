@@ -83,6 +83,9 @@ def first_per_class(source: Source, n: int) -> Source:
   """The first `n` rows of each class, in the order of the file.
 
   A class with fewer rows keeps all it has.
+
+  Raises:
+    ValueError: for fewer than one row per class.
   """
   if n < 1:
     raise ValueError(f'expected at least 1 row per class, got {n}')
@@ -94,7 +97,11 @@ def first_per_class(source: Source, n: int) -> Source:
 
 
 def only_classes(source: Source, classes: Sequence[int]) -> Source:
-  """The rows of some classes, which are numbered anew in the given order."""
+  """The rows of some classes, which are numbered anew in the given order.
+
+  Raises:
+    ValueError: for classes that are repeated or out of range.
+  """
   count = len(source.class_names)
   classes = [int(c) for c in classes]
   if len(set(classes)) < len(classes) or not all(0 <= c < count for c in classes) or not classes:

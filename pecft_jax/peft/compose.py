@@ -24,7 +24,17 @@ from pecft_jax.typing import (
 
 @recorded
 def nothing() -> PeftTransform:
-  """No fine-tuning of the backbone at all: a linear probe trains the head alone."""
+  """No fine-tuning of the backbone at all: a linear probe trains the head alone.
+
+  >>> import jax
+  >>> from pecft_jax.peft import nothing
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = nothing()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta
+  {}
+  """
   return PeftTransform(lambda key, sites, params: {}, merge=lambda delta, params: params)
 
 
@@ -39,6 +49,15 @@ def chain(**parts: PeftTransform) -> PeftTransform:
 
   Raises:
     ValueError: if nothing is given.
+
+  >>> import jax
+  >>> from pecft_jax.peft import adaptformer, chain, lora
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = chain(low_rank=lora('q$', rank=2), adapters=adaptformer(width=4))
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> sorted(delta)
+  ['adapters', 'low_rank']
   """
   if not parts:
     raise ValueError('chain() needs at least one named transform, as in chain(lora=lora(...))')
@@ -141,6 +160,15 @@ def at_layers(
 
   Raises:
     ValueError: at init, if the backbone has no such block or stack.
+
+  >>> import jax
+  >>> from pecft_jax.peft import at_layers, lora
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = at_layers(lora('attn/q$', rank=2), [4, 5])
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> sorted(delta)
+  ['block_4/attn/q', 'block_5/attn/q']
   """
   wanted = frozenset(layers)
 
@@ -165,6 +193,18 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
 
   Returns:
     A transform whose delta has a leading slot axis on every leaf.
+
+  Raises:
+    ValueError: for a size below 1, or a transform with a calibration.
+
+  >>> import jax
+  >>> from pecft_jax.peft import bank, lora
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = bank(lora('block_0/attn/q$', rank=2), 3)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta['block_0/attn/q'].a.shape
+  (3, 96, 2)
   """
   if size < 1:
     raise ValueError(f'a bank needs at least one slot, got size={size}')
@@ -220,7 +260,12 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
 
 
 def take(delta: Delta, index: Array | int) -> Delta:
-  """One slot of a bank (or several, with a vector of indices)."""
+  """One slot of a bank (or several, with a vector of indices).
+
+  >>> import jax.numpy as jnp
+  >>> take({'a': jnp.arange(6).reshape(3, 2)}, 1)['a'].tolist()
+  [2, 3]
+  """
   return jax.tree.map(lambda leaf: leaf[index], delta)
 
 
@@ -230,6 +275,10 @@ def mix(delta: Delta, weights: Array) -> Delta:
   Args:
     delta: a tree with a leading slot axis [S, ...] on every leaf.
     weights: [S]
+
+  >>> import jax.numpy as jnp
+  >>> mix({'a': jnp.array([[1.0, 2.0], [3.0, 4.0]])}, jnp.array([0.5, 0.5]))['a'].tolist()
+  [2.0, 3.0]
   """
 
   def one(leaf: Any) -> Any:

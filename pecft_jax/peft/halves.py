@@ -15,7 +15,12 @@ Mask = Any  # A prefix of a tree with bools, or arrays of bools, as leaves.
 
 
 def mask_of(pattern: str, tree: Params) -> Mask:
-  """True at the leaves whose path matches. Raises ValueError where none does."""
+  """True at the leaves whose path matches. Raises ValueError where none does.
+
+  >>> import jax.numpy as jnp
+  >>> mask_of('bias', {'kernel': jnp.ones(2), 'bias': jnp.ones(2)})
+  {'bias': True, 'kernel': False}
+  """
   matching(pattern, tree)
   return map_named(lambda name, _: bool(re.search(pattern, name)), tree)
 
@@ -50,6 +55,9 @@ def partition(tree: Params, mask: Mask) -> tuple[Params, Params]:
 
   Raises:
     ValueError: if the mask has arrays: half a leaf cannot be split off.
+
+  >>> partition({'a': 1.0, 'b': 2.0}, {'a': True, 'b': False})
+  ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
   """
   for leaf in jax.tree.leaves(mask):
     if not _whole(leaf):
@@ -62,6 +70,9 @@ def combine(first: Params, second: Params) -> Params:
 
   Raises:
     ValueError: if both have a leaf at the same place.
+
+  >>> combine({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
+  {'a': 1.0, 'b': 2.0}
   """
 
   def pick(a: Any, b: Any) -> Any:

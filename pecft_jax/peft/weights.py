@@ -134,6 +134,10 @@ def weight_sites(params: Params) -> tuple[SiteSpec, ...]:
   linear site, one with a vector named `scale` a norm site; `bias` or `b`
   belongs to either. It makes `init` and `merge` work with any model that is a
   function of such a tree, without a trace of it.
+
+  >>> import jax.numpy as jnp
+  >>> weight_sites({'fc': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}})[0].site.path
+  'fc'
   """
   import jax
 

@@ -28,7 +28,7 @@ def flops(function: Callable[..., Any], *args: Any, turns: int = 1) -> float:
     turns: how often a loop runs whose number of turns is known only at run time.
 
   Example:
-    >>> x = jax.ShapeDtypeStruct((3, 5), np.float32)
+    >>> x = jax.ShapeDtypeStruct((3, 5), jax.numpy.float32)
     >>> flops(lambda x: x @ x.T, x)
     90.0
   """
@@ -71,7 +71,7 @@ def temporaries(function: Callable[..., Any], *args: Any) -> int:
     *args: arrays, or their shapes.
 
   Example:
-    >>> x = jax.ShapeDtypeStruct((1000,), np.float32)
+    >>> x = jax.ShapeDtypeStruct((1000,), jax.numpy.float32)
     >>> temporaries(lambda x: jax.numpy.sin(jax.numpy.cos(x)).sum(), x)
     8000
   """

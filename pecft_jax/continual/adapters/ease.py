@@ -90,6 +90,14 @@ def ease(
 
   Raises:
     ValueError: if the transform has nothing to train, or finds no site.
+
+  >>> from pecft_jax.continual import ease
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = ease(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'ease'
   """
   peft = adaptformer() if peft is None else peft
   if not jax.tree.leaves(abstract_delta(backbone, peft)):

@@ -57,6 +57,14 @@ def finetune(
 
   Raises:
     ValueError: if the transform finds no site in the backbone.
+
+  >>> from pecft_jax.continual import finetune
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = finetune(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'finetune'
   """
   peft = lora() if peft is None else peft
   net = model(backbone, peft)
@@ -111,6 +119,14 @@ def joint(
   arXiv:1801.10112).
 
   Args and errors are those of `finetune`.
+
+  >>> from pecft_jax.continual import joint
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = joint(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'joint'
   """
   inner = finetune(backbone, capacity, peft=peft)
 

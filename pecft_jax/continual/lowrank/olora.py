@@ -70,6 +70,14 @@ def olora(
 
   Raises:
     ValueError: if the transform is no LoRA, or finds no site.
+
+  >>> from pecft_jax.continual import olora
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = olora(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'olora'
   """
   peft = lora() if peft is None else peft
   need_lora('O-LoRA', backbone, peft)

@@ -87,6 +87,14 @@ def l2p(
   Raises:
     ValueError: for a backbone without that site or without a class token (a
       decoder), or `top_k` above `pool`.
+
+  >>> from pecft_jax.continual import l2p
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = l2p(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'l2p'
   """
   if not 1 <= top_k <= pool:
     raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')

@@ -76,6 +76,14 @@ def ranpac(
   Raises:
     ValueError: if the transform finds no site in the backbone, or `sample` is
       below 5.
+
+  >>> from pecft_jax.continual import ranpac
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = ranpac(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'ranpac'
   """
   if sample < 5:
     raise ValueError(f'sample must be at least 5, a fifth of it is held out; got {sample}')

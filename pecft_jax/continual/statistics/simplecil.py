@@ -23,6 +23,14 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
   Args:
     backbone: frozen.
     capacity: tasks and classes of the sequence.
+
+  >>> from pecft_jax.continual import simplecil
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = simplecil(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'simplecil'
   """
 
   def init(key, frozen):

@@ -41,6 +41,14 @@ def derpp(
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
+
+  >>> from pecft_jax.continual import derpp, finetune
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = derpp(finetune(model.backbone, Capacity(tasks=5, classes=10)), size=100)
+  >>> method.name
+  'derpp(finetune)'
   """
   problem = inner.capacity.problem
   need_classes(problem, 'derpp')

@@ -35,6 +35,14 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
+
+  >>> from pecft_jax.continual import er, finetune
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = er(finetune(model.backbone, Capacity(tasks=5, classes=10)), size=100)
+  >>> method.name
+  'er(finetune)'
   """
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
   problem = inner.capacity.problem

@@ -42,6 +42,14 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
   Raises:
     ValueError: if wrapping `inner` has no meaning; at init, if it has nothing
       to hold.
+
+  >>> from pecft_jax.continual import ewc, finetune
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = ewc(finetune(model.backbone, Capacity(tasks=5, classes=10)))
+  >>> method.name
+  'ewc(finetune)'
   """
   if strength < 0 or not 0 <= decay <= 1:
     raise ValueError(f'expected strength >= 0 and 0 <= decay <= 1, got {strength} and {decay}')

@@ -32,6 +32,14 @@ def lwf(
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, or tau is not positive.
+
+  >>> from pecft_jax.continual import finetune, lwf
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = lwf(finetune(model.backbone, Capacity(tasks=5, classes=10)))
+  >>> method.name
+  'lwf(finetune)'
   """
   if temperature <= 0:
     raise ValueError(f'temperature must be positive, got {temperature}')

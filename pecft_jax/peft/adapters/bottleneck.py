@@ -95,6 +95,15 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after attention and after the MLP of every block.
 
   The paper trains the layer norms too: chain with `ln_tuning()`.
+
+  >>> import jax
+  >>> from pecft_jax.peft import houlsby
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = houlsby(width=8)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  12
   """
   return bottleneck(r'(attn|mlp)$', width, dropout=dropout)
 
@@ -107,7 +116,17 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 )
 @recorded
 def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
-  """Serial adapters after the MLP of every block."""
+  """Serial adapters after the MLP of every block.
+
+  >>> import jax
+  >>> from pecft_jax.peft import pfeiffer
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = pfeiffer(width=8)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
+  """
   return bottleneck(r'mlp$', width, activation=jax.nn.relu, dropout=dropout)
 
 
@@ -120,7 +139,17 @@ def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 )
 @recorded
 def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.0) -> PeftTransform:
-  """Scaled adapters parallel to the MLP of every block."""
+  """Scaled adapters parallel to the MLP of every block.
+
+  >>> import jax
+  >>> from pecft_jax.peft import parallel_adapter
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = parallel_adapter(width=8)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
+  """
   return _beside(width, scale, dropout)
 
 
@@ -135,6 +164,15 @@ def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) ->
   """Parallel adapters of small scale beside the MLP of every block.
 
   They read the MLP's normalised input. The published code has a dropout of 0.1.
+
+  >>> import jax
+  >>> from pecft_jax.peft import adaptformer
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = adaptformer(width=8)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
   """
   return _beside(width, scale, dropout)
 

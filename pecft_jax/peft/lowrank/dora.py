@@ -43,6 +43,15 @@ def dora(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = Non
     pattern: regex searched in the site path.
     rank: r, at least 1.
     alpha: the update is scaled by alpha / r; 2 r by default.
+
+  >>> import jax
+  >>> from pecft_jax.peft import dora
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = dora(r'attn/q$', rank=4)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta['block_0/attn/q'].magnitude.shape
+  (96,)
   """
   scale = lora_scale(rank, alpha, rank_stabilised=False)
 

@@ -56,6 +56,15 @@ def lora(
 
   Raises:
     ValueError: for a rank below 1, or a dropout outside [0, 1).
+
+  >>> import jax
+  >>> from pecft_jax.peft import lora
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = lora(r'attn/q$', rank=4)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta['block_0/attn/q'].a.shape
+  (96, 4)
   """
   scale = lora_scale(rank, alpha, rank_stabilised=rank_stabilised)
 
@@ -90,6 +99,15 @@ def rslora(
   """Adds a low-rank product scaled by alpha / sqrt(r), for high ranks.
 
   Arguments as in `lora`.
+
+  >>> import jax
+  >>> from pecft_jax.peft import rslora
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = rslora(r'attn/q$', rank=4)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta['block_0/attn/q'].b.shape
+  (4, 96)
   """
   return lora(pattern, rank, alpha, rank_stabilised=True, dropout=dropout)
 

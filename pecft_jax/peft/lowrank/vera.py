@@ -51,6 +51,15 @@ def vera(
   Raises:
     ValueError: for a rank below 1; at init, if sites differ in d_in and
       `fan_in` is not the largest.
+
+  >>> import jax
+  >>> from pecft_jax.peft import vera
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = vera(r'attn/q$', rank=16)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta['block_0/attn/q'].inner.shape
+  (16,)
   """
   if rank < 1:
     raise ValueError(f'rank must be at least 1, got {rank}')

@@ -44,6 +44,15 @@ def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> Peft
 
   Returns:
     A chain: its delta is `{'outputs': {site: …}, 'inputs': {site: …}}`.
+
+  >>> import jax
+  >>> from pecft_jax.peft import ia3
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = ia3()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> {side: len(sites) for side, sites in sorted(delta.items())}
+  {'inputs': 6, 'outputs': 12}
   """
   return chain(outputs=scaled_outputs(outputs), inputs=scaled_inputs(inputs))
 

@@ -45,6 +45,15 @@ def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
 
   Returns:
     A chain: its delta is `{'linear': {site: …}, 'norm': {site: …}}`.
+
+  >>> import jax
+  >>> from pecft_jax.peft import ssf
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = ssf()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> {kind: len(sites) for kind, sites in sorted(delta.items())}
+  {'linear': 37, 'norm': 13}
   """
 
   def init_one(key, spec, weights):

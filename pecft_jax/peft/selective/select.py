@@ -34,6 +34,9 @@ def select_weights(pattern: str) -> PeftTransform:
 
   Returns:
     A transform whose delta is `{leaf path: float32 copy}`.
+
+  Raises:
+    ValueError: at init, if the pattern matches no leaf.
   """
 
   def choose(sites, names):
@@ -58,7 +61,17 @@ def select_weights(pattern: str) -> PeftTransform:
 )
 @recorded
 def bitfit() -> PeftTransform:
-  """Trains all biases."""
+  """Trains all biases.
+
+  >>> import jax
+  >>> from pecft_jax.peft import bitfit
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = bitfit()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> transform.selective
+  True
+  """
   return select_weights(r'(^|/)(bias|b)$')
 
 
@@ -72,7 +85,17 @@ def bitfit() -> PeftTransform:
 )
 @recorded
 def ln_tuning() -> PeftTransform:
-  """Trains the scales and biases of all layer norms."""
+  """Trains the scales and biases of all layer norms.
+
+  >>> import jax
+  >>> from pecft_jax.peft import ln_tuning
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = ln_tuning()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> transform.selective
+  True
+  """
 
   def choose(sites, names):
     paths = {spec.site.path for spec in select_sites(sites, 'norm', '')}
@@ -88,6 +111,9 @@ def partial(k: int, stack: str | None = None) -> PeftTransform:
   Args:
     k: how many of a stack, at least 1.
     stack: its name; None for every stack of the backbone.
+
+  Raises:
+    ValueError: for fewer than one block; at init, for more than there are.
   """
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}')
@@ -113,7 +139,17 @@ def partial(k: int, stack: str | None = None) -> PeftTransform:
 )
 @recorded
 def full() -> PeftTransform:
-  """Trains every weight of the backbone."""
+  """Trains every weight of the backbone.
+
+  >>> import jax
+  >>> from pecft_jax.peft import full
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = full()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> transform.selective
+  True
+  """
   return select_weights('')
 
 
@@ -124,7 +160,17 @@ def full() -> PeftTransform:
 )
 @recorded
 def linear_probe() -> PeftTransform:
-  """Trains nothing of the backbone, the head alone."""
+  """Trains nothing of the backbone, the head alone.
+
+  >>> import jax
+  >>> from pecft_jax.peft import linear_probe
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = linear_probe()
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> delta
+  {}
+  """
   return nothing()
 
 

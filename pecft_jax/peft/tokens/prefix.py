@@ -42,6 +42,18 @@ def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -
     length: P, at least 1.
     spread: standard deviation of keys and values at init. No choice of it makes
       the prefix invisible at the start: also keys of zero take attention away.
+
+  Raises:
+    ValueError: for a length below 1.
+
+  >>> import jax
+  >>> from pecft_jax.peft import prefix
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = prefix(length=2)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
   """
   if length < 1:
     raise ValueError(f'a prefix needs a length of at least 1, got {length}')

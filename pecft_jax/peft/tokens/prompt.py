@@ -52,6 +52,9 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
     pattern: regex searched in the path of `tokens` sites.
     length: P, at least 1.
     draw: `(key, shape [P, D]) -> tokens` at init. Consumes the key.
+
+  Raises:
+    ValueError: for a length below 1.
   """
   if length < 1:
     raise ValueError(f'a prompt needs a length of at least 1, got {length}')
@@ -94,7 +97,17 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
 )
 @recorded
 def prompt_tuning(length: int = 10) -> PeftTransform:
-  """Learned tokens at the input of the encoder."""
+  """Learned tokens at the input of the encoder.
+
+  >>> import jax
+  >>> from pecft_jax.peft import prompt_tuning
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = prompt_tuning(length=2)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  1
+  """
   return prompt(r'^encoder$', length)
 
 
@@ -107,7 +120,17 @@ def prompt_tuning(length: int = 10) -> PeftTransform:
 )
 @recorded
 def vpt_shallow(length: int = 50) -> PeftTransform:
-  """Learned tokens behind the class token at the input of the encoder."""
+  """Learned tokens behind the class token at the input of the encoder.
+
+  >>> import jax
+  >>> from pecft_jax.peft import vpt_shallow
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = vpt_shallow(length=2)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  1
+  """
   return prompt(r'^encoder$', length, draw=_xavier)
 
 
@@ -128,6 +151,15 @@ def vpt_deep(length: int = 50, stack: str | None = None) -> PeftTransform:
   Args:
     length: P of each prompt.
     stack: name of the stack whose blocks get them; None for every stack.
+
+  >>> import jax
+  >>> from pecft_jax.peft import vpt_deep
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = vpt_deep(length=2)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
   """
   return prompt(deep(stack), length, draw=_xavier)
 

@@ -159,6 +159,12 @@ def vit(
 
   Raises:
     ValueError: for sizes that do not fit together.
+
+  >>> model = vit(
+  ...   image_size=8, channels=1, patch=4, width=8, depth=1, heads=2, mean=(0.5,), std=(0.5,)
+  ... )
+  >>> model.sites[0].site.kind in ('tokens', 'linear', 'norm', 'sublayer', 'attend')
+  True
   """
   if image_size % patch:
     raise ValueError(f'patch must divide image_size, got {patch} and {image_size}')

@@ -1,0 +1,126 @@
+"""Examples in docstrings run; public functions have one, and say what they raise."""
+
+import ast
+import doctest
+import functools
+import importlib
+import inspect
+import pathlib
+
+import pytest
+
+from pecft_jax import backbones
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = {
+  '.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): file
+  for file in sorted((ROOT / 'pecft_jax').rglob('*.py'))
+}
+FACADES = [
+  name
+  for name, file in FILES.items()
+  if file.name == '__init__.py' and '\n__all__' in file.read_text(encoding='utf-8')
+]
+
+# Public functions that have no example yet. This list may only shrink.
+WITHOUT_EXAMPLE = {
+  'pecft_jax.backbones': """
+    architecture cards decoder family_of find_card load_llama load_timm pretrained
+    products_and_sums random_weights read_card save_llama save_timm stack_blocks unstack_blocks
+    vit
+  """,
+  'pecft_jax.continual': """
+    agem aligned derpp ease er ewc finetune inflora joint l2p lae lwf olora ranpac si simplecil
+    slca
+  """,
+  'pecft_jax.data': """
+    arrays check_inputs class_incremental class_order compose digits domain_incremental
+    eval_batches first_per_class fold_seed horizontal_flip in_memory joined npz only_classes
+    random_crop random_resized_crop resize steps_for task_incremental task_masks tfds_source
+    train_batches
+  """,
+  'pecft_jax.interop': """
+    load_hf_peft naming_of save_hf_peft
+  """,
+  'pecft_jax.peft': """
+    adaptformer at_layers bank bitfit bottleneck chain combine dora full houlsby ia3
+    linear_probe ln_tuning lora mask_of masked merge_error merged mix nothing parallel_adapter
+    partial partition per_site pfeiffer prefix prompt prompt_tuning rslora scaled_inputs
+    scaled_outputs select_weights ssf take unmerge vera vpt_deep vpt_shallow weight_sites
+  """,
+  'pecft_jax.plan': """
+    abstract_layout carried_bytes checkpoint_bytes find_chip growth plan plan_experiment
+    stored_as
+  """,
+  'pecft_jax.report': """
+    accuracy_table comparison_markdown metrics_table print_run read_run write_comparison
+    write_page
+  """,
+  'pecft_jax.train': """
+    adapted_after compile_steps constant cosine describe_rules fsdp make_mesh one_device recipe
+    run run_seeds sgd split_memory tensor_parallel tensorboard warmup
+  """,
+}
+
+
+def _docstrings(file):
+  """(name, line, docstring) of everything in a file that has an example."""
+  for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+      text = ast.get_docstring(node) or ''
+      if '>>>' in text:
+        yield getattr(node, 'name', 'module'), getattr(node, 'lineno', 1), text
+
+
+@pytest.fixture
+def loaded_once(monkeypatch):
+  """Examples that load the bundled backbone share one copy of it."""
+  monkeypatch.setattr(backbones, 'pretrained', _loaded)
+
+
+_loaded = functools.cache(backbones.pretrained)
+
+
+@pytest.mark.parametrize('module', [name for name, file in FILES.items() if [*_docstrings(file)]])
+def test_the_examples_of_a_module_run(module, loaded_once, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+  said = []
+  for name, line, text in _docstrings(FILES[module]):
+    names = dict(vars(importlib.import_module(module)))
+    example = doctest.DocTestParser().get_doctest(text, names, name, str(FILES[module]), line)
+    runner.run(example, out=said.append)
+  assert runner.summarize(verbose=False).failed == 0, ''.join(said)
+
+
+def _functions(facade):
+  module = importlib.import_module(facade)
+  for name in module.__all__:
+    found = inspect.unwrap(getattr(module, name))
+    if inspect.isfunction(found):
+      yield name, found
+
+
+@pytest.mark.parametrize('facade', FACADES)
+def test_public_names_have_docstrings(facade):
+  module = importlib.import_module(facade)
+  for name in module.__all__:
+    public = getattr(module, name)
+    if inspect.isclass(public) or callable(public):
+      text = inspect.getdoc(public) or ''
+      assert text and not text.startswith(f'{name}('), f'{facade}.{name} has no docstring'
+
+
+@pytest.mark.parametrize('facade', FACADES)
+def test_public_functions_have_an_example(facade):
+  without = {name for name, function in _functions(facade) if '>>>' not in (function.__doc__ or '')}
+  assert without == set(WITHOUT_EXAMPLE.get(facade, '').split())
+
+
+@pytest.mark.parametrize('facade', FACADES)
+def test_public_functions_say_what_they_raise(facade):
+  for name, function in _functions(facade):
+    own = ast.parse(inspect.cleandoc('\n' + inspect.getsource(function))).body[0]
+    raises = any(isinstance(part, ast.Raise) for part in ast.walk(own))
+    if raises:
+      assert 'Raises' in (function.__doc__ or ''), f'{facade}.{name} raises, and does not say so'
