@@ -23,30 +23,25 @@ FACADES = [
 ]
 
 # Public functions that have no example yet. This list may only shrink.
-WITHOUT_EXAMPLE = {
+WITHOUT_EXAMPLE: dict[str, str] = {
   'pecft_jax.backbones': """
-    architecture cards decoder family_of find_card load_llama load_timm pretrained
-    products_and_sums random_weights read_card save_llama save_timm stack_blocks unstack_blocks
-    vit
+    decoder family_of load_llama load_timm products_and_sums random_weights read_card save_llama
+    save_timm stack_blocks unstack_blocks
   """,
   'pecft_jax.continual': """
-    agem aligned derpp ease er ewc finetune inflora joint l2p lae lwf olora ranpac si simplecil
-    slca
+    agem aligned inflora lae si slca
   """,
   'pecft_jax.data': """
-    arrays check_inputs class_incremental class_order compose digits domain_incremental
-    eval_batches first_per_class fold_seed horizontal_flip in_memory joined npz only_classes
-    random_crop random_resized_crop resize steps_for task_incremental task_masks tfds_source
-    train_batches
+    check_inputs compose domain_incremental eval_batches first_per_class horizontal_flip
+    in_memory joined npz only_classes random_crop random_resized_crop resize steps_for
+    task_masks tfds_source train_batches
   """,
   'pecft_jax.interop': """
     load_hf_peft naming_of save_hf_peft
   """,
   'pecft_jax.peft': """
-    adaptformer at_layers bank bitfit bottleneck chain combine dora full houlsby ia3
-    linear_probe ln_tuning lora mask_of masked merge_error merged mix nothing parallel_adapter
-    partial partition per_site pfeiffer prefix prompt prompt_tuning rslora scaled_inputs
-    scaled_outputs select_weights ssf take unmerge vera vpt_deep vpt_shallow weight_sites
+    bottleneck masked merge_error merged partial per_site prompt scaled_inputs scaled_outputs
+    select_weights unmerge
   """,
   'pecft_jax.plan': """
     abstract_layout carried_bytes checkpoint_bytes find_chip growth plan plan_experiment
@@ -58,7 +53,7 @@ WITHOUT_EXAMPLE = {
   """,
   'pecft_jax.train': """
     adapted_after compile_steps constant cosine describe_rules fsdp make_mesh one_device recipe
-    run run_seeds sgd split_memory tensor_parallel tensorboard warmup
+    run run_seeds split_memory tensor_parallel tensorboard warmup
   """,
 }
 
