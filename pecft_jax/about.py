@@ -18,11 +18,13 @@ KINDS = ('method', 'wrapper', 'transform')
 
 # What a factory may need of what it is combined with, or of a run.
 NEEDS: Mapping[str, str] = {
+  'adapters': 'a transform whose delta is a bottleneck adapter at every site',
   'biases': 'linear layers with biases',
   'class token': 'a backbone that puts a class token before the sequence',
   'LoRA factors': 'a transform whose delta is LoRA factors at every site',
   'past data': 'all data of past tasks',
   'stored examples': 'some examples of past tasks, stored',
+  'texts': 'a backbone that reads texts, and tokens as targets',
   'trained delta': 'a transform that trains something of the backbone',
 }
 

@@ -283,7 +283,9 @@ class Batch(NamedTuple):
   y: Array  # [B, ...], as the problem's target: of classification, the position of the class.
   valid: Array  # [B] bool
   index: Array  # [B] int32, row of the example in its split.
-  slot: Array | None = None  # [B] int32, stored example in its place; -1: itself. See `joined`.
+  # [B] int32, -1 where a row is of the task's own data, else the stored example that it is, see
+  # `Joined`. None where a method joins none.
+  slot: Array | None = None
 
 
 class Update(NamedTuple):
@@ -455,6 +457,20 @@ class Fit(NamedTuple):
 Phase = Once | Gather | Fit
 
 
+class Joined(NamedTuple):
+  """Stored examples that training visits in each epoch beside the task's own.
+
+  Attributes:
+    count: `(task) -> int`, how many, of a `Task` of numpy arrays.
+    read: `(memory, env, slot) -> (x, y)`, those of numbers 0..count - 1. The trainer
+      puts them into their rows of each batch before any hook sees it; these rows
+      have the index -1, and no view: augmentation is of the task's own data.
+  """
+
+  count: Callable[[Task], int]
+  read: Callable[[Any, Env, Array], tuple[Array, Array]]
+
+
 class ContinualMethod(NamedTuple):
   """A continual-learning method as pure functions over (params, memory, env).
 
@@ -490,8 +506,7 @@ class ContinualMethod(NamedTuple):
       never; RanPAC: the first task only).
     cumulative: whether the method trains on the data of all tasks so far
       (joint training, the upper bound); continual methods do not.
-    joined: `(task) -> int`, stored examples that each epoch visits beside the
-      task's own, of a `Task` of numpy arrays; their rows have a `Batch.slot`. None: none.
+    joined: stored examples that each epoch visits beside the task's own; None: none.
     passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
     adapted: `(params, memory, env) -> Adapted`, after `end_task`, outside of
       jit; None where no single delta does what `predict` needs.
@@ -518,7 +533,7 @@ class ContinualMethod(NamedTuple):
   query: Callable[[Params, Array], Array] | None = None
   trains: Callable[[int], bool] = lambda task: True
   cumulative: bool = False
-  joined: Callable[[Task], int] | None = None
+  joined: Joined | None = None
   passes: Callable[[int], float] = lambda tasks: 1.0
   adapted: Callable[[Params, Any, Env], Adapted] | None = None
   renewed: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ import pkgutil
 import typing
 
 import pytest
+from tinies import OF_CLASSES
 
 import pecft_jax
 from pecft_jax import continual
@@ -18,7 +19,15 @@ from pecft_jax.typing import ContinualMethod, PeftTransform
 ALL = {**METHODS, **WRAPPERS, **PEFTS}
 # Families of files; others are the machinery that they use.
 FOLDERS = {
-  'continual': ('adapters', 'bounds', 'lowrank', 'prompts', 'statistics', 'wrappers'),
+  'continual': (
+    'adapters',
+    'bounds',
+    'lowrank',
+    'prompts',
+    'replay',
+    'statistics',
+    'wrappers',
+  ),
   'peft': ('adapters', 'lowrank', 'scaling', 'selective', 'tokens'),
 }
 
@@ -174,6 +183,6 @@ def test_passes_are_those_of_the_method():
   backbone = vit(image_size=8, channels=1, patch=4, width=8, depth=1, heads=2, mean=(0.5,),
                  std=(0.5,))  # fmt: skip
   capacity = pecft_jax.typing.Capacity(5, 10)
-  for name, factory in METHODS.items():
+  for name, factory in OF_CLASSES.items():
     said = {'1': 1, '2': 2, 'T': 5}[about_of(factory).passes]
     assert about_of(factory).tiny[''](backbone, capacity).passes(5) == said, name

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tinies import ANYWHERE, OF_CLASSES
 
 from pecft_jax import data
 from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import METHODS, WRAPPERS
-from pecft_jax.peft import PEFTS, at_layers, bank, bottleneck, chain, lora, per_site
+from pecft_jax.peft import PEFTS, adaptformer, at_layers, bank, bottleneck, chain, lora, per_site
 from pecft_jax.recipes import constant, cosine
 from pecft_jax.settings import recorded, settings_of
 from pecft_jax.train import adam, recipe, sgd, warmup
@@ -55,9 +56,10 @@ def mine(scale=2.0, function=jnp.tanh):
 def methods(peft: PeftTransform | None = None) -> dict[str, Any]:
   """Every method that is registered, and every wrapper around one."""
   found = {}
-  for name, factory in METHODS.items():
+  for name, factory in OF_CLASSES.items():
     takes = 'peft' in inspect.signature(factory).parameters
-    parts = {'peft': peft} if takes and peft else {}
+    own = adaptformer(width=3) if name not in ANYWHERE else peft
+    parts = {'peft': own} if takes and peft else {}
     found[name] = factory(backbone=backbone(), capacity=Capacity(2, 4), **parts)
   wrapped = {name: wrapper(found['finetune']) for name, wrapper in WRAPPERS.items()}
   return {**found, **wrapped}
@@ -111,7 +113,7 @@ def test_each_argument_of_a_transform_counts(name):
     assert other.settings != factory().settings, argument
 
 
-@pytest.mark.parametrize('name', sorted({**METHODS, **WRAPPERS}))
+@pytest.mark.parametrize('name', sorted({**OF_CLASSES, **WRAPPERS}))
 def test_each_argument_of_a_method_counts(name):
   own, other = methods()[name].settings, methods(lora(rank=2, alpha=1.0))[name].settings
   assert own['name'] == name

@@ -6,8 +6,10 @@ A method or wrapper has one line here. `METHODS` and `WRAPPERS` are all of them 
 from pecft_jax import about as _about
 from pecft_jax.continual.adapters.ease import ease as ease
 from pecft_jax.continual.adapters.lae import lae as lae
+from pecft_jax.continual.adapters.sema import sema as sema
 from pecft_jax.continual.bounds.finetune import finetune as finetune
 from pecft_jax.continual.bounds.finetune import joint as joint
+from pecft_jax.continual.bounds.language_model import language_model as language_model
 from pecft_jax.continual.core import Head as Head
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.olora import olora as olora
@@ -16,6 +18,7 @@ from pecft_jax.continual.memory.moments import Moments as Moments
 from pecft_jax.continual.memory.statistics import ClassSums as ClassSums
 from pecft_jax.continual.prompts.l2p import Pool as Pool
 from pecft_jax.continual.prompts.l2p import l2p as l2p
+from pecft_jax.continual.replay.icarl import icarl as icarl
 from pecft_jax.continual.statistics.ranpac import ranpac as ranpac
 from pecft_jax.continual.statistics.simplecil import simplecil as simplecil
 from pecft_jax.continual.statistics.slca import slca as slca

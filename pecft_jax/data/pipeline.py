@@ -59,7 +59,7 @@ def train_batches(
       then is a `Given`.
     stored: number of further examples that each epoch visits, which the method
       has in its memory: their rows have a `slot` in 0..stored - 1, all others -1,
-      and an input and a label without meaning. None leaves slots out.
+      and an input and a label that stand for nothing. None leaves slots out.
 
   Returns:
     An iterator over `Batch`es of numpy arrays, with B / process_count rows each.

@@ -20,7 +20,7 @@ def stored_examples(experiment: Experiment, method: ContinualMethod, t: int) -> 
   """How many stored examples each epoch of task t visits beside the task's own."""
   if method.joined is None:
     return 0
-  return method.joined(_arrays(experiment, t, steps=1))
+  return method.joined.count(_arrays(experiment, t, steps=1))
 
 
 def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pecft_jax.continual.core import check_output
+from pecft_jax.continual.core import check_output, raw
 from pecft_jax.peft.halves import combine, split_kept
 from pecft_jax.recipes import Recipe
 from pecft_jax.train.guard import calling, carried, check_loss, pair
@@ -71,11 +71,27 @@ def env_of(state: TrainState, frozen: Params) -> Env:
   return Env(frozen, state.task, state.step - state.task.start)
 
 
+def with_stored(method: ContinualMethod, memory: Any, env: Env, batch: Batch) -> Batch:
+  """A batch with the stored examples that some of its rows stand for; see `Joined`."""
+  if method.joined is None or batch.slot is None:
+    return batch
+  stored = batch.slot >= 0
+  with calling(method, 'joined'):
+    found = method.joined.read(memory, env, jnp.maximum(batch.slot, 0))
+  new_x, new_y = pair(method, 'joined', found)
+  rows = lambda array: stored.reshape(-1, *[1] * (array.ndim - 1))
+  # What else is known of an input is known of none of the stored ones, so of no row.
+  x, y = raw(batch.x), batch.y
+  x, y = jnp.where(rows(x), new_x, x), jnp.where(rows(y), new_y, y)
+  return batch._replace(x=x, y=y, index=jnp.where(stored, -1, batch.index))
+
+
 def train_step(
   method: ContinualMethod, recipe: Recipe, state: TrainState, frozen: Params, batch: Batch
 ) -> tuple[TrainState, StepLog]:
   """One update, as a pure function. Its randomness is a function of the step's number alone."""
   task, env = state.task, env_of(state, frozen)
+  batch = with_stored(method, state.memory, env, batch)
   key = key_for(state, task, state.step)
   k_loss, k_observe = jax.random.split(key)
   k_project = jax.random.fold_in(key, 2)  # 0 and 1 are those of the split.

@@ -50,8 +50,8 @@ def method_of(name: str) -> ContinualMethod:
   if name == ON_A_VIT:
     return ease(MODEL, CAPACITY, peft=adaptformer(width=3))
   base = name.rpartition('(')[2].partition(')')[0].partition(':')[0]
-  tokens = 'class token' in about_of(METHODS[base]).needs
-  return tiny(name, MODEL if tokens else TOY, CAPACITY)
+  blocks = {'adapters', 'class token'} & set(about_of(METHODS[base]).needs)
+  return tiny(name, MODEL if blocks else TOY, CAPACITY)
 
 
 def backbone_of(method: ContinualMethod) -> Backbone:

@@ -3,11 +3,10 @@
 import jax.monitoring
 import numpy as np
 import pytest
-from tinies import WRAPPED_NAMES, tiny
+from tinies import ANYWHERE, WRAPPED_NAMES, tiny
 from tiny_runs import SIZE, TRAINING, silent, tiny_backbone, tiny_frozen
 
 from pecft_jax import data
-from pecft_jax.continual import METHODS
 from pecft_jax.train import Experiment, run
 from pecft_jax.typing import Capacity, Pretrained
 
@@ -15,7 +14,7 @@ TASKS = 20
 CAPACITY = Capacity(TASKS, 2 * TASKS)
 # Method, and settings of training.
 CASES = {
-  **{name: (name, {}) for name in (*METHODS, *WRAPPED_NAMES)},
+  **{name: (name, {}) for name in (*ANYWHERE, *WRAPPED_NAMES)},
   'lwf(ewc(derpp(olora)))': ('lwf(ewc(derpp(olora)))', {}),
   'l2p with cached queries': ('l2p', {'cache_queries': True}),
 }

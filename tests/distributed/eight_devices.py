@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType
-from tinies import WRAPPED_NAMES
+from tinies import ANYWHERE, WRAPPED_NAMES
 from tiny_runs import TRAINING, silent, tiny_experiment
 
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.continual import METHODS, finetune
+from pecft_jax.continual import finetune
 from pecft_jax.data import joined
 from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
@@ -44,7 +44,7 @@ TASKS = 3
 CAPACITY = Capacity(TASKS, 2 * TASKS)
 MOVING = ('vit', 'derpp(finetune)')
 # Buffers have slots for all devices to share.
-CASES = (*METHODS, *WRAPPED_NAMES, 'vit')
+CASES = (*ANYWHERE, *WRAPPED_NAMES, 'vit')
 
 
 def layouts() -> dict[str, Layout]:

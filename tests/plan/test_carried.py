@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from plan_steps import RECIPE, backbone_of, frozen_of
+from tinies import OF_CLASSES
 
-from pecft_jax.catalog import METHODS, method_by_name
+from pecft_jax.catalog import method_by_name
 from pecft_jax.paths import tree_bytes
 from pecft_jax.plan import carried_bytes, checkpoint_bytes, growth
 from pecft_jax.plan.carried import LEAF_METADATA
@@ -21,7 +22,7 @@ def build(name, tasks, wrap=()):
   return method_by_name(name, backbone_of('small'), capacity, wrap=wrap, options=OPTIONS)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', OF_CLASSES)
 def test_what_is_carried_is_what_a_real_state_holds(name):
   frozen = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frozen_of('small'))
   method = build(name, 7)

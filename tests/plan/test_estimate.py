@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from plan_steps import CAPACITY, RECIPE, backbone_of, frozen_of
+from tinies import OF_CLASSES
 
 from pecft_jax.backbones import architecture
 from pecft_jax.backbones.families.decoder.model import decoder
-from pecft_jax.catalog import METHODS, method_by_name
+from pecft_jax.catalog import method_by_name
 from pecft_jax.plan import abstract_layout, plan
 from pecft_jax.train import fsdp, tensor_parallel
 
@@ -20,7 +21,7 @@ def planned(method='finetune', peft=None, axes=(('data', 1),), wrap=(), **option
   return plan(learner, backbone_of('small'), frozen_of('small'), RECIPE, layout=layout, **options)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', OF_CLASSES)
 def test_every_method_can_be_planned(method):
   found = planned(method)
   assert found.trains == (method != 'simplecil')

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from tinies import ANYWHERE
 from tiny_runs import tiny_backbone
 
 from pecft_jax.about import about_of
-from pecft_jax.continual import METHODS, WRAPPERS, finetune
+from pecft_jax.continual import WRAPPERS, finetune
 from pecft_jax.peft import lora
 from pecft_jax.train import check_method
 from pecft_jax.typing import Capacity, Fit, Once
@@ -15,10 +16,10 @@ CAPACITY = Capacity(2, 4)
 PLAIN = finetune(tiny_backbone(), CAPACITY, peft=lora('q$', rank=2, dropout=0.1))
 
 
-@pytest.mark.parametrize('name', sorted({**METHODS, **WRAPPERS}))
+@pytest.mark.parametrize('name', sorted({**ANYWHERE, **WRAPPERS}))
 def test_every_method_and_wrapper_of_the_library_passes(name):
-  if name in METHODS:
-    check_method(about_of(METHODS[name]).tiny[''](tiny_backbone(), CAPACITY))
+  if name in ANYWHERE:
+    check_method(about_of(ANYWHERE[name]).tiny[''](tiny_backbone(), CAPACITY))
   else:
     check_method(about_of(WRAPPERS[name]).tiny[''](PLAIN))
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tinies import ANYWHERE
 from tiny_runs import silent
 
 from pecft_jax import data
 from pecft_jax.backbones import decoder
-from pecft_jax.continual import derpp, er, finetune, olora, ranpac, registry
+from pecft_jax.continual import WRAPPERS, derpp, er, finetune, olora, ranpac
 from pecft_jax.data import random_crop
 from pecft_jax.peft import lora
 from pecft_jax.train import Experiment, Training, adam, compile_steps, one_device, run
@@ -76,19 +77,17 @@ def test_texts_are_learned_task_by_task(name, tmp_path):
 @functools.cache
 def every_method():
   """All but l2p, which needs a class token; every wrapper around the first."""
-  options = {
-    name: {} if name == 'simplecil' else {'peft': lora(rank=2)} for name in registry.METHODS
-  }
+  options = {name: {} if name == 'simplecil' else {'peft': lora(rank=2)} for name in ANYWHERE}
   plain = {
     name: factory(reader(), CAPACITY, **options[name])
-    for name, factory in registry.METHODS.items()
+    for name, factory in ANYWHERE.items()
     if name != 'l2p'
   }
-  wrapped = {name: wrap(plain['finetune']) for name, wrap in registry.WRAPPERS.items()}
+  wrapped = {name: wrap(plain['finetune']) for name, wrap in WRAPPERS.items()}
   return plain | wrapped
 
 
-@pytest.mark.parametrize('name', sorted({*registry.METHODS, *registry.WRAPPERS} - {'l2p'}))
+@pytest.mark.parametrize('name', sorted({*ANYWHERE, *WRAPPERS} - {'l2p'}))
 def test_every_pass_of_every_method_takes_texts(name):
   steps = compile_steps(every_method()[name], adam(1e-3), one_device(), frozen())
   state = jax.eval_shape(steps.init, jax.random.key(0), frozen())

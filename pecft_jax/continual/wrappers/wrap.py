@@ -56,6 +56,7 @@ def wrap(
     'prepare': _changing_memory(inner.prepare),
     'consolidate': _changing_memory(inner.consolidate),
     'project': _projecting(inner.project),
+    'joined': inner.joined and inner.joined._replace(read=_reading_memory(inner.joined.read)),
     'phases': (*lifted(inner.phases), *phases),
   }
   # The settings are those of the wrapper, which its factory records.
@@ -110,6 +111,11 @@ def ended(inner: ContinualMethod, params: Params, memory: Any, env: Env) -> tupl
 def _reading(hook: Any) -> Any:
   """`(params, memory, ...) -> anything` on the inner memory."""
   return hook and (lambda params, memory, *args: hook(params, memory['inner'], *args))
+
+
+def _reading_memory(hook: Any) -> Any:
+  """`(memory, ...) -> anything` on the inner memory."""
+  return lambda memory, *args: hook(memory['inner'], *args)
 
 
 def _changing_memory(hook: Any) -> Any:

@@ -1,0 +1,233 @@
+"""iCaRL: incremental classifier and representation learning (Rebuffi et al., 2017,
+arXiv:1611.07725).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.about import Paper, about
+from pecft_jax.continual.core import (
+  from_forward,
+  head_logits,
+  mean_of_valid,
+  model,
+  only,
+  raw,
+  unit,
+  zero_head,
+)
+from pecft_jax.continual.memory import sample as sampling
+from pecft_jax.continual.memory.herding import blocks, fetched, herded, moved, no_exemplars
+from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.problems import need_classes
+from pecft_jax.settings import recorded
+from pecft_jax.typing import (
+  Adapted,
+  Array,
+  Backbone,
+  Capacity,
+  ContinualMethod,
+  Gather,
+  Joined,
+  Once,
+  Output,
+  PeftTransform,
+)
+
+
+@about(
+  'method',
+  'replay',
+  Paper('iCaRL: incremental classifier and representation learning', '1611.07725'),
+  needs=('stored examples',),
+  carries='herded examples of all classes, and the model of before the task',
+  tiny=lambda backbone, capacity: icarl(
+    backbone, capacity, peft=lora('.', rank=2), size=2 * capacity.classes + 1, candidates=9
+  ),
+)
+@recorded(defaults={'peft': lora})
+def icarl(
+  backbone: Backbone,
+  capacity: Capacity,
+  *,
+  peft: PeftTransform | None = None,
+  size: int = 2000,
+  candidates: int = 5000,
+) -> ContinualMethod:
+  """Trains on new data and herded exemplars together, and classifies by nearest mean of exemplars.
+
+  The loss is a binary cross-entropy for each class seen, summed over classes. The
+  targets of old classes are what the model of before the task answers (distillation), those of
+  new classes the label. Each epoch visits every stored exemplar once.
+
+  After training, class means and the features of the task are gathered in one pass, exemplars are
+  chosen by herding, and a second pass fetches their images: no other image is ever held.
+  Features have length 1 wherever they are compared or averaged.
+
+  Exemplars are replayed as they are: augmentation is of the task's own data. A class that comes
+  with several tasks keeps exemplars of the last of them, and is a new class there. A class
+  with fewer examples than its share of the buffer has some of them visited more often.
+
+  Args:
+    backbone: frozen.
+    capacity: tasks and classes of the sequence.
+    peft: what is trained of the backbone; `lora()` by default.
+    size: K, exemplars in all, shared evenly by the classes seen.
+    candidates: N, examples of a task whose features [N, D] are held until exemplars are chosen.
+      Of a task with more, exemplars are chosen among a uniform sample; means are of all.
+
+  Raises:
+    ValueError: for fewer exemplars than classes, no candidates, a problem without classes, or a
+      transform that finds no site.
+  """
+  need_classes(capacity.problem, 'icarl')
+  classes, width = capacity.classes, backbone.width
+  if size < classes:
+    raise ValueError(
+      f'icarl needs an exemplar of each class: size must be at least {classes}, got {size}'
+    )
+  if candidates < 1:
+    raise ValueError(f'candidates must be at least 1, got {candidates}')
+  peft = lora() if peft is None else peft
+  net, spec = model(backbone, peft), backbone.inputs
+  nothing_gathered = lambda: _nothing_gathered(size, candidates, classes, width)
+
+  def init(key, frozen):
+    params = {'delta': net.init(key, frozen), 'head': zero_head(width, classes)}
+    item = {'x': jax.ShapeDtypeStruct(spec.shape, spec.dtype)}
+    memory = {
+      'teacher': jax.tree.map(jnp.zeros_like, params),
+      'means': jnp.zeros((classes, width)),
+      'buffer': no_exemplars(size, item),
+      **nothing_gathered(),
+    }
+    return params, memory
+
+  def features_of(params, env, x):
+    return unit(net.features(env.frozen, params['delta'], x).astype(jnp.float32))
+
+  def forward(params, memory, env, x, key):
+    del memory
+    features = net.features(env.frozen, params['delta'], x, key)
+    logits = head_logits(params['head'], features)
+    return Output(logits, jnp.zeros(logits.shape[0]), features)
+
+  def loss(params, memory, env, batch, key):
+    out = forward(params, memory, env, batch.x, key)
+    labels = jax.nn.one_hot(batch.y, classes)
+
+    def distilled():
+      before = forward(memory['teacher'], memory, env, batch.x, None).logits
+      old = env.task.past & ~env.task.classes
+      return jnp.where(old, jax.nn.sigmoid(jax.lax.stop_gradient(before)), labels)
+
+    # The first task has no teacher, and is not to pay for one.
+    targets = jax.lax.cond(env.task.past.any(), distilled, lambda: labels)
+    losses = jnp.where(env.task.seen, binary_cross_entropy(out.logits, targets), 0).sum(-1)
+    return mean_of_valid(losses, batch.valid), out
+
+  def consolidate(params, memory, env, batch):
+    features = features_of(params, env, batch.x)
+    sums, counts = class_sums(features, batch.y, batch.valid, classes)
+    items = features, batch.y, batch.index
+    kept = sampling.offer(memory['candidates'], items, batch.valid, batch.index)
+    return {
+      **memory,
+      'sums': memory['sums'] + sums,
+      'counts': memory['counts'] + counts,
+      'candidates': kept,
+    }
+
+  def end_task(params, memory, env):
+    buffer = memory['buffer']
+    # Some at a time: of all K images at once activations would not fit.
+    one = lambda x: features_of(params, env, x[None])[0]
+    features = jax.lax.map(one, buffer.items['x'], batch_size=min(size, 64))
+    sums, _ = class_sums(features, buffer.label, buffer.label >= 0, classes)
+    return params, {**memory, 'teacher': params, 'means': unit(sums), **nothing_gathered()}
+
+  def predict(params, memory, env, x):
+    # The nearest of vectors of length 1 has the largest product.
+    scores = jnp.matmul(features_of(params, env, x), memory['means'].T, precision='highest')
+    return only(env.task.seen, scores)
+
+  def adapted(params, memory, env):
+    del memory, env
+    return Adapted(peft, params['delta'], None)  # Classified by means of exemplars.
+
+  return from_forward(
+    'icarl',
+    backbone,
+    capacity,
+    init,
+    forward,
+    masked=False,
+    loss=loss,
+    consolidate=consolidate,
+    phases=_choice(size),
+    end_task=end_task,
+    predict=predict,
+    joined=_joined(size, classes),
+    adapted=adapted,
+    transforms={'delta': peft},
+  )
+
+
+def binary_cross_entropy(logits: Array, targets: Array) -> Array:
+  """-(q log p + (1 - q) log(1 - p)) for each entry, with p = sigmoid(logits), q = targets."""
+  return jax.nn.softplus(logits) - targets * logits
+
+
+def _nothing_gathered(size: int, candidates: int, classes: int, width: int) -> dict[str, Any]:
+  """What a task fills until exemplars are chosen."""
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  item = jax.ShapeDtypeStruct((width,), jnp.float32), number, number
+  return {
+    'sums': jnp.zeros((classes, width)),
+    'counts': jnp.zeros(classes),
+    'candidates': sampling.empty(candidates, item),
+    'rows': jnp.full(size, -1, jnp.int32),
+  }
+
+
+def _choice(size: int) -> tuple[Once, Gather]:
+  """The phases that choose exemplars, and fetch them."""
+
+  def herd(params, memory, env, key):
+    """Room for the new classes, and which rows of the data are to fill it."""
+    del key
+    task = env.task
+    old, new = blocks(size, task.past), blocks(size, task.seen)
+    means = memory['sums'] / jnp.maximum(memory['counts'], 1)[:, None]
+    chosen = herded(memory['candidates'], means, new, task.classes)
+    rows = jnp.where(chosen >= 0, memory['candidates'].items[2][chosen], -1)
+    buffer = moved(memory['buffer'], old, new, task.past & ~task.classes)
+    return params, {**memory, 'buffer': buffer, 'rows': rows}
+
+  def fetch(params, memory, env, batch):
+    del params, env
+    index = jnp.where(batch.valid, batch.index, -1)
+    items = {'x': raw(batch.x)}
+    return {**memory, 'buffer': fetched(memory['buffer'], memory['rows'], items, batch.y, index)}
+
+  return Once('herd', herd, after='consolidate'), Gather('fetch', fetch, after='herd')
+
+
+def _joined(size: int, classes: int) -> Joined:
+  """Every stored exemplar once; of a class with fewer than its share, some again."""
+
+  def count(task):
+    past = int(task.past.sum())
+    return past * (size // past) if past else 0
+
+  def read(memory, env, slot):
+    buffer, own = memory['buffer'], blocks(size, env.task.past)
+    many = (buffer.label[:, None] == jnp.arange(classes)).sum(0)  # [C]
+    owner = own.owner[slot]
+    at = own.start[owner] + own.place[slot] % jnp.maximum(many[owner], 1)
+    return buffer.items['x'][at], buffer.label[at]
+
+  return Joined(count, read)
