@@ -32,12 +32,22 @@ class Recipe(NamedTuple):
 
 
 def constant(progress: Array) -> Array:
-  """The full rate throughout."""
+  """The full rate throughout.
+
+  >>> import jax.numpy as jnp
+  >>> float(constant(jnp.asarray(0.5)))
+  1.0
+  """
   return jnp.ones_like(progress)
 
 
 def cosine(progress: Array) -> Array:
-  """From 1 to 0 along half a cosine."""
+  """From 1 to 0 along half a cosine.
+
+  >>> import jax.numpy as jnp
+  >>> round(float(cosine(jnp.asarray(0.5))), 3)
+  0.5
+  """
   return 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
@@ -47,6 +57,10 @@ def warmup(share: float, then: Schedule) -> Schedule:
 
   Raises:
     ValueError: for a share outside (0, 1).
+
+  >>> import jax.numpy as jnp
+  >>> round(float(warmup(0.1, constant)(jnp.asarray(0.05))), 3)
+  0.5
   """
   if not 0 < share < 1:
     raise ValueError(f'share must be in (0, 1), got {share}')

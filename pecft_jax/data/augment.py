@@ -30,7 +30,13 @@ class Augmentation(NamedTuple):
 
 @recorded
 def compose(*augmentations: Augmentation) -> Augmentation:
-  """One after the other, the first first."""
+  """One after the other, the first first.
+
+  >>> from pecft_jax import data
+  >>> views = data.compose(data.random_crop(1), data.horizontal_flip())
+  >>> views.uniforms
+  3
+  """
   ends = np.cumsum([a.uniforms for a in augmentations]).tolist()
 
   def apply(images, u):
@@ -43,7 +49,12 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 @recorded
 def horizontal_flip() -> Augmentation:
-  """Mirrors half of the images, left to right."""
+  """Mirrors half of the images, left to right.
+
+  >>> from pecft_jax import data
+  >>> data.horizontal_flip().uniforms
+  1
+  """
 
   def apply(images, u):
     flip = u[:, 0] < 0.5
@@ -60,6 +71,10 @@ def random_crop(padding: int) -> Augmentation:
 
   Raises:
     ValueError: for a negative padding.
+
+  >>> from pecft_jax import data
+  >>> data.random_crop(1).uniforms
+  2
   """
   if padding < 0:
     raise ValueError(f'expected a padding of at least 0, got {padding}')
@@ -95,6 +110,10 @@ def random_resized_crop(
 
   Raises:
     ValueError: for empty ranges, or images of other than 1 or 3 channels.
+
+  >>> from pecft_jax import data
+  >>> data.random_resized_crop().uniforms
+  4
   """
   if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
     raise ValueError(f'expected ranges 0 < low <= high, scale up to 1; got {scale}, {ratio}')

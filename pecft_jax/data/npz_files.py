@@ -37,6 +37,13 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if it is not an .npz file with these keys, or they do not fit together.
+
+  >>> import numpy as np
+  >>> from pecft_jax import data
+  >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+  >>> np.savez('mine.npz', images=images, labels=[0, 1], class_names=['cat', 'dog'])
+  >>> data.npz('mine.npz').class_names
+  ('cat', 'dog')
   """
   path = local_path(path)
   if not path.is_file():

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def steps_for(n: int, batch_size: int, epochs: int) -> int:
-  """The number of batches that hold `epochs` passes over `n` examples."""
+  """The number of batches that hold `epochs` passes over `n` examples.
+
+  >>> steps_for(100, 32, 2)
+  7
+  """
   return -(-n * epochs // batch_size)
 
 
@@ -66,6 +70,11 @@ def train_batches(
 
   Raises:
     ValueError: for sizes below 1, too few examples for `steps`, or neither steps nor epochs.
+
+  >>> from pecft_jax import data
+  >>> scenario = data.class_incremental(*data.digits(), tasks=5)
+  >>> next(data.train_batches(scenario.tasks[0].train, batch_size=4, epochs=1, seed=0)).x.shape
+  (4, 16, 16, 1)
   """
   n = len(split.rows) + (stored or 0)
   for what, value in (('epochs', epochs), ('steps', steps)):
@@ -121,6 +130,11 @@ def eval_batches(
 
   Raises:
     ValueError: for a start beyond the last batch.
+
+  >>> from pecft_jax import data
+  >>> scenario = data.class_incremental(*data.digits(), tasks=5)
+  >>> next(data.eval_batches(scenario.tasks[0].test, batch_size=4)).y.shape
+  (4,)
   """
   _check(split, batch_size, process_index, process_count, query)
   n = len(split.rows)

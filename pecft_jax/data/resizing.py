@@ -80,6 +80,12 @@ def resize(source: Source, size: int, channels: int | None = None) -> Source:
 
   Raises:
     ValueError: for a size below 1, or channels that cannot be converted.
+
+  >>> from pecft_jax import data
+  >>> train, test = data.digits()
+  >>> small = data.resize(data.first_per_class(train, 1), 8)
+  >>> small.inputs[[0, 1]].shape
+  (2, 8, 8, 1)
   """
   if size < 1:
     raise ValueError(f'expected a size of at least 1, got {size}')

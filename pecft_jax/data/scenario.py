@@ -74,6 +74,12 @@ def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
 
   Raises:
     ValueError: for a task that the scenario does not have.
+
+  >>> from pecft_jax import data
+  >>> scenario = data.class_incremental(*data.digits(), tasks=5)
+  >>> classes, seen = data.task_masks(scenario, 1)
+  >>> int(classes.sum()), int(seen.sum())
+  (2, 4)
   """
   if not 0 <= t < len(scenario.tasks):
     raise ValueError(f'expected a task in 0..{len(scenario.tasks) - 1}, got {t}')
@@ -89,6 +95,11 @@ def joined(splits: Sequence[Split]) -> Split:
 
   Raises:
     ValueError: for no split, or splits of several sources.
+
+  >>> from pecft_jax import data
+  >>> scenario = data.class_incremental(*data.digits(), tasks=5)
+  >>> data.joined([task.train for task in scenario.tasks]).labels.shape
+  (1442,)
   """
   if not splits:
     raise ValueError('expected at least one split to join, got none')

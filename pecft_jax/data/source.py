@@ -57,7 +57,12 @@ def channels_first(shape: Sequence[int]) -> bool:
 
 
 def check_inputs(source: Source, shape: Sequence[int]) -> None:
-  """Raises ValueError where the examples do not have `shape` [H, W, C]."""
+  """Raises ValueError where the examples do not have `shape` [H, W, C].
+
+  >>> from pecft_jax import data
+  >>> train, test = data.digits()
+  >>> data.check_inputs(train, (16, 16, 1))  # Fits: nothing is raised.
+  """
   expected, got = tuple(shape), input_shape(source)
   if got == expected:
     return
@@ -86,6 +91,11 @@ def first_per_class(source: Source, n: int) -> Source:
 
   Raises:
     ValueError: for fewer than one row per class.
+
+  >>> from pecft_jax import data
+  >>> train, test = data.digits()
+  >>> len(data.first_per_class(train, 2).labels)
+  20
   """
   if n < 1:
     raise ValueError(f'expected at least 1 row per class, got {n}')
@@ -101,6 +111,11 @@ def only_classes(source: Source, classes: Sequence[int]) -> Source:
 
   Raises:
     ValueError: for classes that are repeated or out of range.
+
+  >>> from pecft_jax import data
+  >>> train, test = data.digits()
+  >>> data.only_classes(train, [3, 7]).class_names
+  ('3', '7')
   """
   count = len(source.class_names)
   classes = [int(c) for c in classes]
@@ -115,5 +130,11 @@ def only_classes(source: Source, classes: Sequence[int]) -> Source:
 
 
 def in_memory(source: Source) -> Source:
-  """Reads every image once, into one array; worth it where decoding or resizing is slow."""
+  """Reads every image once, into one array; worth it where decoding or resizing is slow.
+
+  >>> from pecft_jax import data
+  >>> train, test = data.digits()
+  >>> data.in_memory(data.first_per_class(train, 1)).labels.shape
+  (10,)
+  """
   return source._replace(inputs=source.inputs[np.arange(len(source.inputs))])

@@ -54,6 +54,9 @@ def tensor_parallel(
       weights join `fsdp(gathered)`.
     split: which layers of the model are split how: `family_of(backbone).split`
       of `pecft_jax.backbones`, or one of your own.
+
+  >>> len(tensor_parallel('model')) > 0
+  True
   """
   columns, rows, tables = split
   return (
@@ -77,6 +80,9 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
 
   Args:
     axis: of the mesh; `data` splits the weights over the same devices as the batch.
+
+  >>> len(fsdp('data')) > 0
+  True
   """
   return (
     Rule(r'/kernel$', (axis, None), optional=True),
@@ -97,6 +103,9 @@ def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, 
   Args:
     axis: of the mesh.
     columns: another axis, which matrices of second moments are split over, too.
+
+  >>> len(split_memory('data')) > 0
+  True
   """
   return (
     Rule('', {'row': axis, **({'column': columns} if columns else {})}, optional=True),

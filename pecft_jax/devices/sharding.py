@@ -41,6 +41,9 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
   Raises:
     ValueError: if the sizes do not multiply to the devices there are, or
       there is no axis `data`.
+
+  >>> make_mesh({'data': 1}).shape['data']
+  1
   """
   axes = {'data': jax.device_count()} if axes is None else dict(axes)
   if 'data' not in axes:
@@ -52,7 +55,11 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
 
 
 def one_device() -> Layout:
-  """The smallest mesh: the first device alone."""
+  """The smallest mesh: the first device alone.
+
+  >>> one_device().mesh.size
+  1
+  """
   mesh = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
   return Layout(mesh)
 

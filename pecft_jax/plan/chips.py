@@ -115,6 +115,9 @@ def find_chip(name: str) -> Chip:
 
   Raises:
     ValueError: for an unknown name; lists those there are.
+
+  >>> find_chip('TPU v4').memory // 2**30
+  32
   """
   by_title = {chip.name: chip for chip in _ALL}
   if name in by_title:

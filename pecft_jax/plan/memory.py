@@ -52,6 +52,9 @@ def abstract_layout(axes: Mapping[str, int], rules: tuple[Rule, ...] = ()) -> La
 
   Raises:
     ValueError: if there is no axis `data`.
+
+  >>> abstract_layout({'data': 64, 'model': 4}).mesh.size
+  256
   """
   if 'data' not in axes:
     raise ValueError(f"a mesh needs an axis 'data', got {dict(axes)}")
@@ -61,7 +64,12 @@ def abstract_layout(axes: Mapping[str, int], rules: tuple[Rule, ...] = ()) -> La
 
 
 def stored_as(params: Params, dtype: Any | None) -> Params:
-  """The shapes of a backbone's weights, floating-point ones in another dtype where one is given."""
+  """The shapes of a backbone's weights, floating-point ones in another dtype where one is given.
+
+  >>> import jax.numpy as jnp
+  >>> stored_as({'w': jnp.ones(3)}, jnp.bfloat16)['w'].dtype
+  dtype(bfloat16)
+  """
 
   def one(leaf: Any) -> jax.ShapeDtypeStruct:
     change = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -208,6 +208,11 @@ def stack_blocks(params: Params, depth: int, stack: str = '') -> Params:
     params: the backbone's parameters.
     depth: L, of this stack.
     stack: its name; `''` in a backbone with one stack.
+
+  >>> import jax.numpy as jnp
+  >>> params = {'block_0': {'w': jnp.ones(3)}, 'block_1': {'w': jnp.zeros(3)}}
+  >>> stack_blocks(params, depth=2)['blocks']['w'].shape
+  (2, 3)
   """
 
   def stacked(own: Params) -> Params:
@@ -219,7 +224,13 @@ def stack_blocks(params: Params, depth: int, stack: str = '') -> Params:
 
 
 def unstack_blocks(params: Params, depth: int, stack: str = '') -> Params:
-  """The inverse of `stack_blocks`."""
+  """The inverse of `stack_blocks`.
+
+  >>> import jax.numpy as jnp
+  >>> params = unstack_blocks({'blocks': {'w': jnp.ones((2, 3))}}, depth=2)
+  >>> sorted(params), params['block_0']['w'].shape
+  (['block_0', 'block_1'], (3,))
+  """
 
   def unstacked(own: Params) -> Params:
     rest = {k: v for k, v in own.items() if k != 'blocks'}

@@ -54,6 +54,14 @@ def lae(
 
   Raises:
     ValueError: if the transform finds no site, or for shares outside [0, 1].
+
+  >>> from pecft_jax.continual import lae
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = lae(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'lae'
   """
   if not 0 <= decay <= 1 or not 0 <= frozen_share <= 1:
     raise ValueError(f'expected decay and frozen_share in [0, 1], got {decay} and {frozen_share}')

@@ -71,6 +71,14 @@ def inflora(
   Raises:
     ValueError: for a transform that is no LoRA, one that finds no site, or a
       threshold outside (0, 1].
+
+  >>> from pecft_jax.continual import inflora
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = inflora(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'inflora'
   """
   if not 0 < threshold <= 1:
     raise ValueError(f'expected a threshold in (0, 1], got {threshold}')

@@ -43,6 +43,14 @@ def slca(
 
   Raises:
     ValueError: as `aligned`.
+
+  >>> from pecft_jax.continual import slca
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = slca(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'slca'
   """
   inner = finetune(backbone, capacity, peft=full() if peft is None else peft, masked=True)
   found = aligned(inner, epochs=epochs, samples=samples, temperature=temperature, diagonal=diagonal)

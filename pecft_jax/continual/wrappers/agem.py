@@ -36,6 +36,14 @@ def agem(inner: ContinualMethod, *, size: int = 500) -> ContinualMethod:
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, or for a size below 1.
+
+  >>> from pecft_jax.continual import agem, finetune
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = agem(finetune(model.backbone, Capacity(tasks=5, classes=10)))
+  >>> method.name
+  'agem(finetune)'
   """
   problem = inner.capacity.problem
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)

@@ -68,6 +68,14 @@ def aligned(
   Raises:
     ValueError: if wrapping `inner` has no meaning, for sizes below 1, or a
       temperature that is not positive; at init, if it has no such head.
+
+  >>> from pecft_jax.continual import aligned, finetune
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = aligned(finetune(model.backbone, Capacity(tasks=5, classes=10)))
+  >>> method.name
+  'aligned(finetune)'
   """
   need_classes(inner.capacity.problem, 'aligned')
   if min(epochs, samples) < 1 or (temperature is not None and temperature <= 0):

@@ -35,6 +35,14 @@ def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) 
   Raises:
     ValueError: if wrapping `inner` has no meaning, for a negative strength or a
       damping that is not positive; at init, if it has nothing to hold.
+
+  >>> from pecft_jax.continual import finetune, si
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = si(finetune(model.backbone, Capacity(tasks=5, classes=10)))
+  >>> method.name
+  'si(finetune)'
   """
   if strength < 0 or damping <= 0:
     raise ValueError(f'expected strength >= 0 and damping > 0, got {strength} and {damping}')

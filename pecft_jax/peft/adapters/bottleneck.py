@@ -62,6 +62,15 @@ def bottleneck(
 
   Raises:
     ValueError: for a width below 1, or a dropout outside [0, 1).
+
+  >>> import jax
+  >>> from pecft_jax.peft import bottleneck
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = bottleneck(r'mlp$', width=8)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
   """
   if width < 1:
     raise ValueError(f'the bottleneck needs a width of at least 1, got {width}')

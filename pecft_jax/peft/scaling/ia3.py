@@ -59,7 +59,17 @@ def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> Peft
 
 @recorded
 def scaled_outputs(pattern: str) -> PeftTransform:
-  """Multiplies the outputs, bias included, of matching linear sites."""
+  """Multiplies the outputs, bias included, of matching linear sites.
+
+  >>> import jax
+  >>> from pecft_jax.peft import scaled_outputs
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = scaled_outputs(r'attn/k$')
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
+  """
 
   def init_one(key, spec, weights):
     del key, spec  # Deterministic.
@@ -78,7 +88,17 @@ def scaled_outputs(pattern: str) -> PeftTransform:
 
 @recorded
 def scaled_inputs(pattern: str) -> PeftTransform:
-  """Multiplies the inputs of matching linear sites."""
+  """Multiplies the inputs of matching linear sites.
+
+  >>> import jax
+  >>> from pecft_jax.peft import scaled_inputs
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = scaled_inputs(r'fc2$')
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta)
+  6
+  """
 
   def init_one(key, spec, weights):
     del key, spec  # Deterministic.

@@ -37,6 +37,15 @@ def select_weights(pattern: str) -> PeftTransform:
 
   Raises:
     ValueError: at init, if the pattern matches no leaf.
+
+  >>> import jax
+  >>> from pecft_jax.peft import select_weights
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = select_weights(r'bias$')
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> transform.selective
+  True
   """
 
   def choose(sites, names):
@@ -114,6 +123,15 @@ def partial(k: int, stack: str | None = None) -> PeftTransform:
 
   Raises:
     ValueError: for fewer than one block; at init, for more than there are.
+
+  >>> import jax
+  >>> from pecft_jax.peft import partial
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = partial(1)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> transform.selective
+  True
   """
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}')

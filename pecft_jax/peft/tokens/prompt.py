@@ -55,6 +55,15 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
 
   Raises:
     ValueError: for a length below 1.
+
+  >>> import jax
+  >>> from pecft_jax.peft import prompt
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> transform = prompt(r'', length=2)
+  >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> len(delta) > 0
+  True
   """
   if length < 1:
     raise ValueError(f'a prompt needs a length of at least 1, got {length}')

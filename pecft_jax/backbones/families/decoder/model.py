@@ -171,6 +171,12 @@ def decoder(
 
   Raises:
     ValueError: for sizes that do not fit together.
+
+  >>> model = decoder(
+  ...   vocabulary=11, length=8, width=8, depth=1, heads=2, kv_heads=1, hidden=16, pad=0
+  ... )
+  >>> model.inputs.shape
+  (8,)
   """
   if width % heads or (width // heads) % 2:
     raise ValueError(f'width must be heads x an even number, got width {width} and {heads} heads')
