@@ -22,6 +22,7 @@ from pecft_jax.train.phases import not_numbers
 from pecft_jax.train.schedule import (
   boundary_of,
   fit_steps,
+  progress_of,
   stored_examples,
   task_arrays,
   training_split,
@@ -206,7 +207,7 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
     position.training_seconds = spent + time.perf_counter() - started
     if position.batch % training.log_every == 0 or position.batch == total:
       _fetch(position)
-      _write_training_rows(loop, position, len(split.rows) + stored, total)
+      _write_training_rows(loop, position, len(split.rows) + stored)
     if training.evaluate_every is not None and position.batch % training.evaluate_every == 0:
       position.inside = 0
       yield state
@@ -333,8 +334,9 @@ def _fetch(position: Position) -> None:
   position.logs = []
 
 
-def _write_training_rows(loop: Loop, position: Position, examples: int, total: int) -> None:
-  training = loop.experiment.training
+def _write_training_rows(loop: Loop, position: Position, examples: int) -> None:
+  training, t = loop.experiment.training, position.task
+  progress = progress_of(loop.experiment, loop.method, t, position.batch - 1)
   means = []
   for found, record in zip(position.seeds, loop.records, strict=True):
     loss, correct, count = np.sum(found.losses, axis=0)
@@ -346,7 +348,7 @@ def _write_training_rows(loop: Loop, position: Position, examples: int, total: i
       'step': position.batch,
       'loss': means[-1],
       'accuracy': float(correct / count),
-      'learning_rate': float(training.recipe.rate(jnp.float32((position.batch - 1) / total))),
+      'learning_rate': float(training.recipe.rate(jnp.float32(progress))),
       'seconds': round(sum(position.seconds), 3),
     }
     found.losses = []

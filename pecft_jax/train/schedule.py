@@ -20,7 +20,9 @@ def stored_examples(experiment: Experiment, method: ContinualMethod, t: int) -> 
   """How many stored examples each epoch of task t visits beside the task's own."""
   if method.joined is None:
     return 0
-  return method.joined.count(_arrays(experiment, t, steps=1))
+  # A stream without boundaries has no past task.
+  at = t if experiment.scenario.boundaries else 0
+  return method.joined.count(_arrays(experiment, at, steps=1))
 
 
 def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> int:
@@ -30,6 +32,14 @@ def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> i
   training = experiment.training
   n = len(training_split(experiment, method, t).rows) + stored_examples(experiment, method, t)
   return steps_for(n, training.batch_size, training.epochs)
+
+
+def progress_of(experiment: Experiment, method: ContinualMethod, t: int, step: int) -> float:
+  """`Env.progress` of an update of task t: of the task, or of a stream without boundaries."""
+  if experiment.scenario.boundaries:
+    return step / max(1, training_steps(experiment, method, t))
+  each = [training_steps(experiment, method, i) for i in range(len(experiment.scenario.tasks))]
+  return (sum(each[:t]) + step) / max(1, sum(each))
 
 
 def fit_steps(experiment: Experiment, method: ContinualMethod, phase: Fit, t: int) -> int:
