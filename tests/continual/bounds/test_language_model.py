@@ -131,7 +131,7 @@ def experiment(name, **fields):
 def test_domains_are_learnt_one_after_another(name, tmp_path):
   found = run(experiment(name), tmp_path, silent())
   assert set(found['compilations'].values()) == {1}
-  matrix = found['accuracy_matrix']
+  matrix = found['token_accuracy_matrix']
   # A word in ten follows no rule; without any knowledge one in twenty is right.
   assert matrix[0][0] > 0.7 and matrix[2][2] > 0.6, matrix
   if name == 'er':
