@@ -110,7 +110,10 @@ def ran_in(directory: pathlib.Path, *, done: bool) -> dict[str, Any]:
     done: whether the run has ended.
   """
   results = directory / 'results.json'
-  before = _read(results) if done and results.exists() else {}
+  before: Any = {}
+  if done and results.exists():
+    with contextlib.suppress(ValueError):  # What is damaged is made anew.
+      before = _read(results)
   if before.get('status') == 'done' and 'environment' in before:
     return before['environment']
   config = _read(directory / 'config.json')
