@@ -77,7 +77,7 @@ def measure(card: str, name: str, batch: int, **options: Any) -> Row:
   backbone = architecture(card, **{'scan': True, **options})
   method = finetune(backbone, Capacity(10, 100), peft=lora(r'attn/(q|v)$', rank=8))
   frozen = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
-  steps = compile_steps(method, adam(1e-3), layouts()[name], frozen)
+  steps: Any = compile_steps(method, adam(1e-3), layouts()[name], frozen)
   given = arguments(steps, method, frozen, batch).train
   started = time.perf_counter()
   memory = steps.train.lower(*given).compile().memory_analysis()

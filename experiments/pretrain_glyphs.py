@@ -70,8 +70,7 @@ def load_letters() -> Letters:
 
 def features(backbone: Backbone, params: Params, images: Any) -> Array:
   """Pooled features [B, D] of uint8 images."""
-  mean, std = (jnp.asarray(value) for value in (backbone.inputs.mean, backbone.inputs.std))
-  return backbone.apply(params, (images / 255.0 - mean) / std, rows=1).pooled
+  return backbone.apply(params, backbone.inputs.normalised(images), rows=1).pooled
 
 
 def logits(backbone: Backbone, params: Params, images: Any) -> Array:

@@ -6,7 +6,7 @@ import re
 import textwrap
 from typing import Any
 
-import griffe
+import griffe  # pyright: ignore[reportMissingImports]  -- of the extra `docs`
 
 # A facade whose `__all__` is computed exports what it imports so.
 _REEXPORT = re.compile(r'^from \S+ import (\w+) as \1$', re.MULTILINE)

@@ -1,11 +1,12 @@
 """LAMDA-CL/LAMDA-PILOT at 5240714 (2025-04-19), CIFAR-100 at 224 x 224."""
 
 import functools
+from typing import Any
 
 from pecft_jax.presets.record import Preset, sgd_with_l2
 from pecft_jax.recipes import adam, constant
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
   'value_range': '[0, 1], without mean and deviation',
   'views': 'random resized crop of 5 % to 100 % of the area',
   'model': 'vit_base_patch16_224',

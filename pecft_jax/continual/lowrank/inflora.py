@@ -108,7 +108,7 @@ def inflora(
     down = jax.lax.stop_gradient(memory['down'])
     return {path: LoraDelta(down[path], params['up'][path]) for path in shapes}
 
-  def run(params, memory, env, x, key, watch=None, rows=1):
+  def run(params, memory, env, x, key, watch=None, rows: int | None = 1):
     delta = {'past': jax.lax.stop_gradient(memory['bank']), 'now': now(params, memory)}
     return net.run(env.frozen, delta, x, key, watch=watch, rows=rows)
 
