@@ -232,7 +232,11 @@ def _accumulated(
     return Accumulated(tx.init(params), sums, zero, jnp.zeros((), jnp.int32), zero)
 
   def update(updates, state, params=None, **extra):
-    progress, weight, last = extra.pop('progress'), extra.pop('weight', 1.0), extra.pop('last', False)
+    progress, weight, last = (
+      extra.pop('progress'),
+      extra.pop('weight', 1.0),
+      extra.pop('last', False),
+    )
     weight = jnp.asarray(weight, jnp.float32)
     progress = jnp.where(state.count == 0, progress, state.progress)
     sums = jax.tree.map(lambda s, g: s + weight.astype(g.dtype) * g, state.sums, updates)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from pecft_jax.continual.core import (
-  cross_entropy,
   frozen_features,
   mean_of_valid,
   model,
@@ -15,6 +14,7 @@ from pecft_jax.continual.core import (
 )
 from pecft_jax.inputs import TokenIds
 from pecft_jax.peft import lora
+from pecft_jax.problems import cross_entropy
 from pecft_jax.typing import Given
 
 from .tiny import MODEL, TOY, batch, close, frozen_of
