@@ -44,7 +44,7 @@ def language_model(
       head of another shape, or a transform that finds no site.
   """
   spec, target = backbone.inputs, capacity.problem.target
-  if spec.pad is None:
+  if spec.kind != 'tokens':
     raise ValueError(
       f'language_model needs a backbone that reads texts, {backbone.name} reads {spec.what}'
     )
