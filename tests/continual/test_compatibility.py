@@ -9,6 +9,7 @@ from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import derpp, ease, ewc, finetune, joint, l2p, olora, ranpac
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import PEFTS
+from pecft_jax.train.phases import Run, begin
 from pecft_jax.train.state import init_state
 from pecft_jax.train.update import train_step
 from pecft_jax.typing import Env
@@ -34,11 +35,7 @@ del REFUSED['olora', 'lora'], REFUSED['olora', 'rslora']
 
 def one_step(method, frozen, some):
   state = init_state(method, RECIPE, jax.random.key(0), frozen)
-  state = state._replace(task=task(0))
-  params, memory = method.begin_task(
-    state.params, state.memory, Env(frozen, task(0)), jax.random.key(1)
-  )
-  state = state._replace(params=params, memory=memory)
+  state = begin(Run(method, RECIPE), state, frozen, task(0))
   after, log = train_step(method, RECIPE, state, frozen, some)
   params, memory = after.params, after.memory
   logits = method.predict(params, memory, Env(frozen, task(0)), some.x)
