@@ -35,18 +35,11 @@ def command(shared):
 
   def begin(method, workdir, *flags, fault='', through=(), **more):
     file = HERE / 'tiny.py'
-    if fault:
-      # Of the file, its name is part of the configuration: a fault does not make another run.
-      file = workdir.parent / f'{workdir.name}.fault' / 'tiny.py'
-      file.parent.mkdir(exist_ok=True)
-      file.write_text(
-        f'from faults import hooks\nfrom faults.tiny import experiment\nhooks.{fault}'
-      )
     flags = '--workdir', workdir, '--method', method, *flags
     return subprocess.Popen(
       [*through, sys.executable, '-m', 'pecft_jax.cli', 'run', file, *flags],
       cwd=shared,
-      env={**environment, **more},
+      env={**environment, 'PECFT_TEST_FAULT': fault, **more},
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,

@@ -100,7 +100,7 @@ def test_where_all_are_damaged_it_stops_and_destroys_nothing(stopped, finish, wh
   status, said = finish(METHOD, workdir, *ALWAYS)
   assert status == 1, said
   assert f'no checkpoint in {workdir / "checkpoints"} is good: checkpoint 19 ' in said
-  assert 'move the directory away to start from the beginning' in said
+  assert 'bring a good one back from a copy, or choose another --workdir' in said
   assert [each['tick'] for each in inspect_run(workdir)['checkpoints']] == [18, 19]
   assert (workdir / 'metrics.jsonl').read_text() == log
   (workdir / 'checkpoints').rename(workdir / 'evidence')
