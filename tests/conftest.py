@@ -1,8 +1,18 @@
 """Options and fixtures for all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
+
+# Workers and processes of a session share what they compile: set before any of them starts.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _CACHE = tempfile.mkdtemp(prefix='compiled-')
+  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 
 def pytest_addoption(parser):
