@@ -89,7 +89,9 @@ def finished(gaussians: Gaussians, classes: Array, shrinkage: float) -> Gaussian
     if cov.ndim == 1:
       return jnp.sqrt(cov + shrinkage)
     values, vectors = jnp.linalg.eigh(cov)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0) + shrinkage)
+    # The symmetric root: unlike eigenvectors, the same on every mesh.
+    scaled = vectors * jnp.sqrt(jnp.maximum(values, 0) + shrinkage)
+    return jnp.matmul(scaled, vectors.T, precision='highest')
 
   def step(_: None, each: tuple[Gaussians, Array]) -> tuple[None, Array]:
     state, there = each
