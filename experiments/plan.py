@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
+from pecft_jax.about import about_of
 from pecft_jax.backbones import architecture
 from pecft_jax.catalog import METHODS, WRAPPERS, method_by_name
 from pecft_jax.paths import tree_bytes
@@ -251,7 +252,7 @@ def growth_section() -> list[str]:
   """What each method carries after 1, 10 and 100 tasks of ten classes, on ViT-B/16."""
   backbone, frozen = backbone_of(CASES[0])
   cases: dict[str, tuple[str, tuple[str, ...]]] = {
-    **{name: (name, ()) for name in METHODS},
+    **{name: (name, ()) for name, each in METHODS.items() if 'texts' not in about_of(each).needs},
     **{f'{name}(finetune)': ('finetune', (name,)) for name in WRAPPERS},
   }
   rows = []

@@ -21,6 +21,7 @@ from pecft_jax.peft.halves import combine as combine
 from pecft_jax.peft.halves import mask_of as mask_of
 from pecft_jax.peft.halves import masked as masked
 from pecft_jax.peft.halves import partition as partition
+from pecft_jax.peft.halves import split_kept as split_kept
 from pecft_jax.peft.lowrank.adalora import AdaloraDelta as AdaloraDelta
 from pecft_jax.peft.lowrank.adalora import adalora as adalora
 from pecft_jax.peft.lowrank.dora import DoraDelta as DoraDelta

@@ -11,7 +11,7 @@ import pytest
 
 from pecft_jax.backbones import decoder, stack_blocks
 from pecft_jax.paths import map_named, named_leaves
-from pecft_jax.peft import PEFTS, merge_error, merged, prompt
+from pecft_jax.peft import PEFTS, combine, merge_error, merged, prompt, split_kept
 from pecft_jax.peft.tokens.prompt import PromptDelta
 from pecft_jax.typing import PeftTransform
 
@@ -122,13 +122,15 @@ def test_gradients_reach_every_leaf_of_the_delta(name, decoder_sizes, decoder_pa
   delta = map_named(shaken, peft.init(jax.random.key(3), shallow.sites, params))
   target = np.random.default_rng(5).normal(size=(5, 24))
 
+  active, kept = split_kept(delta)
+
   @jax.jit
   @jax.grad
-  def gradients(delta, params, texts):
-    features = shallow.apply(params, texts, delta, peft=peft, rows=1)
+  def gradients(active, params, texts):
+    features = shallow.apply(params, texts, combine(active, kept), peft=peft, rows=1)
     return jnp.mean((features.pooled - target) ** 2)
 
-  for leaf, grad in named_leaves(gradients(delta, params, texts)):
+  for leaf, grad in named_leaves(gradients(active, params, texts)):
     assert np.isfinite(grad).all(), leaf
     assert np.abs(grad).max() > 1e-7, leaf
 
@@ -154,7 +156,8 @@ def test_computes_in_the_type_of_the_backbone(case, decoder_sizes, decoder_param
   stored = jax.tree.map(lambda a: a.astype(jnp.bfloat16), stack_blocks(decoder_params, 3))
   for params in (stack_blocks(decoder_params, 3), stored):
     assert jax.eval_shape(run, params, texts, case.delta).tokens.dtype == jnp.bfloat16
-  assert {leaf.dtype for leaf in jax.tree.leaves(case.start)} <= {jnp.dtype(jnp.float32)}
+  active, _ = split_kept(case.start)
+  assert {leaf.dtype for leaf in jax.tree.leaves(active)} <= {jnp.dtype(jnp.float32)}
 
 
 def test_bitfit_is_refused_at_init(tiny_decoder, decoder_params):
