@@ -25,9 +25,9 @@ from pecft_jax.data import train_batches
 from pecft_jax.files import plain
 from pecft_jax.paths import tree_bytes
 from pecft_jax.train import compile_steps, one_device
+from pecft_jax.train.batches import on_devices
 from pecft_jax.train.experiment import describe
 from pecft_jax.train.heap import keep_heap
-from pecft_jax.train.loop import on_devices
 from pecft_jax.train.schedule import task_arrays
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.inspection import bytes_of

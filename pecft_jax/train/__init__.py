@@ -5,9 +5,9 @@ from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_de
 from pecft_jax.recipes import Recipe, adam, constant, cosine, recipe, sgd, warmup
 from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.check import check_method
+from pecft_jax.train.context import NonFiniteLoss
 from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.job import Stopped
-from pecft_jax.train.loop import NonFiniteLoss
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.running import run, run_seeds
 from pecft_jax.train.step import Steps, compile_steps

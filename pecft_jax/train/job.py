@@ -15,8 +15,10 @@ from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import agreement, first_only, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
 from pecft_jax.files import plain, read_json, write_json
+from pecft_jax.train.context import Loop, NonFiniteLoss
 from pecft_jax.train.experiment import Experiment, describe
-from pecft_jax.train.loop import Loop, NonFiniteLoss, run_tasks, settle
+from pecft_jax.train.logs import settle
+from pecft_jax.train.loop import run_tasks
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.progress import Reporter
 from pecft_jax.train.results import peak_memory, results

@@ -6,7 +6,9 @@ import pytest
 
 from pecft_jax.devices.sharding import batched, one_device
 from pecft_jax.problems import Judged
-from pecft_jax.train.loop import NonFiniteLoss, on_devices, settle
+from pecft_jax.train.batches import on_devices
+from pecft_jax.train.context import NonFiniteLoss
+from pecft_jax.train.logs import settle
 from pecft_jax.train.update import StepLog
 from pecft_jax.workdir.position import Findings, Position
 

@@ -16,7 +16,7 @@ from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import Judged
 from pecft_jax.recipes import adam, constant, sgd
-from pecft_jax.train.loop import on_devices
+from pecft_jax.train.batches import on_devices
 from pecft_jax.train.schedule import task_arrays
 from pecft_jax.train.state import init_state
 from pecft_jax.train.step import compilations, compile_steps

@@ -1,0 +1,99 @@
+"""Batches of a run, on its devices."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from pecft_jax.data import Split, eval_batches, fold_seed, train_batches
+from pecft_jax.train.context import Loop
+from pecft_jax.typing import Batch
+from pecft_jax.workdir.position import Position
+
+
+def in_order(loop: Loop, split: Split, start: int = 0) -> Iterator[Batch]:
+  """Batches of a split as they are, on their devices; all seeds share them."""
+  size = loop.experiment.training.eval_batch_size
+  index, count = loop.part
+  batches = eval_batches(
+    split, batch_size=size, start=start, process_index=index, process_count=count
+  )
+  for batch in batches:
+    yield on_devices(batch, loop.steps.batch_sharding, loop.part)
+
+
+def training_batches(
+  loop: Loop, position: Position, split: Split, epochs: int, stored: int = 0
+) -> Iterator[Batch]:
+  """Shuffled batches from the position on, on their devices; keeps the state of their stream."""
+  streams = _streams(loop, split, position.task, epochs, stored)
+  if position.data is not None:
+    for stream in streams:
+      stream.set_state(position.data)
+  for batches in zip(*streams, strict=True):
+    position.data = streams[0].get_state()
+    yield _stacked(loop, batches)
+
+
+def _streams(loop: Loop, split: Split, t: int, epochs: int, stored: int) -> list[Any]:
+  """Training batches of a task, an iterator for each seed."""
+  training = loop.experiment.training
+  cached = training.cache_queries and loop.steps.query is not None
+  query = _queries(loop, split) if cached else None
+  index, count = loop.part
+  return [
+    train_batches(
+      split,
+      batch_size=training.batch_size,
+      epochs=epochs,
+      seed=fold_seed(seed, t),
+      augment=training.augment,
+      query=query,
+      stored=stored if loop.method.joined is not None else None,
+      process_index=index,
+      process_count=count,
+    )
+    for seed in loop.seeds
+  ]
+
+
+def _stacked(loop: Loop, batches: tuple[Batch, ...]) -> Batch:
+  """The batches of all seeds on their devices, stacked where the state is."""
+  sharding, axis = loop.steps.train_batch_sharding, loop.steps.seed_axes
+  if not axis:
+    return on_devices(batches[0], sharding, loop.part)
+  return on_devices(jax.tree.map(lambda *rows: np.stack(rows), *batches), sharding, loop.part, axis)
+
+
+def _queries(loop: Loop, split: Split) -> np.ndarray:
+  """Frozen queries [n, D] of a split, computed once per example."""
+  assert loop.steps.query is not None
+  queries = [np.asarray(loop.steps.query(loop.frozen, b.x)) for b in in_order(loop, split)]
+  return np.concatenate(queries)[: len(split.rows)]
+
+
+def on_devices(batch: Batch, sharding: Any, part: tuple[int, int] = (0, 1), axis: int = 0) -> Batch:
+  """A batch of this process's rows, as one global batch over all devices.
+
+  Args:
+    batch: numpy arrays with B / count rows each.
+    sharding: of the global arrays.
+    part: index of this process's contiguous part of the rows, and their count.
+    axis: of the rows.
+  """
+  index, count = part
+
+  def put(array: Any) -> jax.Array:
+    array = np.asarray(array)
+    shape = list(array.shape)
+    first = index * shape[axis]
+    shape[axis] *= count
+
+    def shard(where: Any) -> np.ndarray:
+      low, high, _ = where[axis].indices(shape[axis])
+      return array[(*where[:axis], slice(low - first, high - first), *where[axis + 1 :])]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, shard)
+
+  return jax.tree.map(put, batch)

@@ -1,0 +1,42 @@
+"""What the loop over a sequence needs at hand."""
+
+import dataclasses
+from collections.abc import Callable
+
+from pecft_jax.train.experiment import Experiment
+from pecft_jax.train.step import Steps
+from pecft_jax.typing import ContinualMethod, Params, TrainState
+from pecft_jax.workdir.position import Position
+from pecft_jax.workdir.record import Record, Unwritten
+
+
+class NonFiniteLoss(ArithmeticError):
+  """Training diverged: the loss, or a parameter, is no number; the last good checkpoint stays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """What a run needs at hand; the state and the position are passed along.
+
+  Attributes:
+    experiment: data and training settings.
+    method: that is run.
+    seeds: learnt side by side; the experiment's own is ignored.
+    steps: its compiled functions.
+    frozen: the backbone's weights, on their devices.
+    part: index and count of the parts of a batch, of which this process has one.
+    records: take rows, one for each seed.
+    after_batch: called with state and position when both are consistent: the
+      place for checkpoints and stops.
+    tell: called with the position and the latest loss, for progress bars.
+  """
+
+  experiment: Experiment
+  method: ContinualMethod
+  seeds: tuple[int, ...]
+  steps: Steps
+  frozen: Params
+  part: tuple[int, int]
+  records: tuple[Record | Unwritten, ...]
+  after_batch: Callable[[TrainState, Position], None]
+  tell: Callable[[Position, float | None], None]

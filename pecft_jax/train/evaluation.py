@@ -1,0 +1,172 @@
+"""Test sets, batch by batch: before the first task, after each one, and within one."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pecft_jax.data import Split, steps_for, task_masks
+from pecft_jax.devices.sharding import place
+from pecft_jax.problems import Judged
+from pecft_jax.train.batches import in_order, on_devices
+from pecft_jax.train.context import Loop
+from pecft_jax.train.experiment import Experiment
+from pecft_jax.train.logs import settle
+from pecft_jax.typing import Batch, Given, TrainState
+from pecft_jax.workdir.position import Findings, Position
+
+
+class TestSet(NamedTuple):
+  """What an evaluation goes through."""
+
+  split: Split
+  classes: np.ndarray  # [C] bool, those of its task.
+  task: int  # -1 for a set that is no task's.
+
+
+def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
+  """What is evaluated after task `t`, or before the first one (-1): tasks, then probes."""
+  scenario = experiment.scenario
+  last = len(scenario.tasks) if experiment.training.evaluate == 'all' else t + 1
+  sets = [TestSet(scenario.tasks[j].test, task_masks(scenario, j)[0], j) for j in range(last)]
+  every = np.ones(len(scenario.class_order), bool)
+  return [*sets, *(TestSet(probe.split, every, -1) for probe in scenario.probes)]
+
+
+def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+  """What the model knows before it has learnt anything."""
+  done = position.task or position.seeds[0].start
+  if done or loop.experiment.training.evaluate != 'all':
+    return
+  yield from _measured(loop, state, position, test_sets(loop.experiment, -1))
+  settle(position)
+  for found in position.seeds:
+    shares = _shares(found)
+    found.start = shares[0][: len(loop.experiment.scenario.tasks)]
+    found.counts = []
+  yield state
+
+
+def evaluate(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+  """Test sets batch by batch; partial sums are in the position."""
+  yield from _measured(loop, state, position, test_sets(loop.experiment, position.task))
+  if position.evaluated() == position.task:
+    _write_accuracies(loop, position)
+    yield state
+
+
+def evaluate_inside(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
+  """The evaluation after some updates of a task."""
+  yield from _measured(
+    loop, state, position, test_sets(loop.experiment, position.task), inside=True
+  )
+  settle(position)
+  for found, record in zip(position.seeds, loop.records, strict=True):
+    shares, awares = _shares(found)
+    row = {
+      'kind': 'anytime',
+      'task': position.task,
+      'step': position.batch,
+      'evaluated': shares,
+      'aware': awares,
+    }
+    found.anytime.append({key: value for key, value in row.items() if key != 'kind'})
+    found.counts = []
+    record.write(row)
+    found.rows = record.rows
+  position.inside = None
+  yield state
+
+
+def _measured(
+  loop: Loop, state: TrainState, position: Position, sets: list[TestSet], *, inside: bool = False
+) -> Iterator[TrainState]:
+  """Adds up what the problem judges over test sets."""
+  size = loop.experiment.training.eval_batch_size
+  done = position.inside if inside else position.batch
+  assert done is not None
+  for j, test in enumerate(sets):
+    count = steps_for(len(test.split.rows), size, 1)
+    if done >= count:
+      done -= count
+      continue
+    sums = _sums_so_far(loop, position, j)
+    ahead = test.task > (position.task if position.phase != 'start' else -1)
+    asked = _open_to(loop, state, position, test) if ahead else state
+    for batch in in_order(loop, test.split, done):
+      sums = loop.steps.predict(asked, loop.frozen, _given(loop, batch, test), test.classes, sums)
+      if inside:
+        assert position.inside is not None
+        position.inside += 1
+      else:
+        position.batch += 1
+      position.sums[j] = sums
+      loop.tell(position, None)
+      yield state
+    done = 0
+
+
+def _open_to(loop: Loop, state: TrainState, position: Position, test: TestSet) -> TrainState:
+  """The state in which the classes of a task to come are possible answers, too."""
+  scenario, seen = loop.experiment.scenario, test.classes
+  if position.phase != 'start':
+    seen = seen | task_masks(scenario, position.task)[1]
+  shape, sharding = state.task.seen.shape, loop.steps.state_shardings.task.seen
+  opened = place(np.broadcast_to(seen, shape).copy(), sharding)
+  return state._replace(task=state.task._replace(seen=opened))
+
+
+def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:
+  """Tells the task of each example where the scenario does."""
+  if loop.experiment.scenario.kind != 'task':
+    return batch
+  size = loop.experiment.training.eval_batch_size
+  rows: Any = np.full(size // loop.part[1], test.task, np.int32)
+  task: Any = on_devices(rows, loop.steps.batch_sharding, loop.part)
+  return batch._replace(x=Given(batch.x, task=task))
+
+
+def _sums_so_far(loop: Loop, position: Position, j: int) -> Judged:
+  """Sums over the examples of a test set that were evaluated, on their devices."""
+  rows = [found.counts[j] if len(found.counts) > j else [0, 0, 0] for found in position.seeds]
+  score = loop.steps.score_dtype
+  columns = [
+    np.array(each, dtype)
+    for each, dtype in zip(zip(*rows, strict=True), (score, score, np.int32), strict=True)
+  ]
+  if not loop.steps.seed_axes:
+    columns = [each[0] for each in columns]
+  return place(Judged(*columns), Judged(*[loop.steps.counts_sharding] * 3))
+
+
+def _shares(found: Findings) -> tuple[list[float], list[float]]:
+  """The measure on each test set, and with the task known."""
+  score, aware, total = zip(*found.counts, strict=True)
+  share = lambda right: [r / n for r, n in zip(right, total, strict=True)]
+  return share(score), share(aware)
+
+
+def _write_accuracies(loop: Loop, position: Position) -> None:
+  tasks, probes = len(loop.experiment.scenario.tasks), len(loop.experiment.scenario.probes)
+  settle(position)
+  for found, record in zip(position.seeds, loop.records, strict=True):
+    counts = found.counts[: len(found.counts) - probes]
+    seen = counts[: position.task + 1]
+    scores, awares = _shares(found)
+    own = len(counts)
+    blank: list[float | None] = [None] * (tasks - own)
+    row = {
+      'kind': 'eval',
+      'task': position.task,
+      'accuracy': sum(each[0] for each in seen) / sum(each[2] for each in seen),
+      'evaluated': scores[:own],
+      'aware': awares[:own],
+      'seconds': round(sum(position.seconds), 3),
+    }
+    found.accuracy.append([*scores[:own], *blank])
+    found.aware.append([*awares[:own], *blank])
+    if probes:
+      found.probes.append(scores[own:])
+    found.counts = []
+    record.write(row)
+    found.rows = record.rows

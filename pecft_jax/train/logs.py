@@ -1,0 +1,103 @@
+"""What updates and evaluations tell, fetched from the devices, checked and written."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pecft_jax.data import steps_for
+from pecft_jax.train.context import Loop, NonFiniteLoss
+from pecft_jax.train.schedule import progress_of
+from pecft_jax.workdir.position import Position
+
+
+def settle(position: Position) -> None:
+  """Fetches all that waits on the devices, and checks it; before every save.
+
+  Raises:
+    NonFiniteLoss: if the loss of a step, or a parameter after it, was not finite.
+  """
+  fetch(position)
+  for j, sums in position.sums.items():
+    # [3] or [3, S] to a row for each seed.
+    rows = np.stack(jax.device_get(sums)).reshape(len(sums), -1).T.tolist()
+    if any(row[2] < 0 for row in rows):
+      raise NonFiniteLoss(f'an answer to test set {j} is not a number, after task {position.task}')
+    for found, row in zip(position.seeds, rows, strict=True):
+      found.counts[j:] = [row]
+  position.sums = {}
+
+
+def fetch(position: Position) -> None:
+  """Fetches what the updates told so far, and checks it.
+
+  Raises:
+    NonFiniteLoss: as in `settle`.
+  """
+  done = position.batch - len(position.logs)
+  for step, log in enumerate(jax.device_get(position.logs), done + 1):
+    columns = zip(*(np.ravel(values) for values in log), strict=True)
+    for i, (found, (loss, score, total, finite)) in enumerate(
+      zip(position.seeds, columns, strict=True)
+    ):
+      what = 'the task' if position.phase == 'train' else position.phase
+      where = f'task {position.task}, step {step} of {what}'
+      if len(position.seeds) > 1:
+        where += f', of seed number {i}'
+      if not math.isfinite(loss):
+        raise NonFiniteLoss(f'the loss is {float(loss)} at {where}')
+      if not finite:
+        raise NonFiniteLoss(f'the parameters are not finite after {where}')
+      found.losses.append([float(loss), score.item(), int(total)])
+  position.logs = []
+
+
+def write_training_rows(loop: Loop, position: Position, examples: int) -> None:
+  """A row of the log for each seed, on the updates since the last one.
+
+  Args:
+    loop: the run.
+    position: after these updates, which were fetched.
+    examples: that an epoch of the task visits.
+  """
+  training, t = loop.experiment.training, position.task
+  progress = progress_of(loop.experiment, loop.method, t, position.batch - 1)
+  means = []
+  for found, record in zip(position.seeds, loop.records, strict=True):
+    loss, correct, count = np.sum(found.losses, axis=0)
+    means.append(float(loss) / len(found.losses))
+    row = {
+      'kind': 'train',
+      'task': position.task,
+      'epoch': min(training.epochs, steps_for(position.batch * training.batch_size, examples, 1)),
+      'step': position.batch,
+      'loss': means[-1],
+      'accuracy': float(correct / count),
+      'learning_rate': float(training.recipe.rate(jnp.float32(progress))),
+      'seconds': round(sum(position.seconds), 3),
+    }
+    found.losses = []
+    record.write(row)
+    found.rows = record.rows
+  loop.tell(position, sum(means) / len(means))
+
+
+def write_fit_rows(loop: Loop, position: Position, step: Any, total: int) -> None:
+  """The same for a fit of the method's own, of `total` updates."""
+  means = []
+  for found, record in zip(position.seeds, loop.records, strict=True):
+    means.append(sum(row[0] for row in found.losses) / len(found.losses))
+    row = {
+      'kind': step.name,
+      'task': position.task,
+      'step': position.batch,
+      'loss': means[-1],
+      'learning_rate': float(step.recipe.rate(jnp.float32((position.batch - 1) / total))),
+      'seconds': round(sum(position.seconds), 3),
+    }
+    found.losses = []
+    record.write(row)
+    found.rows = record.rows
+  loop.tell(position, sum(means) / len(means))

@@ -1,0 +1,66 @@
+"""The records that the library is made of, each with its contract.
+
+Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
+"""
+
+from pecft_jax.typing.arrays import Array, Delta, Inputs, Key, Params
+from pecft_jax.typing.backbones import Backbone, Features, InputSpec, Pretrained
+from pecft_jax.typing.hooks import (
+  EndHook,
+  FitLoss,
+  ForwardHook,
+  GatherHook,
+  LossHook,
+  ObserveHook,
+  PredictHook,
+  ProjectHook,
+  StateHook,
+)
+from pecft_jax.typing.methods import ContinualMethod, TrainState
+from pecft_jax.typing.plans import Fit, Gather, Joined, Once, Phase
+from pecft_jax.typing.sites import SITE_KINDS, Site, SiteSpec, Watch
+from pecft_jax.typing.tasks import Adapted, Batch, Capacity, Env, Given, Output, Task, Update
+from pecft_jax.typing.transforms import Calibration, Kept, PeftTransform
+
+__all__ = (
+  'SITE_KINDS',
+  'Adapted',
+  'Array',
+  'Backbone',
+  'Batch',
+  'Calibration',
+  'Capacity',
+  'ContinualMethod',
+  'Delta',
+  'EndHook',
+  'Env',
+  'Features',
+  'Fit',
+  'FitLoss',
+  'ForwardHook',
+  'Gather',
+  'GatherHook',
+  'Given',
+  'InputSpec',
+  'Inputs',
+  'Joined',
+  'Kept',
+  'Key',
+  'LossHook',
+  'ObserveHook',
+  'Once',
+  'Output',
+  'Params',
+  'PeftTransform',
+  'Phase',
+  'PredictHook',
+  'Pretrained',
+  'ProjectHook',
+  'Site',
+  'SiteSpec',
+  'StateHook',
+  'Task',
+  'TrainState',
+  'Update',
+  'Watch',
+)

@@ -1,0 +1,131 @@
+"""Pre-trained models, and what they read and compute.
+
+Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pecft_jax.typing.arrays import Array, Key, Params
+from pecft_jax.typing.sites import SiteSpec
+
+
+class Features(NamedTuple):
+  """What a backbone computes."""
+
+  pooled: Array  # [B, D], what a head reads.
+  tokens: Array  # [B, T, D] after the final norm; just those computed where `rows` was given.
+  taps: dict[str, Any]  # What `watch` took from sites, by `kind:path`.
+
+
+class InputSpec(Protocol):
+  """What a backbone reads: the shape of one example, and what its values mean.
+
+  `Images` and `TokenIds` of `pecft_jax.inputs` are such records; others are
+  welcome.
+  """
+
+  @property
+  def kind(self) -> str:
+    """The kind of input, as others ask for it: 'image' or 'tokens', or one of your own."""
+    ...
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of one example: [H, W, channels] of images, [T] of token ids."""
+    ...
+
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """In which examples arrive."""
+    ...
+
+  @property
+  def what(self) -> str:
+    """The inputs in words."""
+    ...
+
+  @property
+  def values(self) -> str:
+    """What the values mean, in words, for the record of a run."""
+    ...
+
+  @property
+  def unit(self) -> str:
+    """What throughput is counted in."""
+    ...
+
+  @property
+  def units(self) -> int:
+    """How many of them one example has."""
+    ...
+
+  @property
+  def remedy(self) -> str:
+    """What to do about examples of another shape, for error messages."""
+    ...
+
+  def normalised(self, x: Array) -> Array:
+    """A batch of examples as `Backbone.apply` takes it.
+
+    Raises:
+      TypeError: for another dtype than the examples have.
+    """
+    ...
+
+
+class Backbone(NamedTuple):
+  """A pre-trained model as pure functions.
+
+  Attributes:
+    name: for reports and error messages.
+    init: `(key) -> params`, freshly initialised. Consumes the key.
+    apply: `(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None)
+      -> Features`.
+      `inputs` are normalised floats, or token ids. The key is for the
+      transform's dropout; None means deterministic. With `rows`, the last block
+      computes just that many tokens, and `Features.tokens` holds those: the
+      leading ones of a ViT (1: the class token); of a decoder, which takes
+      `rows=1` only, the last real token of each text. With `watch`, a function
+      `(site, args, out) -> pytree or None`, `Features.taps` holds what it
+      returns for the arguments and the output (a transform's change included) of
+      each site, under `kind:path`: `linear:block_3/attn/k`. What it does not ask
+      for costs nothing. It is called while the pass is traced, and may be
+      called more than once for a site.
+    sites: every insertion point, with its shapes for a batch of one.
+    inputs: the input specification.
+    width: D of the pooled feature.
+    depth: number of blocks, in all of its stacks.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
+    family: name of the family that it is of, among `pecft_jax.backbones.FAMILIES`;
+      empty for a model of your own.
+  """
+
+  name: str
+  init: Callable[[Key], Params]
+  apply: Callable[..., Features]
+  sites: tuple[SiteSpec, ...]
+  inputs: InputSpec
+  width: int
+  depth: int
+  settings: Mapping[str, Any] | None = None
+  family: str = ''
+
+
+class Pretrained(NamedTuple):
+  """A backbone with its weights.
+
+  Attributes:
+    backbone: the model.
+    params: its weights.
+    head: the classifier that came with the weights; None where there is none.
+    identity: what the record of a run says of the weights, as JSON, such as
+      `backbone_sha256`; a run computes the digest where it is missing.
+  """
+
+  backbone: Backbone
+  params: Params
+  head: Params | None = None
+  identity: Mapping[str, Any] = {}

@@ -1,0 +1,106 @@
+"""A continual-learning method, and the state of its run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pecft_jax.typing.arrays import Array, Key, Params
+from pecft_jax.typing.backbones import Backbone, InputSpec
+from pecft_jax.typing.hooks import (
+  EndHook,
+  ForwardHook,
+  GatherHook,
+  LossHook,
+  ObserveHook,
+  PredictHook,
+  ProjectHook,
+  StateHook,
+)
+from pecft_jax.typing.plans import Joined, Phase
+from pecft_jax.typing.tasks import Adapted, Capacity, Env, Task
+from pecft_jax.typing.transforms import PeftTransform
+
+
+class ContinualMethod(NamedTuple):
+  """A continual-learning method as pure functions over (params, memory, env).
+
+  `params` is exactly what the optimizer sees now, but for what is `Kept`;
+  `memory` is every other array that is carried: past slots, buffers,
+  statistics. No leaf is in both. All shapes are constant over the whole
+  sequence. Keys are consumed; `None` means deterministic. Hooks that are None
+  are skipped and cost nothing.
+
+  A task has the phases begin, prepare, train, consolidate and end, with the
+  method's own `phases` between them; see `pecft_jax.continual.plan`.
+
+  Attributes:
+    name: for reports.
+    backbone: the frozen model that it stands on.
+    capacity: the static sizes of its state.
+    init: `(key, frozen) -> (params, memory)`.
+    forward: the model in training mode.
+    loss: what an update minimises.
+    predict: answers at test time.
+    begin_task: called once when a task begins.
+    prepare: one pass over the new data before training.
+    project: changes gradients before each update.
+    observe: called after each update.
+    consolidate: one pass over the task's data after training.
+    end_task: called once when a task ends.
+    phases: further phases, in order.
+    transforms: the entries of `params` that are deltas, with the transform of each:
+      the trainer calls the transforms' `after`, `penalty` and `calibrate`.
+    query: `(frozen, x) -> [B, D]`, what may be computed once per example and
+      handed to `forward` as a `Given`; None where there is nothing to cache.
+    trains: whether task `t` has a training phase, as `(t) -> bool` (SimpleCIL:
+      never; RanPAC: the first task only).
+    cumulative: whether the method trains on the data of all tasks so far
+      (joint training, the upper bound); continual methods do not.
+    joined: stored examples that each epoch visits beside the task's own; None: none.
+    passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
+    adapted: `(params, memory, env) -> Adapted`, after `end_task`, outside of
+      jit; None where no single delta does what `predict` needs.
+    renewed: the top-level entries of `params` that start afresh with each
+      task; wrappers that tie parameters to old values leave them out.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
+  """
+
+  name: str
+  backbone: Backbone
+  capacity: Capacity
+  init: Callable[[Key, Params], tuple[Params, Any]]
+  forward: ForwardHook
+  loss: LossHook
+  predict: PredictHook
+  begin_task: StateHook | None = None
+  prepare: GatherHook | None = None
+  project: ProjectHook | None = None
+  observe: ObserveHook | None = None
+  consolidate: GatherHook | None = None
+  end_task: EndHook | None = None
+  phases: tuple[Phase, ...] = ()
+  transforms: Mapping[str, PeftTransform] = {}
+  query: Callable[[Params, Array], Array] | None = None
+  trains: Callable[[int], bool] = lambda task: True
+  cumulative: bool = False
+  joined: Joined | None = None
+  passes: Callable[[int], float] = lambda tasks: 1.0
+  adapted: Callable[[Params, Any, Env], Adapted] | None = None
+  renewed: tuple[str, ...] = ()
+  settings: Mapping[str, Any] | None = None
+
+  @property
+  def inputs(self) -> InputSpec:
+    """What the backbone reads."""
+    return self.backbone.inputs
+
+
+class TrainState(NamedTuple):
+  """The whole of a run that changes: one checkpointable pytree."""
+
+  params: Params
+  memory: Any
+  opt_state: Any
+  task: Task
+  step: Array  # [] int32, updates over the whole sequence.
+  key: Key
+  extra: Any = {}  # By phase: optimizer states of fits, statistics of calibrations.

@@ -1,0 +1,88 @@
+"""What passes between the trainer and a method.
+
+Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from pecft_jax.problems import Problem, classification
+from pecft_jax.typing.arrays import Array, Delta, Inputs, Params
+from pecft_jax.typing.transforms import PeftTransform
+
+
+class Task(NamedTuple):
+  """The task at hand, as arrays, so that a new task cannot recompile anything."""
+
+  index: Array  # [] int32, counted from 0.
+  classes: Array  # [C] bool, the classes of this task.
+  seen: Array  # [C] bool, those of this task and all before it.
+  past: Array  # [C] bool, those of the tasks before it.
+  home: Array  # [C] int32, the first task of each class; -1 for classes not seen yet.
+  start: Array  # [] int32, training steps taken before this task.
+  steps: Array  # [] int32, training steps planned for this task (at least 1).
+
+
+class Env(NamedTuple):
+  """What a method may read besides its own state."""
+
+  frozen: Params  # The backbone's weights; never differentiated, always an argument.
+  task: Task
+  step: Array | int = 0  # [] int32, updates of this task so far.
+
+  @property
+  def progress(self) -> Array:
+    """Share of the task's updates that are done: [] in [0, 1]."""
+    return jnp.asarray(self.step / self.task.steps)
+
+
+class Given(NamedTuple):
+  """Inputs together with what is known of them."""
+
+  x: Array  # uint8 [B, H, W, C] or int32 [B, T]
+  query: Array | None = None  # [B, D], what the frozen backbone makes of each example.
+  task: Array | None = None  # [B] int32, the task of each example; -1 where it is not known.
+
+
+class Batch(NamedTuple):
+  """One batch of constant shape; rows beyond the data are marked invalid."""
+
+  x: Inputs  # uint8 [B, H, W, C] or int32 [B, T], or a `Given` around it.
+  y: Array  # [B, ...], as the problem's target: of classification, the position of the class.
+  valid: Array  # [B] bool
+  index: Array  # [B] int32, row of the example in its split.
+  # [B] int32, -1 where a row is of the task's own data, else the stored example that it is, see
+  # `Joined`. None where a method joins none.
+  slot: Array | None = None
+
+
+class Update(NamedTuple):
+  """One update, as `observe` sees it; what is not read costs nothing."""
+
+  grads: Params  # After `project`; None in the place of what is `Kept`.
+  before: Params  # The parameters that they were taken at.
+
+
+class Output(NamedTuple):
+  """What a method's forward pass computes in training."""
+
+  logits: Array  # [B, C], or as the problem's answers.
+  aux_loss: Array  # [B] the method's own regulariser per example, already weighted.
+  features: Array  # [B, D], what the head read.
+
+
+class Adapted(NamedTuple):
+  """What is needed to use an adapted backbone without the method that learnt it."""
+
+  peft: PeftTransform
+  delta: Delta
+  head: Any  # Of `kernel` [D, C] and `bias` [C]; None where features are classified otherwise.
+
+
+class Capacity(NamedTuple):
+  """How much a sequence can hold: the static sizes of all continual state."""
+
+  tasks: int
+  classes: int
+  problem: Problem = classification

@@ -1,0 +1,75 @@
+"""What changes a backbone at its sites, or its weights.
+
+Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pecft_jax.typing.arrays import Array, Delta, Key, Params
+from pecft_jax.typing.sites import Watch
+
+
+class Kept(NamedTuple):
+  """Arrays in a delta that are carried and not trained: masks, indices, frozen factors.
+
+  No gradient is taken of them and no optimizer sees them; they may have any dtype.
+  """
+
+  value: Any
+
+
+class Calibration(NamedTuple):
+  """Statistics of one pass over a task's data before training, and what a delta makes of them.
+
+  Attributes:
+    watch: what is wanted of the sites, as in `Backbone.apply`; the delta is in place.
+    empty: `(delta) -> statistics`, at their start: a pytree of arrays.
+    add: `(statistics, taps, valid) -> statistics`, one batch more. `taps` is
+      what `watch` gave by `kind:path`, `valid` [B] bool says which rows count.
+    finish: `(delta, statistics) -> delta`, of the same shapes.
+  """
+
+  watch: Watch
+  empty: Callable[[Delta], Any]
+  add: Callable[[Any, dict[str, Any], Array], Any]
+  finish: Callable[[Delta, Any], Delta]
+
+
+class PeftTransform(NamedTuple):
+  """A parameter-efficient fine-tuning method as pure functions; absent ones are None.
+
+  Attributes:
+    init: `(key, sites, params) -> delta`. Consumes the key. `sites` is a
+      sequence of `SiteSpec`; raises ValueError where a pattern matches none.
+    intercept: `(delta, site, next_fn, *args) -> out`. Pure; calls `next_fn`
+      at most once. Passes through at sites that the delta does not name.
+    replace: `(delta, params) -> params`. Puts trained weights in the place of
+      frozen ones before the forward pass (selective methods).
+    merge: `(delta, params) -> params`, the weight-space form, equal to
+      `replace` and `intercept` together; None where there is none (prompts,
+      adapters with a non-linearity).
+    with_dropout: `(delta, key) -> delta`, for one forward pass in training: what
+      `intercept` needs for dropout. Consumes the key.
+    update: `(delta, path, w) -> dW`, the change of the weight `w` [d_in, d_out]
+      of the linear site at `path`, where the transform is a sum W + dW.
+    after: `(delta, grads, progress) -> delta`, after each update of a task
+      (AdaLoRA's budget). `grads` is a tree like the delta with None in the place
+      of what is `Kept`; `progress` [] in [0, 1] is that of the task.
+    penalty: `(delta) -> []`, added to the training loss.
+    calibrate: a pass over the data before a fresh delta is trained (EVA).
+    selective: whether replacing weights is all that the transform does.
+    settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
+  """
+
+  init: Callable[[Key, Any, Params], Delta]
+  intercept: Callable[..., Array] | None = None
+  replace: Callable[[Delta, Params], Params] | None = None
+  merge: Callable[[Delta, Params], Params] | None = None
+  with_dropout: Callable[[Delta, Key], Delta] | None = None
+  update: Callable[[Delta, str, Array], Array] | None = None
+  after: Callable[[Delta, Delta, Array], Delta] | None = None
+  penalty: Callable[[Delta], Array] | None = None
+  calibrate: Calibration | None = None
+  selective: bool = False
+  settings: Mapping[str, Any] | None = None
