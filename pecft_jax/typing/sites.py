@@ -1,7 +1,6 @@
 """Where a backbone may be changed."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pecft_jax.typing.arrays import Array
 
@@ -32,8 +31,18 @@ class Site(NamedTuple):
 SITE_KINDS = ('linear', 'norm', 'attend', 'sublayer', 'tokens')
 
 
-# (site, args, out) -> pytree of what is wanted of a site, or None; see `Backbone.apply`.
-Watch = Callable[[Site, tuple[Any, ...], Array], Any]
+class Watch(Protocol):
+  """What is wanted of the sites of a forward pass; see `Backbone.apply`."""
+
+  def __call__(self, site: Site, args: tuple[Any, ...], out: Array, /) -> Any:
+    """Returns a pytree of arrays, or None where nothing is wanted.
+
+    Args:
+      site: that is passed.
+      args: of the site, as its kind has them: (x [B, T, D], w, b) of a linear one.
+      out: what the site gave, changes by a transform included.
+    """
+    ...
 
 
 class SiteSpec(NamedTuple):
