@@ -34,6 +34,12 @@ class Recipe(NamedTuple):
 def constant(progress: Array) -> Array:
   """The full rate throughout.
 
+  Args:
+    progress: [] in [0, 1], share of the task.
+
+  Returns:
+    [], factor of the learning rate.
+
   >>> import jax.numpy as jnp
   >>> float(constant(jnp.asarray(0.5)))
   1.0
@@ -43,6 +49,12 @@ def constant(progress: Array) -> Array:
 
 def cosine(progress: Array) -> Array:
   """From 1 to 0 along half a cosine.
+
+  Args:
+    progress: [] in [0, 1], share of the task.
+
+  Returns:
+    [], factor of the learning rate.
 
   >>> import jax.numpy as jnp
   >>> round(float(cosine(jnp.asarray(0.5))), 3)
@@ -54,6 +66,13 @@ def cosine(progress: Array) -> Array:
 @recorded
 def warmup(share: float, then: Schedule) -> Schedule:
   """Rises linearly over the first `share` of a task, then runs another schedule over the rest.
+
+  Args:
+    share: of the task, in (0, 1).
+    then: schedule over the rest of the task.
+
+  Returns:
+    A schedule, `(progress []) -> factor of the rate []`.
 
   Raises:
     ValueError: for a share outside (0, 1).
@@ -97,6 +116,10 @@ def recipe(
 
   Raises:
     ValueError: for a rate that is not positive, or fewer than one micro-batch.
+
+  >>> lion = recipe(optax.scale_by_lion(), 1e-4, schedule=warmup(0.1, cosine), clip=1.0)
+  >>> round(float(lion.rate(jnp.asarray(0.1))), 6)
+  0.0001
   """
   if learning_rate <= 0:
     raise ValueError(f'learning_rate must be positive, got {learning_rate}')
@@ -122,6 +145,16 @@ def adam(
 ) -> Recipe:
   """`recipe` with Adam's direction (AdamW, with `weight_decay`).
 
+  Args:
+    learning_rate: the peak.
+    schedule: of the rate over each task.
+    weight_decay: decoupled, as in AdamW.
+    clip: largest global norm of the gradient, or None.
+    accumulate: micro-batches per update, as in `recipe`.
+
+  Raises:
+    ValueError: for a rate that is not positive, or fewer than one micro-batch.
+
   >>> adam(1e-3, clip=1.0).settings['clip']
   1.0
   """
@@ -146,6 +179,17 @@ def sgd(
   accumulate: int = 1,
 ) -> Recipe:
   """`recipe` with momentum.
+
+  Args:
+    learning_rate: the peak.
+    momentum: factor of the running sum of gradients.
+    schedule: of the rate over each task.
+    weight_decay: decoupled, as in AdamW.
+    clip: largest global norm of the gradient, or None.
+    accumulate: micro-batches per update, as in `recipe`.
+
+  Raises:
+    ValueError: for a rate that is not positive, or fewer than one micro-batch.
 
   >>> sgd(0.1).settings['name']
   'sgd'

@@ -34,7 +34,22 @@ class Card(NamedTuple):
 
 
 def read_card(path: str | pathlib.Path) -> Card:
-  """Reads a card. Raises ValueError if the file is no card."""
+  """Reads a card.
+
+  Args:
+    path: of a JSON file.
+
+  Raises:
+    ValueError: if the file is missing or is no card.
+
+  >>> import pathlib
+  >>> _ = pathlib.Path('tiny.json').write_text('''
+  ...   {"name": "tiny", "summary": "A small ViT.", "family": "vit", "mean": [0.5], "std": [0.25],
+  ...    "architecture": {"image_size": 8, "channels": 1, "patch": 4, "width": 8, "depth": 1,
+  ...                     "heads": 2}}''')
+  >>> read_card('tiny.json').ranges['std']
+  (0.25,)
+  """
   path = pathlib.Path(path)
   try:
     card = json.loads(path.read_text(encoding='utf-8'))
@@ -70,7 +85,13 @@ def cards() -> dict[str, Card]:
 
 
 def find_card(name: str | pathlib.Path) -> Card:
-  """The card of a name, or at a path. Raises ValueError where there is none.
+  """The card of a name, or at a path.
+
+  Args:
+    name: of a card of the library, or the path of a card.
+
+  Raises:
+    ValueError: if there is no card of the name and no file at the path, or the file is no card.
 
   >>> find_card('vit_glyphs16').name
   'vit_glyphs16'
@@ -138,7 +159,20 @@ def pretrained(
 
 
 def random_weights(name: str | pathlib.Path, /, seed: int = 0, **options: Any) -> Pretrained:
-  """The architecture of a card with fresh weights: for tests, plans and control experiments."""
+  """The architecture of a card with fresh weights: for tests, plans and control experiments.
+
+  Args:
+    name: of a card of the library, or the path of a card.
+    seed: of the initialisation.
+    **options: of the family's factory, which replace those of the card.
+
+  Raises:
+    ValueError: for an unknown card.
+
+  >>> model = random_weights('vit_glyphs16', image_size=8, depth=1, width=8, heads=2)
+  >>> model.backbone.name, model.params['pos'].shape
+  ('vit_glyphs16-random', (1, 5, 8))
+  """
   backbone = architecture(name, **{'name': f'{find_card(name).name}-random', **options})
   params = backbone.init(jax.random.key(seed))
   return Pretrained(backbone, params, None, {'backbone_sha256': f'random, seed {seed}'})

@@ -11,8 +11,15 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (DECODER, VIT)}
 def family_of(backbone: Backbone) -> Family:
   """The family of a backbone.
 
+  Args:
+    backbone: a `vit`, a `decoder`, or what a card describes.
+
   Raises:
     ValueError: for a model of your own, which is of none of `FAMILIES`.
+
+  >>> from pecft_jax.backbones import architecture
+  >>> family_of(architecture('vit_glyphs16')).name
+  'vit'
   """
   if backbone.family not in FAMILIES:
     raise ValueError(

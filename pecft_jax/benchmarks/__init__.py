@@ -21,6 +21,9 @@ def benchmarks() -> dict[str, str]:
 def file_of(name: str) -> pathlib.Path:
   """The file of a benchmark.
 
+  Args:
+    name: of a benchmark.
+
   >>> file_of('split_digits').name
   'split_digits.py'
   """

@@ -30,7 +30,10 @@ class Augmentation(NamedTuple):
 
 @recorded
 def compose(*augmentations: Augmentation) -> Augmentation:
-  """One after the other, the first first.
+  """Applies augmentations one after another, the first one first.
+
+  Args:
+    *augmentations: in the order in which they are applied.
 
   >>> from pecft_jax import data
   >>> views = data.compose(data.random_crop(1), data.horizontal_flip())
@@ -68,6 +71,9 @@ def horizontal_flip() -> Augmentation:
 @recorded
 def random_crop(padding: int) -> Augmentation:
   """Shifts images by up to `padding` pixels along each axis; black moves in.
+
+  Args:
+    padding: the largest shift in pixels.
 
   Raises:
     ValueError: for a negative padding.

@@ -19,6 +19,9 @@ def digits(image_size: int = 16) -> tuple[Source, Source]:
   The split is fixed and stratified: in each class, in the order of the file,
   every fifth image goes to the test set. Ink is scaled from 0..16 to 0..255.
 
+  Args:
+    image_size: side of the images in pixels; those of the file have 8.
+
   >>> train, test = digits()
   >>> len(train.class_names)
   10

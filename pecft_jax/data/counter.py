@@ -53,6 +53,10 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 def fold_seed(seed: int, *numbers: int) -> int:
   """A seed for each combination of numbers, as in `fold_seed(seed, task)`; 63 bits.
 
+  Args:
+    seed: any integer.
+    *numbers: non-negative integers.
+
   >>> fold_seed(0, 1) == fold_seed(0, 1), fold_seed(0, 1) == fold_seed(0, 2)
   (True, False)
   """

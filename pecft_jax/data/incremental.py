@@ -23,7 +23,7 @@ def class_incremental(
   order: str | Sequence[int] = 'natural',
   name: str | None = None,
 ) -> Scenario:
-  """Splits the classes into tasks; just one of the three ways must be given.
+  """Splits the classes into tasks; exactly one of the three ways must be given.
 
   Args:
     train: training data.
@@ -33,6 +33,10 @@ def class_incremental(
     classes_per_task: the labels of each task; gives the class order as well.
     order: see `class_order`. The data must hold no other labels.
     name: for reports.
+
+  Raises:
+    ValueError: unless exactly one way is given, for sizes that do not add up to the classes, or for
+      sources with other or different classes.
 
   >>> from pecft_jax import data
   >>> scenario = data.class_incremental(*data.digits(), tasks=5)
@@ -54,6 +58,19 @@ def task_incremental(
   name: str | None = None,
 ) -> Scenario:
   """As `class_incremental`, with the task known at test time.
+
+  Args:
+    train: training data.
+    test: test data of the same classes.
+    tasks: number of tasks, of equally many classes.
+    increments: number of classes of each task.
+    classes_per_task: the labels of each task.
+    order: see `class_order`.
+    name: for reports.
+
+  Raises:
+    ValueError: unless exactly one way is given, for sizes that do not add up to the classes, or for
+      sources with other or different classes.
 
   >>> from pecft_jax import data
   >>> scenario = data.task_incremental(*data.digits(), increments=(4, 6))
@@ -81,6 +98,15 @@ def domain_incremental(
 
   Raises:
     ValueError: if a source has no domains, or the two differ.
+
+  >>> import numpy as np
+  >>> from pecft_jax import data
+  >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), [0, 1, 0, 1]
+  >>> source = data.arrays('shapes', images, labels, domains=[0, 0, 1, 1],
+  ...                      domain_names=['photo', 'sketch'])
+  >>> scenario = data.domain_incremental(source, source, order='sketch,photo')
+  >>> [task.name for task in scenario.tasks]
+  ['sketch', 'photo']
   """
   _check_same(train, test)
   for part, source in (('train', train), ('test', test)):

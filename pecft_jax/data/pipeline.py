@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 def steps_for(n: int, batch_size: int, epochs: int) -> int:
   """The number of batches that hold `epochs` passes over `n` examples.
 
+  Args:
+    n: examples of a split.
+    batch_size: examples in each batch.
+    epochs: passes over the split.
+
   >>> steps_for(100, 32, 2)
   7
   """
@@ -126,7 +131,7 @@ def eval_batches(
     start: number of batches to skip, for resuming a pass.
     process_index: of this process, which gets its contiguous part of each batch.
     process_count: must divide `batch_size`.
-    query: as in `train_batches`.
+    query: float32 [n, D], as in `train_batches`.
 
   Raises:
     ValueError: for a start beyond the last batch.

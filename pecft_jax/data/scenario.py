@@ -72,6 +72,10 @@ class Scenario(NamedTuple):
 def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
   """The classes of task `t`, and those of it and all tasks before: bool [C] each.
 
+  Args:
+    scenario: the sequence of tasks.
+    t: index of a task, counted from 0.
+
   Raises:
     ValueError: for a task that the scenario does not have.
 
@@ -92,6 +96,9 @@ def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 def joined(splits: Sequence[Split]) -> Split:
   """One split of several: for joint training, or evaluation over all tasks so far.
+
+  Args:
+    splits: of one source, at least one.
 
   Raises:
     ValueError: for no split, or splits of several sources.

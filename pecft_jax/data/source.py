@@ -57,7 +57,14 @@ def channels_first(shape: Sequence[int]) -> bool:
 
 
 def check_inputs(source: Source, shape: Sequence[int]) -> None:
-  """Raises ValueError where the examples do not have `shape` [H, W, C].
+  """Checks the shape of the examples of a source.
+
+  Args:
+    source: whose first example is read.
+    shape: [H, W, C] expected of it.
+
+  Raises:
+    ValueError: for another shape.
 
   >>> from pecft_jax import data
   >>> train, test = data.digits()
@@ -89,6 +96,10 @@ def first_per_class(source: Source, n: int) -> Source:
 
   A class with fewer rows keeps all it has.
 
+  Args:
+    source: any.
+    n: rows of each class, at least 1.
+
   Raises:
     ValueError: for fewer than one row per class.
 
@@ -108,6 +119,10 @@ def first_per_class(source: Source, n: int) -> Source:
 
 def only_classes(source: Source, classes: Sequence[int]) -> Source:
   """The rows of some classes, which are numbered anew in the given order.
+
+  Args:
+    source: any.
+    classes: labels, each at most once; `classes[i]` becomes label i.
 
   Raises:
     ValueError: for classes that are repeated or out of range.
@@ -131,6 +146,9 @@ def only_classes(source: Source, classes: Sequence[int]) -> Source:
 
 def in_memory(source: Source) -> Source:
   """Reads every image once, into one array; worth it where decoding or resizing is slow.
+
+  Args:
+    source: any that fits into memory.
 
   >>> from pecft_jax import data
   >>> train, test = data.digits()

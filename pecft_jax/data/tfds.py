@@ -102,6 +102,10 @@ def tfds_source(
     ValueError: if the data set is not prepared, has no such features, its images
       have more than 8 bits or an alpha channel, or a row has no label. Images
       that would lose something are refused when they are read.
+
+  >>> tfds_source('mnist', 'train', data_dir='no_data_here')
+  Traceback (most recent call last):
+  ValueError: 'mnist' is not prepared in ...
   """
   import tensorflow_datasets as tfds
 

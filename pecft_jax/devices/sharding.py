@@ -188,6 +188,14 @@ def describe_rules(layout: Layout, *trees: Any) -> str:
 
   Returns:
     One line a rule, in order, with the bytes of its leaves in all and per device.
+
+  >>> import jax.numpy as jnp
+  >>> layout = Layout(one_device().mesh, (Rule('kernel$', ('data', None)),))
+  >>> print(describe_rules(layout, {'kernel': jnp.ones((4, 2)), 'bias': jnp.ones(2)}))
+  data 1
+   leaves      bytes   a device  axes              pattern
+        1       32 B       32 B  data, -           kernel$
+        1        8 B        8 B  whole             all others
   """
   rules = _rules(layout)
   found: dict[int | None, list[float]] = {i: [0, 0, 0] for i in [*range(len(rules)), None]}

@@ -57,6 +57,20 @@ def load_hf_peft(
       another kind, an entry of its configuration is not understood, a tensor
       is not finite or does not fit the configuration, or the backbone has no
       such layers, other sizes, or other weights; names the file and the entry.
+
+  >>> import jax
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.peft import lora
+  >>> from pecft_jax.typing import Adapted
+  >>> model = pretrained('vit_glyphs16')
+  >>> peft = lora(r'attn/q$', rank=2)
+  >>> delta = peft.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> adapted = Adapted(peft, delta, head=None)
+  >>> from pecft_jax.interop import save_hf_peft
+  >>> save_hf_peft('adapter', model.backbone, adapted, model.params)
+  >>> again = load_hf_peft('adapter', model.backbone, params=model.params)
+  >>> again.delta['block_0/attn/q'].a.shape, again.head
+  ((96, 2), None)
   """
   directory = local_path(directory)
   naming = naming_of(backbone) if naming is None else naming

@@ -61,6 +61,18 @@ def save_hf_peft(
 
   Raises:
     ValueError: if the directory is not empty, or the transform has no form there.
+
+  >>> import jax
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.peft import lora
+  >>> from pecft_jax.typing import Adapted
+  >>> model = pretrained('vit_glyphs16')
+  >>> peft = lora(r'attn/q$', rank=2)
+  >>> delta = peft.init(jax.random.key(0), model.backbone.sites, model.params)
+  >>> adapted = Adapted(peft, delta, head=None)
+  >>> save_hf_peft('adapter', model.backbone, adapted, model.params)
+  >>> json.loads(pathlib.Path('adapter/adapter_config.json').read_text())['target_modules']
+  ['qkv']
   """
   from safetensors.numpy import save
 

@@ -12,7 +12,14 @@ __all__ = ('LLAMA', 'TIMM_VIT', 'Module', 'Naming', 'naming_of')
 def naming_of(backbone: Backbone) -> Naming:
   """That of the backbone's family: `TIMM_VIT` for a vision transformer, `LLAMA` for a decoder.
 
+  Args:
+    backbone: a `vit`, a `decoder`, or what a card describes.
+
   Raises:
     ValueError: for a model of your own, which is of no family: give its naming.
+
+  >>> from pecft_jax.backbones import architecture
+  >>> naming_of(architecture('vit_glyphs16')).of('block_3/attn/v')
+  Module(name='blocks.3.attn.qkv', third=2)
   """
   return family_of(backbone).naming

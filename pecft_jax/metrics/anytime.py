@@ -29,6 +29,9 @@ def anytime_accuracy(evaluations: Sequence[Evaluation]) -> float:
   arXiv:2110.10031) where evaluations are equally far apart; evaluated at task ends
   alone it is the average incremental accuracy.
 
+  Args:
+    evaluations: of a run, in order.
+
   Raises:
     ValueError: without any evaluation, or where a task that was seen has no value.
 
@@ -43,6 +46,9 @@ def min_accuracy(evaluations: Sequence[Evaluation]) -> float:
 
   De Lange et al. (2023, arXiv:2205.13452): shows the stability gap, the dip at the
   beginning of a new task. `pecft_jax.metrics.min_acc` is the same of task ends alone.
+
+  Args:
+    evaluations: of a run, in order.
 
   Raises:
     ValueError: for a single task.

@@ -11,6 +11,9 @@ def average_accuracy(matrix: Matrix) -> np.ndarray:
 
   ACC of GEM (Lopez-Paz & Ranzato, 2017, arXiv:1706.08840). Every task has the same weight.
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   >>> average_accuracy([[0.9, None], [0.8, 0.6]]).round(3).tolist()
   [0.9, 0.7]
   """
@@ -19,6 +22,9 @@ def average_accuracy(matrix: Matrix) -> np.ndarray:
 
 def average_incremental_accuracy(matrix: Matrix) -> float:
   """AIA = (1/T) sum_k AA_k (iCaRL, Rebuffi et al., 2017, arXiv:1611.07725).
+
+  Args:
+    matrix: [k, T], the measure at each time on each task.
 
   >>> round(average_incremental_accuracy([[0.9, None], [0.8, 0.6]]), 3)
   0.8
@@ -52,6 +58,10 @@ def union_accuracy(matrix: Matrix, sizes: PerTask) -> np.ndarray:
 
 def average_union_accuracy(matrix: Matrix, sizes: PerTask) -> float:
   """Mean over time of `union_accuracy`: the "average accuracy" of PILOT.
+
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+    sizes: [T], examples in the test set of each task.
 
   >>> round(average_union_accuracy([[0.9, None], [0.8, 0.5]], [100, 200]), 3)
   0.75

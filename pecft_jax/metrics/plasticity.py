@@ -9,6 +9,9 @@ from pecft_jax.metrics.record import Metric
 def learning_accuracy(matrix: Matrix) -> float:
   """LA = (1/T) sum_k a[k, k]: plasticity (Riemer et al., 2019, arXiv:1810.11910).
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   >>> round(learning_accuracy([[0.9, None], [0.7, 0.8]]), 3)
   0.85
   """

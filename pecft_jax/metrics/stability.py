@@ -12,6 +12,9 @@ def forgetting(matrix: Matrix) -> float:
   RWalk (Chaudhry et al., 2018, arXiv:1801.10112). The maximum is over the past
   only, so that backward transfer at the last task counts as negative forgetting.
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   >>> round(forgetting([[0.9, None], [0.7, 0.8]]), 3)
   0.2
   """
@@ -23,6 +26,9 @@ def forgetting_inclusive(matrix: Matrix) -> float:
   """Forgetting with the maximum over j <= l <= T: includes the present, never negative.
 
   The variant in the code of L2P and its successors; 0 for one task.
+
+  Args:
+    matrix: [k, T], the measure at each time on each task.
 
   >>> forgetting_inclusive([[0.5, None], [0.7, 0.8]])
   0.0
@@ -37,6 +43,9 @@ def coda_forgetting(matrix: Matrix) -> float:
   The mean drop per step of CODA-Prompt (Smith et al., 2023, arXiv:2211.13218).
   Much smaller than `forgetting` by construction; never compare the two.
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   >>> round(coda_forgetting([[0.9, None], [0.7, 0.8]]), 3)
   0.2
   """
@@ -46,6 +55,9 @@ def coda_forgetting(matrix: Matrix) -> float:
 
 def bwt(matrix: Matrix) -> float:
   """BWT = (1/(T-1)) sum_{j<T} (a[T, j] - a[j, j]) (GEM, arXiv:1706.08840); 0 for one task.
+
+  Args:
+    matrix: [k, T], the measure at each time on each task.
 
   >>> round(bwt([[0.9, None], [0.7, 0.8]]), 3)
   -0.2
@@ -57,6 +69,9 @@ def bwt(matrix: Matrix) -> float:
 def bwt_trace(matrix: Matrix) -> float:
   """BWT divided by T rather than T-1 (TRACE, Wang et al., 2023, arXiv:2310.06762).
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   >>> round(bwt_trace([[0.9, None], [0.7, 0.8]]), 3)
   -0.1
   """
@@ -66,6 +81,9 @@ def bwt_trace(matrix: Matrix) -> float:
 
 def retention(matrix: Matrix) -> np.ndarray:
   """[k] of a[T, j] / a[j, j]; NaN where the task was never learned (CLiMB, arXiv:2206.09059).
+
+  Args:
+    matrix: [k, T], the measure at each time on each task.
 
   >>> retention([[0.8, None], [0.6, 0.9]]).round(3).tolist()
   [0.75, 1.0]
@@ -99,6 +117,9 @@ def min_acc(matrix: Matrix) -> float:
   De Lange et al. (2023, arXiv:2205.13452). The minimum is over the evaluations at
   task ends; dips within a task (the stability gap) do not show.
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   Raises:
     ValueError: for a single task.
 
@@ -111,6 +132,9 @@ def min_acc(matrix: Matrix) -> float:
 
 def wc_acc(matrix: Matrix) -> float:
   """WC-ACC = a[T, T] / T + (1 - 1/T) min-ACC (De Lange et al., 2023, arXiv:2205.13452).
+
+  Args:
+    matrix: [k, T], the measure at each time on each task.
 
   >>> round(wc_acc([[0.9, None], [0.7, 0.8]]), 3)
   0.75

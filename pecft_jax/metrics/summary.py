@@ -23,6 +23,9 @@ METRICS: tuple[Metric, ...] = tuple(
 def metrics_of(measure: Measure) -> tuple[Metric, ...]:
   """`METRICS` in the words of a measure.
 
+  Args:
+    measure: what the matrix of a run holds.
+
   >>> metrics_of(Measure('squared error', 0.0, 4.0, False))[0].name
   'average_squared_error'
   """

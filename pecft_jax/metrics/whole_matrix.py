@@ -20,6 +20,9 @@ class DiazRodriguez(NamedTuple):
 def diaz_rodriguez(matrix: Matrix) -> DiazRodriguez:
   """Computes the metrics of Díaz-Rodríguez et al. that read the accuracy matrix.
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   Raises:
     ValueError: for a single finished task.
 

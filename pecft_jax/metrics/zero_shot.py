@@ -32,6 +32,9 @@ def fwt_gem(matrix: Matrix, start: PerTask) -> float:
 def mtil_last(matrix: Matrix) -> float:
   """Last = mean_j a[T, j] (ZSCL, Zheng et al., 2023, arXiv:2303.06628).
 
+  Args:
+    matrix: [k, T], the measure at each time on each task.
+
   >>> mtil_last([[0.9, 0.3], [0.7, 0.8]])
   0.75
   """
@@ -40,6 +43,9 @@ def mtil_last(matrix: Matrix) -> float:
 
 def mtil_average(matrix: Matrix) -> float:
   """Avg = mean of a[k, j] over all k and j, zero-shot entries included (ZSCL).
+
+  Args:
+    matrix: [k, T], the measure at each time on each task, with zero-shot entries.
 
   Raises:
     ValueError: where an entry is missing.
@@ -52,6 +58,9 @@ def mtil_average(matrix: Matrix) -> float:
 
 def mtil_transfer(matrix: Matrix) -> float:
   """Transfer = mean over j >= 2 of (1/(j-1)) sum_{k<j} a[k, j] (ZSCL).
+
+  Args:
+    matrix: [k, T], the measure at each time on each task, with zero-shot entries.
 
   Raises:
     ValueError: for a single finished task, or where an entry is missing.

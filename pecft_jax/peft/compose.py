@@ -42,6 +42,9 @@ def nothing() -> PeftTransform:
 def chain(**parts: PeftTransform) -> PeftTransform:
   """Applies several transforms, the first named innermost.
 
+  Args:
+    **parts: transforms by name, in the order from the inside out.
+
   Returns:
     A transform whose delta is `{name: delta of that part}`. It merges where
     every part does, selective parts first, since these replace weights before
@@ -191,6 +194,10 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
   `take(delta, i)` gives one slot back as a delta of `transform` itself, also
   with a traced index, and with a vector of indices one per example (for vmap).
 
+  Args:
+    transform: of one slot.
+    size: S, number of slots, at least 1.
+
   Returns:
     A transform whose delta has a leading slot axis on every leaf.
 
@@ -261,6 +268,10 @@ def bank(transform: PeftTransform, size: int) -> PeftTransform:
 
 def take(delta: Delta, index: Array | int) -> Delta:
   """One slot of a bank (or several, with a vector of indices).
+
+  Args:
+    delta: of a bank: a tree with a leading slot axis [S, ...] on every leaf.
+    index: [] int32 or an int; or [B] int32, one slot for each example.
 
   >>> import jax.numpy as jnp
   >>> take({'a': jnp.arange(6).reshape(3, 2)}, 1)['a'].tolist()

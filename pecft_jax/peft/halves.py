@@ -15,7 +15,14 @@ Mask = Any  # A prefix of a tree with bools, or arrays of bools, as leaves.
 
 
 def mask_of(pattern: str, tree: Params) -> Mask:
-  """True at the leaves whose path matches. Raises ValueError where none does.
+  """True at the leaves whose path matches.
+
+  Args:
+    pattern: regex searched in the leaf path.
+    tree: any pytree with string keys.
+
+  Raises:
+    ValueError: if the pattern matches no leaf.
 
   >>> import jax.numpy as jnp
   >>> mask_of('bias', {'kernel': jnp.ones(2), 'bias': jnp.ones(2)})
@@ -35,6 +42,9 @@ def split_kept(tree: Params) -> tuple[Params, Params]:
   """Splits a tree into (trained, kept); `combine` puts them together again.
 
   Whatever differentiates a method differentiates the first half alone.
+
+  Args:
+    tree: of parameters, with `Kept` nodes.
 
   Example:
     >>> import jax.numpy as jnp
@@ -68,6 +78,10 @@ def partition(tree: Params, mask: Mask) -> tuple[Params, Params]:
 def combine(first: Params, second: Params) -> Params:
   """The inverse of `partition`, in either order.
 
+  Args:
+    first: a tree with None where `second` has a leaf.
+    second: a tree of the same structure with None where `first` has a leaf.
+
   Raises:
     ValueError: if both have a leaf at the same place.
 
@@ -94,6 +108,13 @@ def masked(tx: optax.GradientTransformation, mask: Mask) -> optax.GradientTransf
     tx: any optax transformation.
     mask: a prefix of the parameters' structure; leaves are bools, or arrays of
       bools that broadcast against the parameters.
+
+  >>> import jax.numpy as jnp
+  >>> tx = masked(optax.sgd(0.5), {'body': False, 'head': True})
+  >>> params = {'body': jnp.ones(1), 'head': jnp.ones(1)}
+  >>> updates, _ = tx.update(params, tx.init(params), params)
+  >>> float(updates['body'][0]), float(updates['head'][0])
+  (0.0, -0.5)
   """
   tx = optax.with_extra_args_support(tx)
 

@@ -24,8 +24,23 @@ def merged(peft: PeftTransform, delta: Delta, params: Params) -> Merged:
   leaf keeps its type, so the same compiled program serves the merged model.
   `merge_error` measures what rounding to that type does.
 
+  Args:
+    peft: a transform with a weight-space form.
+    delta: its own.
+    params: of the model.
+
   Raises:
     ValueError: if the transform has no weight-space form.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from pecft_jax.peft import lora, weight_sites
+  >>> params = {'fc': {'w': jnp.ones((3, 2)), 'b': jnp.zeros(2)}}
+  >>> peft = lora('fc', rank=1, alpha=1.0)
+  >>> delta = peft.init(jax.random.key(0), weight_sites(params), params)
+  >>> delta['fc'] = delta['fc']._replace(a=jnp.ones((3, 1)), b=jnp.ones((1, 2)))
+  >>> both = merged(peft, delta, params)
+  >>> both.params['fc']['w'].tolist(), list(both.originals)
+  ([[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]], ['fc/w'])
   """
   if peft.merge is None:
     raise ValueError(
@@ -46,7 +61,20 @@ def merged(peft: PeftTransform, delta: Delta, params: Params) -> Merged:
 
 
 def unmerge(merged: Merged) -> Params:
-  """The parameters from before `merged`, bit by bit."""
+  """The parameters from before `merged`, bit by bit.
+
+  Args:
+    merged: what `merged` returned.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from pecft_jax.peft import lora, weight_sites
+  >>> params = {'fc': {'w': jnp.ones((3, 2)), 'b': jnp.zeros(2)}}
+  >>> peft = lora('fc', rank=1, alpha=1.0)
+  >>> delta = peft.init(jax.random.key(0), weight_sites(params), params)
+  >>> delta['fc'] = delta['fc']._replace(a=jnp.ones((3, 1)), b=jnp.ones((1, 2)))
+  >>> bool((unmerge(merged(peft, delta, params))['fc']['w'] == params['fc']['w']).all())
+  True
+  """
   return map_named(merged.originals.get, merged.params)
 
 
@@ -65,6 +93,18 @@ def merge_error(
 
   Returns:
     [] float32
+
+  >>> import jax, jax.numpy as jnp
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.peft import lora
+  >>> model = pretrained('vit_glyphs16')
+  >>> peft = lora(r'fc1$', rank=2)
+  >>> delta = peft.init(jax.random.key(1), model.backbone.sites, model.params)
+  >>> delta = jax.tree.map(lambda leaf: leaf + 0.1, delta)  # LoRA starts with B = 0.
+  >>> images = jnp.ones((1, 16, 16, 1))
+  >>> error = merge_error(model.backbone.apply, peft, delta, model.params, images)
+  >>> bool(error < 1e-5)
+  True
   """
   outputs = apply(params, inputs, delta, peft=peft)
   again = apply(merged(peft, delta, params).params, inputs)

@@ -66,6 +66,18 @@ def per_site(
   Raises:
     ValueError: for a share outside [0, 1), or an `update` at sites that are not
       linear.
+
+  >>> from pecft_jax.peft import weight_sites
+  >>> shift = per_site(
+  ...   'linear', 'fc',
+  ...   init_one=lambda key, spec, weights: jnp.zeros(spec.out.shape[-1]),
+  ...   run=lambda leaf, next_fn, x, w, b: next_fn(x, w, b) + leaf,
+  ...   merge_one=lambda leaf, old: old._replace(bias=old.bias + leaf),
+  ... )
+  >>> params = {'fc': {'w': jnp.ones((3, 2)), 'b': jnp.zeros(2)}}
+  >>> delta = shift.init(jax.random.key(0), weight_sites(params), params)
+  >>> shift.merge({'fc': delta['fc'] + 1}, params)['fc']['b'].tolist()
+  [1.0, 1.0]
   """
   if update is not None and kind != 'linear':
     raise ValueError(f"update= is for 'linear' sites, got {kind!r}")

@@ -135,6 +135,9 @@ def weight_sites(params: Params) -> tuple[SiteSpec, ...]:
   belongs to either. It makes `init` and `merge` work with any model that is a
   function of such a tree, without a trace of it.
 
+  Args:
+    params: a nested dict of arrays.
+
   >>> import jax.numpy as jnp
   >>> weight_sites({'fc': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}})[0].site.path
   'fc'

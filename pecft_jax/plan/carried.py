@@ -14,6 +14,10 @@ LEAF_METADATA = 1024
 def carried_bytes(method: ContinualMethod, frozen: Params) -> int:
   """Bytes of parameters and memory at the method's capacity, exactly.
 
+  Args:
+    method: any.
+    frozen: the backbone's weights, or their shapes.
+
   >>> from pecft_jax.continual import simplecil
   >>> from pecft_jax.backbones import pretrained
   >>> from pecft_jax.typing import Capacity
@@ -35,6 +39,15 @@ def growth(
     build: makes the method for a number of tasks, with as many classes as these have.
     frozen: shapes of the backbone's weights.
     tasks: numbers of tasks.
+
+  >>> from pecft_jax.backbones import architecture
+  >>> from pecft_jax.continual import simplecil
+  >>> from pecft_jax.typing import Capacity
+  >>> model = architecture('vit_glyphs16')
+  >>> frozen = jax.eval_shape(model.init, jax.random.key(0))
+  >>> sizes = growth(lambda t: simplecil(model, Capacity(t, 2 * t)), frozen, tasks=(1, 10))
+  >>> sizes[1] < sizes[10]
+  True
   """
   return {count: carried_bytes(build(count), frozen) for count in tasks}
 
@@ -44,6 +57,9 @@ def checkpoint_bytes(state: object) -> int:
 
   Orbax compresses arrays, by a few per cent where they hold trained numbers, to next to nothing
   where they are still zero.
+
+  Args:
+    state: arrays, or their shapes.
 
   >>> import numpy as np
   >>> checkpoint_bytes({'a': np.zeros(1000, np.float32)}) >= 4000

@@ -113,6 +113,9 @@ CHIPS: dict[str, Chip] = {_key(chip.name): chip for chip in _ALL}
 def find_chip(name: str) -> Chip:
   """A chip by the short name of `CHIPS`, or as in tables.
 
+  Args:
+    name: `h100`, or as in tables, `NVIDIA H100`.
+
   Raises:
     ValueError: for an unknown name; lists those there are.
 

@@ -103,6 +103,17 @@ def plan(
 
   Raises:
     ValueError: if the mesh does not divide the batch, or rules do not fit.
+
+  >>> from pecft_jax.backbones import architecture
+  >>> from pecft_jax.continual import finetune
+  >>> from pecft_jax.recipes import adam
+  >>> from pecft_jax.typing import Capacity
+  >>> model = architecture('vit_glyphs16', depth=1)
+  >>> frozen = jax.eval_shape(model.init, jax.random.key(0))
+  >>> method = finetune(model, Capacity(tasks=5, classes=10))
+  >>> planned = plan(method, model, frozen, adam(1e-3), batch_size=32)
+  >>> planned.memory.optimizer > 2 * planned.memory.trained - 100
+  True
   """
   layout = one_device() if layout is None else layout
   check_batches(layout, {'batch_size': batch_size})
@@ -154,7 +165,33 @@ def plan(
 def plan_experiment(
   experiment: Experiment, layout: Layout | None = None, frozen_dtype: Any | None = None
 ) -> Plan:
-  """Plans the training step of an experiment; arguments and errors as of `plan`."""
+  """Plans the training step of an experiment.
+
+  Args:
+    experiment: whose training step is planned; its weights may be shapes.
+    layout: as of `plan`.
+    frozen_dtype: as of `plan`.
+
+  Raises:
+    ValueError: as `plan`.
+
+  >>> import numpy as np
+  >>> from pecft_jax import data
+  >>> from pecft_jax.backbones import architecture
+  >>> from pecft_jax.continual import simplecil
+  >>> from pecft_jax.recipes import adam
+  >>> from pecft_jax.train import Training
+  >>> from pecft_jax.typing import Pretrained
+  >>> model = architecture('vit_glyphs16', depth=1)
+  >>> frozen = jax.eval_shape(model.init, jax.random.key(0))
+  >>> source = data.arrays('shades', np.zeros((4, 16, 16, 1), np.uint8), labels=[0, 0, 1, 1])
+  >>> scenario = data.class_incremental(source, source, tasks=2)
+  >>> method = simplecil(model, scenario.capacity)
+  >>> training = Training(adam(1e-3), epochs=1, batch_size=32)
+  >>> planned = plan_experiment(Experiment(Pretrained(model, frozen), scenario, method, training))
+  >>> planned.trains, planned.batch
+  (False, 32)
+  """
   training = experiment.training
   return plan(
     experiment.method,

@@ -50,6 +50,10 @@ class Memory(NamedTuple):
 def abstract_layout(axes: Mapping[str, int], rules: tuple[Rule, ...] = ()) -> Layout:
   """A layout over devices that need not be there: for shapes only.
 
+  Args:
+    axes: sizes of the mesh by axis.
+    rules: of sharding, as in `Layout`.
+
   Raises:
     ValueError: if there is no axis `data`.
 
@@ -65,6 +69,10 @@ def abstract_layout(axes: Mapping[str, int], rules: tuple[Rule, ...] = ()) -> La
 
 def stored_as(params: Params, dtype: Any | None) -> Params:
   """The shapes of a backbone's weights, floating-point ones in another dtype where one is given.
+
+  Args:
+    params: arrays, or their shapes.
+    dtype: of floating-point leaves; None keeps theirs.
 
   >>> import jax.numpy as jnp
   >>> stored_as({'w': jnp.ones(3)}, jnp.bfloat16)['w'].dtype

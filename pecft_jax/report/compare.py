@@ -31,8 +31,19 @@ def write_comparison(dirs: Iterable[str | Path], out: str | Path) -> Path:
     dirs: work directories.
     out: the HTML file to write, or a directory for a `comparison.html`.
 
+  Returns:
+    The path of the page.
+
   Raises:
     ValueError: without any directory, or where one cannot be read.
+
+  >>> for method, last in (('er', 0.5), ('ewc', 0.75)):
+  ...   directory = Path('runs') / method
+  ...   directory.mkdir(parents=True, exist_ok=True)
+  ...   _ = (directory / 'results.json').write_text(
+  ...     f'{{"method": "{method}", "accuracy_matrix": [[1.0, null], [{last}, 1.0]]}}')
+  >>> write_comparison(['runs/er', 'runs/ewc'], out='report.html').name
+  'report.html'
   """
   found = compare(dirs)
   path = Path(out)
@@ -54,7 +65,22 @@ def write_comparison(dirs: Iterable[str | Path], out: str | Path) -> Path:
 
 
 def comparison_markdown(dirs: Iterable[str | Path]) -> str:
-  """The comparison as a Markdown table, with warnings, identity and notes around it."""
+  """The comparison as a Markdown table, with warnings, identity and notes around it.
+
+  Args:
+    dirs: work directories.
+
+  Raises:
+    ValueError: without any directory, or where one cannot be read.
+
+  >>> for method, last in (('er', 0.5), ('ewc', 0.75)):
+  ...   directory = Path('runs') / method
+  ...   directory.mkdir(parents=True, exist_ok=True)
+  ...   _ = (directory / 'results.json').write_text(
+  ...     f'{{"method": "{method}", "accuracy_matrix": [[1.0, null], [{last}, 1.0]]}}')
+  >>> print(comparison_markdown(['runs/er', 'runs/ewc']))
+  | Method | Seeds | ...
+  """
   found = compare(dirs)
   lines = [f'> **{_UNLIKE}.** {_WHY}'] if found.warnings else []
   lines += [f'> - {_plain(warning)}' for warning in found.warnings]

@@ -16,8 +16,21 @@ _ROW = 4  # Tiles in a row; what does not fill a row stands just in the table.
 def write_page(run_dir: str | Path) -> Path:
   """Writes `report.html` into a work directory, finished or not, and returns its path.
 
+  Args:
+    run_dir: a work directory.
+
+  Returns:
+    The path of the page.
+
   Raises:
     ValueError: where the directory's results.json cannot be read.
+
+  >>> directory = Path('runs/ewc')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text(
+  ...   '{"method": "ewc", "accuracy_matrix": [[1.0, null], [0.5, 1.0]]}')
+  >>> write_page(directory).name
+  'report.html'
   """
   run = read_run(run_dir)
   at = standing(run)

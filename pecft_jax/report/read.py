@@ -82,8 +82,19 @@ def read_run(directory: str | Path) -> Run:
   Files other than results.json may be missing, and references may be missing or
   unfinished; a reference that cannot be read is named in `Run.problems`.
 
+  Args:
+    directory: a work directory.
+
   Raises:
     ValueError: without a readable results.json whose accuracy matrix is [time, task].
+
+  >>> directory = Path('runs/ewc')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text(
+  ...   '{"method": "ewc", "accuracy_matrix": [[1.0, null], [0.5, 1.0]]}')
+  >>> run = read_run(directory)
+  >>> run.title, run.matrix.shape, run.metrics['forgetting']
+  ('ewc', (2, 2), 0.5)
   """
   path = local_path(directory)
   results = _json(path / 'results.json')

@@ -16,7 +16,22 @@ _SHADES = np.array([[251, 243, 208], [93, 188, 192], [18, 41, 106]], float)
 
 
 def accuracy_table(run: Run) -> Table:
-  """The matrix, cells shaded by value, averages at the end of rows."""
+  """The matrix, cells shaded by value, averages at the end of rows.
+
+  Args:
+    run: as `read_run` gives it.
+
+  >>> import pathlib
+  >>> directory = pathlib.Path('runs/ewc')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text(
+  ...   '{"method": "ewc", "accuracy_matrix": [[1.0, null], [0.5, 1.0]]}')
+  >>> from pecft_jax.report import read_run
+  >>> run = read_run(directory)
+  >>> table = accuracy_table(run)
+  >>> table.row_count, table.title
+  (2, 'Accuracy (%), a row for each time')
+  """
   many = run.total > 10
   what = glossary.titled(run.measure.name.capitalize(), run.measure)
   table = Table(
@@ -42,7 +57,21 @@ def accuracy_table(run: Run) -> Table:
 
 
 def metrics_table(run: Run) -> Table:
-  """Metrics of the method beside sequential fine-tuning and joint training."""
+  """Metrics of the method beside sequential fine-tuning and joint training.
+
+  Args:
+    run: as `read_run` gives it.
+
+  >>> import pathlib
+  >>> directory = pathlib.Path('runs/er')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text(
+  ...   '{"method": "er", "accuracy_matrix": [[1.0, null], [0.5, 1.0]]}')
+  >>> from pecft_jax.report import read_run
+  >>> run = read_run(directory)
+  >>> [column.header for column in metrics_table(run).columns][0]
+  'metric'
+  """
   bounds = beside(run)
   after = '' if run.done else f' after {run.finished} of {run.total} tasks'
   table = Table(title=f'Metrics{after}', title_justify='left', box=None, pad_edge=False)
@@ -59,7 +88,23 @@ def metrics_table(run: Run) -> Table:
 
 
 def print_run(run: Run, console: Console | None = None) -> None:
-  """Prints the headline, the accuracy matrix and the metrics."""
+  """Prints the headline, the accuracy matrix and the metrics.
+
+  Args:
+    run: as `read_run` gives it.
+    console: to print on; standard output by default.
+
+  >>> import pathlib
+  >>> directory = pathlib.Path('runs/lwf')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text(
+  ...   '{"method": "lwf", "accuracy_matrix": [[1.0, null], [0.5, 1.0]]}')
+  >>> from pecft_jax.report import read_run
+  >>> run = read_run(directory)
+  >>> print_run(run, Console(width=80))
+  lwf: 75.0 % average accuracy
+  ...
+  """
   console = Console() if console is None else console
   at = standing(run)
   console.print(Text(headline(at), style='bold'))

@@ -46,6 +46,23 @@ def adapted_after(
       experiment, or the method predicts with more than one delta.
     Damaged: if a checkpoint is not what was written.
     Unread: if one could not be read for another reason.
+
+  >>> import numpy as np
+  >>> from rich.console import Console
+  >>> from pecft_jax import backbones, continual, data
+  >>> from pecft_jax.train import RunOptions, Training, run, sgd
+  >>> images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+  >>> source = data.arrays('shades', images, labels=[0, 0, 1, 1])
+  >>> scenario = data.class_incremental(source, source, tasks=2)
+  >>> model = backbones.random_weights('vit_glyphs16', image_size=8, depth=1, width=8, heads=2)
+  >>> method = continual.finetune(model.backbone, scenario.capacity)
+  >>> training = Training(sgd(0.1), epochs=1, batch_size=2, eval_batch_size=2)
+  >>> experiment = Experiment(model, scenario, method, training)
+  >>> quiet = RunOptions(console=Console(quiet=True))
+  >>> results = run(experiment, 'runs/shades', quiet)
+  >>> after = adapted_after(experiment, 'runs/shades')
+  >>> after.tasks, sorted(after.adapted.delta)
+  (2, ['block_0/attn/q', 'block_0/attn/v'])
   """
   directory, method = work_directory(workdir), experiment.method
   experiment = identified(experiment)

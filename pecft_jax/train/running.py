@@ -59,6 +59,22 @@ def run(
       another configuration or in use.
     NonFiniteLoss: if training diverges.
     Stopped: after SIGTERM or SIGINT, once everything is saved.
+
+  >>> import numpy as np
+  >>> from rich.console import Console
+  >>> from pecft_jax import backbones, continual, data
+  >>> from pecft_jax.train import Training, sgd
+  >>> images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+  >>> source = data.arrays('shades', images, labels=[0, 0, 1, 1])
+  >>> scenario = data.class_incremental(source, source, tasks=2)
+  >>> model = backbones.random_weights('vit_glyphs16', image_size=8, depth=1, width=8, heads=2)
+  >>> method = continual.simplecil(model.backbone, scenario.capacity)
+  >>> training = Training(sgd(0.1), epochs=1, batch_size=2, eval_batch_size=2)
+  >>> experiment = Experiment(model, scenario, method, training)
+  >>> quiet = RunOptions(console=Console(quiet=True))
+  >>> results = run(experiment, 'runs/shades', quiet)
+  >>> results['status'], len(results['accuracy_matrix'])
+  ('done', 2)
   """
   places = {experiment.seed: '.'}
   return _run(experiment, work_directory(workdir), places, options, stacked=False)[0]
@@ -90,6 +106,22 @@ def run_seeds(
     ValueError: for seeds that are not all different, or `writers`; and as `run`.
     NonFiniteLoss: as `run`.
     Stopped: as `run`.
+
+  >>> import numpy as np
+  >>> from rich.console import Console
+  >>> from pecft_jax import backbones, continual, data
+  >>> from pecft_jax.train import Training, sgd
+  >>> images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+  >>> source = data.arrays('shades', images, labels=[0, 0, 1, 1])
+  >>> scenario = data.class_incremental(source, source, tasks=2)
+  >>> model = backbones.random_weights('vit_glyphs16', image_size=8, depth=1, width=8, heads=2)
+  >>> method = continual.simplecil(model.backbone, scenario.capacity)
+  >>> training = Training(sgd(0.1), epochs=1, batch_size=2, eval_batch_size=2)
+  >>> experiment = Experiment(model, scenario, method, training)
+  >>> quiet = RunOptions(console=Console(quiet=True))
+  >>> results = run_seeds(experiment, [0, 1], 'runs/shades_seeds', quiet)
+  >>> [found['status'] for found in results]
+  ['done', 'done']
   """
   if len(set(seeds)) < len(seeds) or not seeds:
     raise ValueError(f'expected seeds that are all different, at least one, got {list(seeds)}')

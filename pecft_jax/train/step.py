@@ -110,6 +110,18 @@ def compile_steps(
   Raises:
     ValueError: if a rule of the layout does not fit or matches nothing, or for
       a plan of phases that is none.
+
+  >>> from pecft_jax.backbones import architecture
+  >>> from pecft_jax.continual import simplecil
+  >>> from pecft_jax.devices.sharding import one_device
+  >>> from pecft_jax.recipes import adam
+  >>> from pecft_jax.typing import Capacity
+  >>> model = architecture('vit_glyphs16', depth=1)
+  >>> frozen = jax.eval_shape(model.init, jax.random.key(0))
+  >>> method = simplecil(model, Capacity(tasks=5, classes=10))
+  >>> steps = compile_steps(method, adam(1e-3), one_device(), frozen)
+  >>> steps.prepare is None, jax.eval_shape(steps.init, jax.random.key(0), frozen).step.shape
+  (True, ())
   """
   plan, shared = plan_of(method), phases.Run(method, recipe, restart)
 

@@ -109,8 +109,19 @@ def tensorboard(directory: pathlib.Path) -> Writer:
 
   Training has a curve for each task, over its steps; evaluations are numbered by their task.
 
+  Args:
+    directory: of the events; made if need be.
+
+  Returns:
+    A function of one row of the log: an entry of `RunOptions.writers`.
+
   Raises:
     ValueError: if tensorboardX is not installed.
+
+  >>> import importlib.util
+  >>> from pecft_jax.train import RunOptions
+  >>> if importlib.util.find_spec('tensorboardX'):
+  ...   options = RunOptions(writers=[tensorboard(pathlib.Path('events'))])
   """
   try:
     from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  -- an extra

@@ -120,6 +120,19 @@ def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
   of a fused one, its cast to another dtype) is taken from the parameters, not
   kept for every layer: for a stack run by `lax.scan` that would be a second
   copy of the model, and for weights that are split over devices a whole one.
+
+  Args:
+    primitive: a JAX primitive.
+    *_: its avals, which are ignored.
+    **__: its parameters, which are ignored.
+
+  Returns:
+    Whether the results of the primitive are kept for the backward pass.
+
+  >>> import jax, jax.numpy as jnp
+  >>> layer = jax.checkpoint(lambda x: jnp.sin(x @ x).sum(), policy=products_and_sums)
+  >>> jax.grad(layer)(jnp.eye(2)).shape
+  (2, 2)
   """
   return primitive.name in {'dot_general', 'add', 'add_any'}
 
@@ -225,6 +238,11 @@ def stack_blocks(params: Params, depth: int, stack: str = '') -> Params:
 
 def unstack_blocks(params: Params, depth: int, stack: str = '') -> Params:
   """The inverse of `stack_blocks`.
+
+  Args:
+    params: the backbone's parameters.
+    depth: L, of this stack.
+    stack: its name; `''` in a backbone with one stack.
 
   >>> import jax.numpy as jnp
   >>> params = unstack_blocks({'blocks': {'w': jnp.ones((2, 3))}}, depth=2)

@@ -118,7 +118,13 @@ def joint(
   on task k is the a*_k of the intransigence measure (Chaudhry et al., 2018,
   arXiv:1801.10112).
 
-  Args and errors are those of `finetune`.
+  Args:
+    backbone: frozen.
+    capacity: tasks and classes of the sequence.
+    peft: what is trained of the backbone; `lora()` by default.
+
+  Raises:
+    ValueError: for a transform that finds no site.
 
   >>> from pecft_jax.continual import joint
   >>> from pecft_jax.backbones import pretrained

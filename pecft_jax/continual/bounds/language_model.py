@@ -42,6 +42,12 @@ def language_model(
   Raises:
     ValueError: for a backbone that reads no texts, a problem that asks for no tokens of them, a
       head of another shape, or a transform that finds no site.
+
+  >>> from pecft_jax.backbones import decoder
+  >>> from pecft_jax.problems import next_tokens
+  >>> model = decoder(length=4, vocabulary=9, width=8, depth=1, heads=2, kv_heads=2, hidden=8)
+  >>> language_model(model, Capacity(3, 1, next_tokens(4))).capacity.problem.name
+  'next_tokens'
   """
   spec, target = backbone.inputs, capacity.problem.target
   if spec.kind != 'tokens':

@@ -82,6 +82,12 @@ def icarl(
   Raises:
     ValueError: for fewer exemplars than classes, no candidates, a problem without classes, or a
       transform that finds no site.
+
+  >>> from pecft_jax.backbones import architecture
+  >>> from pecft_jax.typing import Capacity
+  >>> method = icarl(architecture('vit_glyphs16'), Capacity(tasks=5, classes=10), size=200)
+  >>> [phase.name for phase in method.phases]
+  ['herd', 'fetch']
   """
   need_classes(capacity.problem, 'icarl')
   classes, width = capacity.classes, backbone.width

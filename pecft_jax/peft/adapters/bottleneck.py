@@ -105,6 +105,13 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 
   The paper trains the layer norms too: chain with `ln_tuning()`.
 
+  Args:
+    width: of the bottleneck, at least 1.
+    dropout: share of the entries behind the activation that are zero in training.
+
+  Raises:
+    ValueError: for a width below 1, or a dropout outside [0, 1).
+
   >>> import jax
   >>> from pecft_jax.peft import houlsby
   >>> from pecft_jax.backbones import pretrained
@@ -126,6 +133,13 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 @recorded
 def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   """Serial adapters after the MLP of every block.
+
+  Args:
+    width: of the bottleneck, at least 1.
+    dropout: share of the entries behind the activation that are zero in training.
+
+  Raises:
+    ValueError: for a width below 1, or a dropout outside [0, 1).
 
   >>> import jax
   >>> from pecft_jax.peft import pfeiffer
@@ -150,6 +164,14 @@ def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.0) -> PeftTransform:
   """Scaled adapters parallel to the MLP of every block.
 
+  Args:
+    width: of the bottleneck, at least 1.
+    scale: factor of the adapter's output.
+    dropout: share of the entries behind the activation that are zero in training.
+
+  Raises:
+    ValueError: for a width below 1, or a dropout outside [0, 1).
+
   >>> import jax
   >>> from pecft_jax.peft import parallel_adapter
   >>> from pecft_jax.backbones import pretrained
@@ -173,6 +195,14 @@ def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) ->
   """Parallel adapters of small scale beside the MLP of every block.
 
   They read the MLP's normalised input. The published code has a dropout of 0.1.
+
+  Args:
+    width: of the bottleneck, at least 1.
+    scale: factor of the adapter's output.
+    dropout: share of the entries behind the activation that are zero in training.
+
+  Raises:
+    ValueError: for a width below 1, or a dropout outside [0, 1).
 
   >>> import jax
   >>> from pecft_jax.peft import adaptformer

@@ -98,7 +98,16 @@ def rslora(
 ) -> PeftTransform:
   """Adds a low-rank product scaled by alpha / sqrt(r), for high ranks.
 
-  Arguments as in `lora`.
+  Kalajdzievski, 2023, arXiv:2312.03732.
+
+  Args:
+    pattern: regex searched in the site path.
+    rank: r, at least 1.
+    alpha: the update is scaled by alpha / sqrt(r); 2 r by default.
+    dropout: share of the entries of x that A does not see in training.
+
+  Raises:
+    ValueError: for a rank below 1, or a dropout outside [0, 1).
 
   >>> import jax
   >>> from pecft_jax.peft import rslora

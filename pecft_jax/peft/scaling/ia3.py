@@ -61,6 +61,9 @@ def ia3(outputs: str = r'attn/(k|v)$', inputs: str = r'mlp/(fc2|down)$') -> Peft
 def scaled_outputs(pattern: str) -> PeftTransform:
   """Multiplies the outputs, bias included, of matching linear sites.
 
+  Args:
+    pattern: regex searched in the site path.
+
   >>> import jax
   >>> from pecft_jax.peft import scaled_outputs
   >>> from pecft_jax.backbones import pretrained
@@ -89,6 +92,9 @@ def scaled_outputs(pattern: str) -> PeftTransform:
 @recorded
 def scaled_inputs(pattern: str) -> PeftTransform:
   """Multiplies the inputs of matching linear sites.
+
+  Args:
+    pattern: regex searched in the site path.
 
   >>> import jax
   >>> from pecft_jax.peft import scaled_inputs

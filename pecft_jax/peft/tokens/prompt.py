@@ -108,6 +108,9 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
 def prompt_tuning(length: int = 10) -> PeftTransform:
   """Learned tokens at the input of the encoder.
 
+  Args:
+    length: P, at least 1.
+
   >>> import jax
   >>> from pecft_jax.peft import prompt_tuning
   >>> from pecft_jax.backbones import pretrained
@@ -130,6 +133,9 @@ def prompt_tuning(length: int = 10) -> PeftTransform:
 @recorded
 def vpt_shallow(length: int = 50) -> PeftTransform:
   """Learned tokens behind the class token at the input of the encoder.
+
+  Args:
+    length: P, at least 1.
 
   >>> import jax
   >>> from pecft_jax.peft import vpt_shallow

@@ -70,6 +70,18 @@ def save_llama(
     params: loop or stacked.
     head: {'kernel' [D, V]} of the language-model head; None where it is tied to
       the embedding, or there is none.
+
+  Returns:
+    The file's sha256, in hex digits.
+
+  >>> import jax
+  >>> from pecft_jax.backbones import decoder
+  >>> model = decoder(length=4, vocabulary=9, width=8, depth=1, heads=2, kv_heads=2, hidden=8)
+  >>> params = jax.jit(model.init)(jax.random.key(0))
+  >>> _ = save_llama('llama.safetensors', model, params)
+  >>> from safetensors.numpy import load_file
+  >>> load_file('llama.safetensors')['model.layers.0.self_attn.q_proj.weight'].shape
+  (8, 8)
   """
   params = unstacked(backbone, params)
   tensors = {llama_name(name): _flipped(name, np.asarray(a)) for name, a in named_leaves(params)}
@@ -101,6 +113,15 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   Raises:
     ValueError: if a file is missing or not whole, the tensors are not those of
       the backbone, or one has another shape or dtype.
+
+  >>> import jax
+  >>> from pecft_jax.backbones import decoder
+  >>> model = decoder(length=4, vocabulary=9, width=8, depth=1, heads=2, kv_heads=2, hidden=8)
+  >>> params = jax.jit(model.init)(jax.random.key(0))
+  >>> sha256 = save_llama('llama.safetensors', model, params)
+  >>> checkpoint = load_llama('llama.safetensors', model)
+  >>> checkpoint.sha256 == sha256, checkpoint.head
+  (True, None)
   """
   path = pathlib.Path(path)
   files = _files(path)

@@ -106,6 +106,16 @@ def save_timm(
     backbone: whose parameters these are.
     params: loop or stacked, fused or split.
     head: {'kernel' [D, C], 'bias' [C]}, or None.
+
+  Returns:
+    The file's sha256, in hex digits.
+
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> _ = save_timm('vit.safetensors', model.backbone, model.params)
+  >>> from safetensors.numpy import load_file
+  >>> load_file('vit.safetensors')['blocks.0.attn.qkv.weight'].shape
+  (288, 96)
   """
   params = _fused(unstacked(backbone, params))
   channels = backbone.inputs.shape[-1]
@@ -123,10 +133,24 @@ def save_timm(
 def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   """Reads a ViT checkpoint in timm's naming into a backbone's layout.
 
+  Args:
+    path: a safetensors file.
+    backbone: a `vit`.
+
+  Returns:
+    The checkpoint; its head is {'kernel' [D, C], 'bias' [C]}, or None where the file has none.
+
   Raises:
     ValueError: if there is no such file, it is truncated or no safetensors
-      file, lacks or has tensors that the backbone has not, or one has another
+      file, its tensors are not exactly those of the backbone, or one has another
       shape or dtype.
+
+  >>> from pecft_jax.backbones import pretrained
+  >>> model = pretrained('vit_glyphs16')
+  >>> sha256 = save_timm('vit.safetensors', model.backbone, model.params)
+  >>> checkpoint = load_timm('vit.safetensors', model.backbone)
+  >>> checkpoint.sha256 == sha256, checkpoint.params['pos'].shape
+  (True, (1, 17, 96))
   """
   path = pathlib.Path(path)
   tensors = read_tensors(path)
