@@ -1,4 +1,4 @@
-"""Examples in docstrings run; public functions have one, and say what they raise."""
+"""Examples in docstrings run; public functions say what they take, give back and raise."""
 
 import ast
 import doctest
@@ -6,11 +6,14 @@ import functools
 import importlib
 import inspect
 import pathlib
+import re
 
+import numpy as np
 import pytest
 
 from pecft_jax import backbones, data
 
+SHAPE = re.compile(r'\[[^\]]*\]')
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = {
   '.'.join(file.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): file
@@ -67,6 +70,68 @@ def _functions(facade):
       yield name, found
 
 
+def _sections(doc):
+  """The indented lines below each heading of a docstring, by heading."""
+  found, current = {}, None
+  for line in doc.splitlines():
+    if heading := re.fullmatch(r'(\w+):', line):
+      current = found.setdefault(heading[1], [])
+    elif current is not None and (line.startswith('  ') or not line):
+      current.append(line[2:])
+    else:
+      current = None
+  return found
+
+
+def _entries(lines):
+  """What a section says of each name in it."""
+  found, name = {}, None
+  for line in lines:
+    if entry := re.match(r'\*{0,2}(\w+): ?(.*)', line):
+      name = entry[1]
+      found[name] = entry[2]
+    elif name is not None:
+      found[name] += f' {line.strip()}'
+  return found
+
+
+def _is_array(annotation):
+  """Whether an annotation is of arrays, rather than of functions of them."""
+  outside = re.sub(r'Callable\[.*\]', '', str(annotation))
+  return re.search(r'\b(Array|ndarray)\b', outside) and 'Schedule' not in outside
+
+
+def _faults(function):
+  """What the docstring of a public function does not say, or says wrongly."""
+  doc = inspect.getdoc(function) or ''
+  sections, signature = _sections(doc), inspect.signature(function)
+  said = _entries(sections.get('Args', []))
+  if missing := signature.parameters.keys() - said.keys():
+    yield f'Args: misses {sorted(missing)}'
+  if others := said.keys() - signature.parameters.keys():
+    yield f'Args: names {sorted(others)}, which are not parameters'
+  for name, parameter in signature.parameters.items():
+    if _is_array(parameter.annotation) and not SHAPE.search(said.get(name, '')):
+      yield f'Args: gives no shape of {name}, as in `[B, D]`'
+  returned = ' '.join([doc.partition('\n\n')[0], *sections.get('Returns', [])])
+  if _is_array(signature.return_annotation) and not SHAPE.search(returned):
+    yield 'Returns: gives no shape, as in `[B, D]`'
+  own = ast.parse(inspect.cleandoc('\n' + inspect.getsource(function))).body[0]
+  raised = {
+    node.exc.func.id
+    for node in ast.walk(own)
+    if isinstance(node, ast.Raise)
+    and isinstance(node.exc, ast.Call)
+    and isinstance(node.exc.func, ast.Name)
+  }
+  # `unknown` makes the ValueError of a name that there is not.
+  raised = {'ValueError' if name == 'unknown' else name for name in raised}
+  if silent := raised - _entries(sections.get('Raises', [])).keys():
+    yield f'Raises: misses {sorted(silent)}'
+  if '>>>' not in doc:
+    yield 'it has no example'
+
+
 @pytest.mark.parametrize('facade', FACADES)
 def test_public_names_have_docstrings(facade):
   module = importlib.import_module(facade)
@@ -78,15 +143,46 @@ def test_public_names_have_docstrings(facade):
 
 
 @pytest.mark.parametrize('facade', FACADES)
-def test_public_functions_have_an_example(facade):
-  without = {name for name, function in _functions(facade) if '>>>' not in (function.__doc__ or '')}
-  assert not without
+def test_methods_of_public_classes_have_docstrings(facade):
+  module = importlib.import_module(facade)
+  for name in module.__all__:
+    public = getattr(module, name)
+    if inspect.isclass(public) and public.__module__.startswith('pecft_jax'):
+      own = {key: value for key, value in vars(public).items() if not key.startswith('_')}
+      without = [
+        key
+        for key, value in own.items()
+        if isinstance(value, property) or inspect.isfunction(value)
+        if not inspect.getdoc(value)
+      ]
+      assert without == [], f'{facade}.{name}'
 
 
 @pytest.mark.parametrize('facade', FACADES)
-def test_public_functions_say_what_they_raise(facade):
-  for name, function in _functions(facade):
-    own = ast.parse(inspect.cleandoc('\n' + inspect.getsource(function))).body[0]
-    raises = any(isinstance(part, ast.Raise) for part in ast.walk(own))
-    if raises:
-      assert 'Raises' in (function.__doc__ or ''), f'{facade}.{name} raises, and does not say so'
+def test_docstrings_name_arguments_shapes_errors_and_an_example(facade):
+  faults = [
+    f'{name}: {fault}' for name, function in _functions(facade) for fault in _faults(function)
+  ]
+  assert faults == []
+
+
+def test_what_a_docstring_does_not_say_is_found():
+  def faulty(x: np.ndarray, y) -> np.ndarray:
+    """Adds.
+
+    Args:
+      x: the first.
+      z: the second.
+    """
+    if y is None:
+      raise ValueError('expected two')
+    return x + y
+
+  assert list(_faults(faulty)) == [
+    "Args: misses ['y']",
+    "Args: names ['z'], which are not parameters",
+    'Args: gives no shape of x, as in `[B, D]`',
+    'Returns: gives no shape, as in `[B, D]`',
+    "Raises: misses ['ValueError']",
+    'it has no example',
+  ]

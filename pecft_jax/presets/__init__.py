@@ -28,6 +28,9 @@ def presets() -> dict[str, Preset]:
 def preset(name: str) -> Preset:
   """A preset by name.
 
+  Args:
+    name: `NAME@SOURCE`, as in `pecft list presets`.
+
   Raises:
     ValueError: if there is none of the name; suggests the nearest.
 

@@ -46,6 +46,7 @@ class Run:
 
   @property
   def done(self) -> bool:
+    """Whether all tasks are finished."""
     return self.results.get('status', 'done') == 'done' and 0 < self.finished == self.total
 
   @property
