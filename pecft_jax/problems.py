@@ -156,6 +156,8 @@ def regression(width: int) -> Problem:
 
   def losses(answers: Array, y: Array, allowed: Array) -> Array:
     del allowed
+    if answers.shape != y.shape:  # Broadcasting would give a loss of something else.
+      raise ValueError(f'expected answers {list(y.shape)}, got {list(answers.shape)}')
     return jnp.square(answers.astype(jnp.float32) - y).mean(-1)
 
   def distance(old: Array, new: Array, known: Array, temperature: float) -> Array:
@@ -179,3 +181,21 @@ def need_classes(problem: Problem, name: str) -> None:
       f'{name} needs classes, but the problem is {problem.name}: choose a method whose answers are '
       'not classes, such as finetune, language_model, er or ewc around them'
     )
+
+
+def need_row_of_answers(problem: Problem, width: int, name: str) -> None:
+  """Raises ValueError for a method with one head on a problem that [B, width] does not answer.
+
+  >>> need_row_of_answers(regression(4), 4, 'finetune')
+  """
+  answers = jax.ShapeDtypeStruct((1, width), np.float32)
+  target = jax.ShapeDtypeStruct((1, *problem.target.shape), problem.target.dtype)
+  allowed = jax.ShapeDtypeStruct((width,), np.bool_)
+  try:
+    jax.eval_shape(problem.losses, answers, target, allowed)
+  except (AssertionError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'{name} answers each example with {width} numbers (the classes of its capacity), but the '
+      f'problem is {problem.name} with targets {target.dtype}{list(problem.target.shape)}: choose '
+      'a capacity of that width, or a method for such answers, as language_model is for tokens'
+    ) from error

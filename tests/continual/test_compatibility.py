@@ -3,12 +3,16 @@
 import functools
 
 import jax
+import numpy as np
 import pytest
 
+from pecft_jax.about import tinies
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.continual import derpp, ease, ewc, finetune, joint, l2p, olora, ranpac
+from pecft_jax.continual import METHODS as ALL
+from pecft_jax.continual import WRAPPERS, derpp, ease, ewc, finetune, joint, l2p, olora, ranpac
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import PEFTS
+from pecft_jax.problems import next_tokens, regression
 from pecft_jax.train.phases import Run, begin
 from pecft_jax.train.state import init_state
 from pecft_jax.train.update import train_step
@@ -57,6 +61,39 @@ def test_every_pair_takes_a_step_or_says_why_not(name, peft):
   shapes = lambda tree: [(path, leaf.shape, leaf.dtype) for path, leaf in named_leaves(tree)]
   assert shapes(state) == shapes(after)
   assert log.loss.shape == () and logits.shape == (5, 7)
+
+
+# Methods that say at construction that they mean classes, by the beginning of their names.
+MEAN_CLASSES = ('aligned', 'derpp', 'ease', 'icarl', 'lae', 'ranpac', 'sema', 'simplecil', 'slca')
+BUILDERS = {
+  **{name: make for name, make in tinies(ALL).items() if not name.startswith('language_model')},
+  **{name: lambda b, c, m=make: m(plain(b, c)) for name, make in tinies(WRAPPERS).items()},
+}
+
+
+def plain(backbone, capacity):
+  return finetune(backbone, capacity, peft=PEFTS['lora']('.', rank=2))
+
+
+@pytest.mark.parametrize('name', BUILDERS)
+def test_every_method_learns_numbers_or_says_that_it_means_classes(name):
+  build = lambda: BUILDERS[name](MODEL, CAPACITY._replace(problem=regression(7)))
+  if name.startswith(MEAN_CLASSES):
+    with pytest.raises(ValueError, match=f'{name.split(":")[0]} needs classes'):
+      build()
+    return
+  frozen = jax.eval_shape(MODEL.init, jax.random.key(0))
+  some = batch(MODEL.inputs.shape, CLASSES[0], 0)
+  some = some._replace(y=np.zeros((len(some.y), 7), np.float32))
+  *_, log, answers = jax.eval_shape(lambda f, b: one_step(build(), f, b), frozen, some)
+  assert log.loss.shape == () and answers.shape == (5, 7)
+
+
+@pytest.mark.parametrize('name', BUILDERS)
+def test_every_method_for_one_row_of_answers_refuses_tokens_and_other_widths(name):
+  for problem in (next_tokens(4), regression(3)):
+    with pytest.raises(ValueError, match=f'the problem is {problem.name}'):
+      BUILDERS[name](MODEL, CAPACITY._replace(problem=problem))
 
 
 def test_a_pattern_without_sites_is_refused_at_construction():

@@ -28,6 +28,7 @@ from pecft_jax.continual.memory.statistics import class_sums
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.compose import take
 from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
@@ -89,7 +90,8 @@ def ease(
       them; the class's own weigh 1 together.
 
   Raises:
-    ValueError: if the transform has nothing to train, or finds no site.
+    ValueError: if the transform has nothing to train, or finds no site; for a problem without
+      classes.
 
   >>> from pecft_jax.continual import ease
   >>> from pecft_jax.backbones import pretrained
@@ -99,6 +101,7 @@ def ease(
   >>> method.name
   'ease'
   """
+  need_classes(capacity.problem, 'ease')
   peft = adaptformer() if peft is None else peft
   if not jax.tree.leaves(abstract_delta(backbone, peft)):
     raise ValueError(
@@ -152,9 +155,7 @@ def ease(
     put = lambda bank, new: bank.at[env.task.index].set(new)
     bank = jax.tree.map(put, memory.bank, params['delta'])
     means = memory.sums / jnp.maximum(memory.counts, 1)[..., None]
-    # The first task of each class.
-    home = jnp.argmax(memory.own, 0)
-    prototypes = completed(means, memory.counts > 0, home)
+    prototypes = completed(means, memory.counts > 0, env.task.home)
     return params, memory._replace(bank=bank, prototypes=prototypes)
 
   def predict(params, memory, env, x):
@@ -198,7 +199,7 @@ def completed(means: Array, known: Array, home: Array) -> Array:
   Args:
     means: [T, C, D], class means, where there are data.
     known: [T, C] bool, where that is.
-    home: [C] int32, the first subspace of each class.
+    home: [C] int32, the first subspace of each class; -1 for classes not seen yet.
 
   Returns:
     [T, C, D]; zeros for classes and subspaces not reached yet.

@@ -1,4 +1,4 @@
-"""The bounds that every method is held against: sequential fine-tuning and joint training."""
+"""The bounds that every method is compared with: sequential fine-tuning and joint training."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from pecft_jax.continual.core import (
   zero_head,
 )
 from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.problems import need_row_of_answers
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -56,7 +57,8 @@ def finetune(
     masked: leave old classes out of the training softmax.
 
   Raises:
-    ValueError: if the transform finds no site in the backbone.
+    ValueError: if the transform finds no site in the backbone, or the problem is not
+      answered with one row of numbers per example, as classes and regression are.
 
   >>> from pecft_jax.continual import finetune
   >>> from pecft_jax.backbones import pretrained
@@ -66,6 +68,7 @@ def finetune(
   >>> method.name
   'finetune'
   """
+  need_row_of_answers(capacity.problem, capacity.classes, 'finetune')
   peft = lora() if peft is None else peft
   net = model(backbone, peft)
   anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))

@@ -15,6 +15,7 @@ from pecft_jax.continual.core import from_forward, head_logits, model, zero_head
 from pecft_jax.continual.lowrank.sums import is_lora, joined, need_lora, stored, summed
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.problems import need_row_of_answers
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -69,8 +70,8 @@ def inflora(
     threshold: eps, in (0, 1]; the authors use 0.95 and 0.98.
 
   Raises:
-    ValueError: for a transform that is no LoRA, one that finds no site, or a
-      threshold outside (0, 1].
+    ValueError: for a transform that is no LoRA, one that finds no site, a
+      threshold outside (0, 1], or a problem as in `finetune`.
 
   >>> from pecft_jax.continual import inflora
   >>> from pecft_jax.backbones import pretrained
@@ -80,6 +81,7 @@ def inflora(
   >>> method.name
   'inflora'
   """
+  need_row_of_answers(capacity.problem, capacity.classes, 'inflora')
   if not 0 < threshold <= 1:
     raise ValueError(f'expected a threshold in (0, 1], got {threshold}')
   peft = _default_peft() if peft is None else peft

@@ -13,6 +13,7 @@ from pecft_jax.continual.core import (
 from pecft_jax.continual.lowrank.sums import is_lora, joined, need_lora, summed
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora, rslora
+from pecft_jax.problems import need_row_of_answers
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -69,7 +70,7 @@ def olora(
     masked: leave old classes out of the training softmax.
 
   Raises:
-    ValueError: if the transform is no LoRA, or finds no site.
+    ValueError: if the transform is no LoRA, or finds no site; for a problem as in `finetune`.
 
   >>> from pecft_jax.continual import olora
   >>> from pecft_jax.backbones import pretrained
@@ -79,6 +80,7 @@ def olora(
   >>> method.name
   'olora'
   """
+  need_row_of_answers(capacity.problem, capacity.classes, 'olora')
   peft = lora() if peft is None else peft
   need_lora('O-LoRA', backbone, peft)
   current = model(backbone, peft)

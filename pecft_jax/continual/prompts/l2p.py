@@ -23,6 +23,7 @@ from pecft_jax.continual.core import (
 from pecft_jax.peft.compose import chain, nothing
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.peft.sites import select
+from pecft_jax.problems import need_row_of_answers
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
@@ -86,7 +87,7 @@ def l2p(
 
   Raises:
     ValueError: for a backbone without that site or without a class token (a
-      decoder), or `top_k` above `pool`.
+      decoder), `top_k` above `pool`, or a problem as in `finetune`.
 
   >>> from pecft_jax.continual import l2p
   >>> from pecft_jax.backbones import pretrained
@@ -96,6 +97,7 @@ def l2p(
   >>> method.name
   'l2p'
   """
+  need_row_of_answers(capacity.problem, capacity.classes, 'l2p')
   if not 1 <= top_k <= pool:
     raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')
   (encoder,) = select(backbone.sites, 'tokens', r'^encoder$')

@@ -19,6 +19,7 @@ from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -74,8 +75,8 @@ def ranpac(
     seed: of R, which is drawn anew wherever it is needed and carried nowhere.
 
   Raises:
-    ValueError: if the transform finds no site in the backbone, or `sample` is
-      below 5.
+    ValueError: if the transform finds no site in the backbone, `sample` is below 5,
+      or the problem has no classes.
 
   >>> from pecft_jax.continual import ranpac
   >>> from pecft_jax.backbones import pretrained
@@ -85,6 +86,7 @@ def ranpac(
   >>> method.name
   'ranpac'
   """
+  need_classes(capacity.problem, 'ranpac')
   if sample < 5:
     raise ValueError(f'sample must be at least 5, a fifth of it is held out; got {sample}')
   peft = adaptformer() if peft is None else peft

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import from_forward, frozen_features, only, unit
 from pecft_jax.continual.memory.statistics import ClassSums, class_sums
+from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
 
@@ -24,6 +25,9 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
     backbone: frozen.
     capacity: tasks and classes of the sequence.
 
+  Raises:
+    ValueError: for a problem without classes.
+
   >>> from pecft_jax.continual import simplecil
   >>> from pecft_jax.backbones import pretrained
   >>> from pecft_jax.typing import Capacity
@@ -32,6 +36,7 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
   >>> method.name
   'simplecil'
   """
+  need_classes(capacity.problem, 'simplecil')
 
   def init(key, frozen):
     del key, frozen

@@ -4,6 +4,7 @@ from pecft_jax.about import Paper, about
 from pecft_jax.continual.bounds.finetune import finetune
 from pecft_jax.continual.wrappers.aligned import aligned
 from pecft_jax.peft.selective.select import full
+from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 
@@ -42,7 +43,7 @@ def slca(
     diagonal: as of `aligned`.
 
   Raises:
-    ValueError: as `aligned`.
+    ValueError: as `aligned`, as for a problem without classes.
 
   >>> from pecft_jax.continual import slca
   >>> from pecft_jax.backbones import pretrained
@@ -52,6 +53,7 @@ def slca(
   >>> method.name
   'slca'
   """
+  need_classes(capacity.problem, 'slca')
   inner = finetune(backbone, capacity, peft=full() if peft is None else peft, masked=True)
   found = aligned(inner, epochs=epochs, samples=samples, temperature=temperature, diagonal=diagonal)
   return found._replace(name='slca')
