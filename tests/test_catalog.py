@@ -92,7 +92,7 @@ def test_a_method_trains_its_own_transform_by_default():
   assert {name: own_transform(factory) for name, factory in METHODS.items()} == {
     'ease': 'adaptformer', 'finetune': 'lora', 'joint': 'lora', 'l2p': None, 'olora': 'lora',
     'ranpac': 'adaptformer', 'simplecil': None, 'inflora': None, 'lae': None, 'slca': 'full',
-    'icarl': 'lora', 'language_model': 'lora', 'sema': None,
+    'icarl': 'lora', 'language_model': 'lora', 'sema': None, 'alone': 'lora',
   }  # fmt: skip
   assert choose('ease').transform == 'adaptformer'
   assert choose('ease', peft='ssf').transform == 'ssf'

@@ -44,6 +44,7 @@ def experiment(
   cache_queries: bool = False,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   bounds: bool = False,
+  alone: bool = False,
   seed: int = 0,
   train_per_class: int | None = None,
   class_order: str = 'natural',
@@ -68,6 +69,7 @@ def experiment(
     cache_queries: compute frozen queries once per example; needs --no-augment.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
     bounds: also run sequential fine-tuning and joint training, for the report.
+    alone: also train on each task alone, for forward transfer (`fwt`).
     seed: of initialisation, order of the data, and views.
     train_per_class: use the first so many training images of each class only.
     class_order: natural, seed:1993, or a list of labels.
@@ -112,7 +114,9 @@ def experiment(
     ),
     seed=seed,
     references={
-      name: build(choice.plain(name)) for name in ('finetune', 'joint') if bounds and name != method
+      name: build(choice.plain(name))
+      for name, wanted in (('finetune', bounds), ('joint', bounds), ('alone', alone))
+      if wanted and name != method
     },
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )

@@ -38,6 +38,7 @@ def experiment(
   batch_size: int = 32,
   learning_rate: float | None = None,
   bounds: bool = True,
+  alone: bool = False,
   evaluate: Literal['seen', 'all'] = 'seen',
   seed: int = 0,
   class_order: str = 'natural',
@@ -56,6 +57,7 @@ def experiment(
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
     bounds: also run sequential fine-tuning and joint training, the lower and the upper bound.
+    alone: also train on each task alone, for forward transfer (`fwt`).
     evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
     class_order: natural, seed:1993, or a list of digits.
@@ -86,7 +88,9 @@ def experiment(
     ),
     seed=seed,
     references={
-      name: build(choice.plain(name)) for name in ('finetune', 'joint') if bounds and name != method
+      name: build(choice.plain(name))
+      for name, wanted in (('finetune', bounds), ('joint', bounds), ('alone', alone))
+      if wanted and name != method
     },
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )

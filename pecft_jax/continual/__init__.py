@@ -7,6 +7,7 @@ from pecft_jax import about as _about
 from pecft_jax.continual.adapters.ease import ease as ease
 from pecft_jax.continual.adapters.lae import lae as lae
 from pecft_jax.continual.adapters.sema import sema as sema
+from pecft_jax.continual.bounds.alone import alone as alone
 from pecft_jax.continual.bounds.finetune import finetune as finetune
 from pecft_jax.continual.bounds.finetune import joint as joint
 from pecft_jax.continual.bounds.language_model import language_model as language_model

@@ -18,7 +18,7 @@ _ASIDE = (
   'command', 'references', 'identity', 'seeds_together', 'files', 'accepted', 'environment',
   'resumed',
 )  # fmt: skip
-_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds')
+_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'alone')
 _ROOM = 34  # Letters beside a figure.
 _IDENTITY = {
   'benchmark': 'benchmark',

@@ -90,12 +90,17 @@ def results(
   return {**out, 'metrics': metrics(out)}
 
 
-def metrics(found: Mapping[str, Any], joint: Sequence[float] | None = None) -> dict[str, float]:
+def metrics(
+  found: Mapping[str, Any],
+  joint: Sequence[float] | None = None,
+  single: Sequence[float] | None = None,
+) -> dict[str, float]:
   """The metrics of the tasks that are finished.
 
   Args:
     found: content of results.json.
     joint: [k], joint training on tasks 1..k evaluated on task k.
+    single: [k], training on task k alone evaluated on it.
   """
   measure = Measure(**found['measure'])
   matrix, sizes = found[f'{measure.key}_matrix'], found['test_sizes']
@@ -104,19 +109,23 @@ def metrics(found: Mapping[str, Any], joint: Sequence[float] | None = None) -> d
   which = 'aware' if found['scenario'] == 'task' else 'evaluated'
   within = [Evaluation(row['task'], row[which]) for row in found.get('anytime', ())]
   at_ends = [Evaluation(t, row) for t, row in enumerate(matrix)]
-  if joint is not None:
-    known = list(joint)[: len(sizes)]
-    joint = [*known, *[float('nan')] * (len(sizes) - len(known))]
-    joint = joint if len(known) >= len(matrix) else None
   return summarise(
     np.array(matrix, np.float64),
     sizes,
-    joint=joint,
+    joint=_of_all(joint, len(matrix), len(sizes)),
+    single=_of_all(single, len(matrix), len(sizes)),
     start=found.get(f'start_{measure.key}'),
     # In order of time: sorting keeps what lies within a task before its end.
     evaluations=sorted(within + at_ends, key=lambda each: each.task) if within else None,
     measure=measure,
   )
+
+
+def _of_all(known: Sequence[float] | None, finished: int, tasks: int) -> list[float] | None:
+  """One value per task, NaN where not known yet; None unless those of finished tasks are."""
+  if known is None or len(known) < finished:
+    return None
+  return [*known[:tasks], *[float('nan')] * (tasks - len(known))]
 
 
 def peak_memory() -> int:

@@ -235,12 +235,14 @@ def _config(job: Job) -> dict[str, Any]:
 
 
 def _with_references(found: dict[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
-  """The results with what the references found, and the metrics that need joint training."""
+  """The results with what the references found, and the metrics that need two of them."""
   if not references:
     return found
   found = {**found, 'references': {name: each['metrics'] for name, each in references.items()}}
-  if 'joint' in references:
-    matrix = f'{Measure(**found["measure"]).key}_matrix'
-    joint = [row[k] for k, row in enumerate(references['joint'][matrix])]
-    found['metrics'] = metrics(found, joint)
-  return found
+  matrix = f'{Measure(**found["measure"]).key}_matrix'
+  learnt = {
+    name: [row[k] for k, row in enumerate(references[name][matrix])]
+    for name in ('joint', 'alone')
+    if name in references
+  }
+  return {**found, 'metrics': metrics(found, learnt.get('joint'), learnt.get('alone'))}

@@ -80,6 +80,13 @@ def test_joint_training_gives_intransigence():
   assert 'intransigence' not in metrics(results, [0.6])  # It has not come so far.
 
 
+def test_training_on_each_task_alone_gives_forward_transfer():
+  _, results = _results()
+  learnt = results['accuracy_matrix'][1][1]
+  assert metrics(results, None, [0.1, 0.6])['fwt'] == pytest.approx(learnt - 0.6)
+  assert 'fwt' not in metrics(results) and 'fwt' not in metrics(results, None, [0.6])
+
+
 def test_a_run_that_looks_ahead_has_zero_shot_metrics():
   found = Findings(
     accuracy=[[0.5, 0.25], [0.25, 0.75]],

@@ -332,14 +332,18 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
 
 
 def test_references_run_beside(interrupt, tmp_path):
-  references = {name: tiny_method(name) for name in ('finetune', 'joint')}
+  references = {name: tiny_method(name) for name in ('finetune', 'joint', 'alone')}
   experiment = tiny_experiment('l2p', references=references, training=INTERRUPTED['l2p'])
   whole = run(experiment, tmp_path / 'whole', silent())
-  assert set(whole['references']) == {'finetune', 'joint'}
-  joint = json.loads((tmp_path / 'whole/references/joint/results.json').read_text())
-  star = np.diag(np.array(joint['accuracy_matrix'], float))
-  own = np.diag(np.array(whole['accuracy_matrix'], float))
+  assert set(whole['references']) == {'finetune', 'joint', 'alone'}
+
+  def learnt(at):
+    found = json.loads((tmp_path / 'whole' / at / 'results.json').read_text())
+    return np.diag(np.array(found['accuracy_matrix'], float))
+
+  own, star, single = (learnt(at) for at in ('.', 'references/joint', 'references/alone'))
   assert whole['metrics']['intransigence'] == pytest.approx((star - own).mean())
+  assert whole['metrics']['fwt'] == pytest.approx((own - single)[1:].mean())
   # Stopped in the first reference, whose ticks are counted on from the method's.
   ticks = int(max(os.listdir(tmp_path / 'whole/checkpoints'), key=int))
   interrupt(ticks + 5)
@@ -348,7 +352,7 @@ def test_references_run_beside(interrupt, tmp_path):
   assert (tmp_path / 'parts/references/finetune').is_dir()
   interrupt(None)
   run(experiment, tmp_path / 'parts', silent())
-  for part in ('.', 'references/finetune', 'references/joint'):
+  for part in ('.', 'references/finetune', 'references/joint', 'references/alone'):
     assert outcome(tmp_path / 'parts' / part) == outcome(tmp_path / 'whole' / part)
 
 

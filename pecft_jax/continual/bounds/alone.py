@@ -1,0 +1,49 @@
+"""Training on each task alone: what a method would reach without the tasks before."""
+
+from pecft_jax.about import about
+from pecft_jax.continual.bounds.finetune import finetune
+from pecft_jax.continual.core import only
+from pecft_jax.peft.lowrank.lora import lora
+from pecft_jax.settings import recorded
+from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
+
+
+@about(
+  'method',
+  'bounds',
+  tiny=lambda backbone, capacity: alone(backbone, capacity, peft=lora('.', rank=2)),
+)
+@recorded(defaults={'peft': lora})
+def alone(
+  backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
+) -> ContinualMethod:
+  """Trains anew on the data of each task, and answers among that task's classes.
+
+  After task j its accuracy on task j is the s_j of forward transfer, the metric `fwt`
+  (Razdaibiedina et al., 2023, arXiv:2301.12314); its accuracy on other tasks has no meaning. It
+  chooses among fewer classes than a class-incremental method, which chooses among all classes
+  seen: compare `fwt` between methods, and read its sign only where the task is known.
+
+  Args and errors are those of `finetune`.
+
+  >>> from pecft_jax.continual import alone
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.typing import Capacity
+  >>> model = pretrained('vit_glyphs16')
+  >>> method = alone(model.backbone, Capacity(tasks=5, classes=10))
+  >>> method.name
+  'alone'
+  """
+  inner = finetune(backbone, capacity, peft=peft, masked=True)
+
+  def begin_task(params, memory, env, key):
+    del params, memory
+    return inner.init(key, env.frozen)
+
+  def predict(params, memory, env, x):
+    logits = inner.forward(params, memory, env, x, None).logits
+    return only(env.task.classes, logits) if capacity.problem.classes else logits
+
+  return inner._replace(
+    name='alone', begin_task=begin_task, predict=predict, renewed=('delta', 'head')
+  )
