@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import typing
 
 import pytest
@@ -186,3 +187,37 @@ def test_passes_are_those_of_the_method():
   for name, factory in OF_CLASSES.items():
     said = {'1': 1, '2': 2, 'T': 5}[about_of(factory).passes]
     assert about_of(factory).tiny[''](backbone, capacity).passes(5) == said, name
+
+
+# The year and month, and from 2015 on five digits.
+_ARXIV = re.compile(r'(0[7-9]|1[0-4])(0[1-9]|1[0-2])\.\d{4}|(1[5-9]|2\d)(0[1-9]|1[0-2])\.\d{5}')
+
+
+def test_papers_have_ids_that_can_be_and_one_title_each():
+  papers = [paper for factory in ALL.values() for paper in about_of(factory).papers]
+  assert [paper for paper in papers if not _ARXIV.fullmatch(paper.arxiv)] == []
+  assert len({paper.arxiv for paper in papers}) == len(set(papers))
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_the_papers_of_a_factory_are_named_where_it_is_defined(name):
+  factory = ALL[name]
+  module = importlib.import_module(factory.__module__)
+  said = f'{module.__doc__} {factory.__doc__}'
+  assert [paper for paper in about_of(factory).papers if paper.arxiv not in said] == []
+
+
+def test_arxiv_ids_in_sources_and_pages_can_be():
+  root = pathlib.Path(pecft_jax.__file__).parents[1]
+  files = [
+    *root.glob('*.md'),
+    *(root / 'experiments').rglob('*.md'),
+    *root.rglob('pecft_jax/**/*.py'),
+  ]
+  found = [
+    (file.name, number)
+    for file in files
+    for number in re.findall(r'arXiv[: ](\d[\w.]*\w)', file.read_text(encoding='utf-8'))
+  ]
+  assert len(found) > 80
+  assert [each for each in found if not _ARXIV.fullmatch(each[1])] == []

@@ -6,6 +6,9 @@ import re
 import pytest
 from test_readme import run_examples
 
+from pecft_jax.continual import METHODS, WRAPPERS
+from pecft_jax.peft import PEFTS
+
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = ROOT / 'experiments' / 'guides'
 PAGES = sorted(
@@ -45,6 +48,17 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
 def test_files_that_a_guide_names_are_there(page):
   named = re.findall(r'`((?:pecft_jax|experiments|tests)/[\w./]+\.(?:py|md|json))`', _prose(page))
   assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_choosing_a_method_names_every_method_wrapper_and_transform():
+  named = set(re.findall(r'`(\w+)', (GUIDES / 'choosing.md').read_text(encoding='utf-8')))
+  assert (METHODS.keys() | WRAPPERS.keys() | PEFTS.keys()) - named == set()
+
+
+def test_the_readme_takes_five_minutes_to_read():
+  lines = _prose(ROOT / 'README.md').splitlines()
+  prose = [line for line in lines if not line.startswith(('|', '    ', '!['))]
+  assert len(' '.join(prose).split()) <= 5 * 240
 
 
 def test_the_site_has_each_page_once():

@@ -1,17 +1,24 @@
 import dataclasses
+import inspect
+import itertools
 import pathlib
 import re
+import shlex
 
 import pytest
 
+from pecft_jax.benchmarks import split_cifar100, split_digits
+from pecft_jax.catalog import choose
 from pecft_jax.commands.plan import PlanFlags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.peft import bitfit, lora
+from pecft_jax.presets import preset
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
-GUIDE = ROOT / 'experiments' / 'guides' / 'long_runs.md'
-OWN = ROOT / 'experiments' / 'guides' / 'your_own.md'
+GUIDES = ROOT / 'experiments' / 'guides'
+OWN = GUIDES / 'your_own.md'
+PAGES = [README, *(GUIDES / f'{name}.md' for name in ('index', 'choosing', 'long_runs', 'faq'))]
 
 
 def run_examples(page, **names):
@@ -63,18 +70,34 @@ def test_set_up_is_two_commands():
   ]
 
 
-@pytest.mark.parametrize('page', [README, GUIDE], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_flags_and_files_that_pages_name_are_there(page):
   text = page.read_text(encoding='utf-8')
-  known = {'data-dir', 'weights', 'method', 'backbone', 'learning-rate', 'seed', 'bounds'}
+  experiments = (split_digits.experiment, split_cifar100.experiment)
+  known = {
+    name.replace('_', '-') for each in experiments for name in inspect.signature(each).parameters
+  }
   known |= {name.replace('_', '-') for cls in (RunFlags, PlanFlags) for name in _fields(cls)}
   known |= {'verify', 'help', 'markdown', 'out', 'json', 'leaves', 'task'}  # Of other commands.
   commands = re.findall(r'pecft (?:run|plan|inspect|report|export)[^\n`]*', text)
-  assert len(commands) >= 5
+  assert commands
   for flag in re.findall(r'--([a-z][a-z-]*)', '\n'.join(commands)):
     assert flag in known, flag
   for target in re.findall(r'\]\(([^)#:]+)\)', text):
     assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_methods_options_and_presets_that_pages_name_are_there(page):
+  for command in re.findall(r'^ +(pecft run split_digits .*)$', page.read_text(), re.MULTILINE):
+    flags = shlex.split(command)[3:]
+    if any(':' in flag for flag in flags):
+      continue  # A module of the reader's own.
+    given = {name: [v for k, v in itertools.pairwise(flags) if k == name] for name in flags}
+    published = [preset(name) for name in given.get('--preset', ())]
+    method = given.get('--method') or [each.method for each in published] or ['ease']
+    wrap = ''.join(given.get('--wrap', ()))
+    assert choose(method[0], wrap=wrap, set=given.get('--set', ())).method == method[0]
 
 
 def _fields(cls):

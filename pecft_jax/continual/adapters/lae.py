@@ -20,7 +20,10 @@ def _default_peft() -> PeftTransform:
 @about(
   'method',
   'adapters',
-  Paper('A unified continual learning framework with general PET', '2303.10070'),
+  Paper(
+    'A unified continual learning framework with general parameter-efficient tuning',
+    '2303.10070',
+  ),
   carries='a second copy of the delta',
   passes='2',
   tiny=lambda backbone, capacity: lae(backbone, capacity, peft=lora('.', rank=2), decay=0.9),

@@ -13,7 +13,11 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
 @about(
   'method',
   'statistics',
-  Paper('Revisiting class-incremental learning with pre-trained models', '2303.07338'),
+  Paper(
+    'Revisiting class-incremental learning with pre-trained models: generalizability and '
+    'adaptivity are all you need',
+    '2303.07338',
+  ),
   carries='a sum of features per class',
   tiny=lambda backbone, capacity: simplecil(backbone, capacity),
 )

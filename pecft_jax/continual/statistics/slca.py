@@ -12,7 +12,10 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 @about(
   'method',
   'statistics',
-  Paper('SLCA: slow learner with classifier alignment for continual learning', '2303.05118'),
+  Paper(
+    'SLCA: slow learner with classifier alignment for continual learning on a pre-trained model',
+    '2303.05118',
+  ),
   carries='a Gaussian D x D per class',
   tiny=lambda backbone, capacity: slca(backbone, capacity, samples=6),
 )

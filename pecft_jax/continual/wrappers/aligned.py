@@ -24,7 +24,10 @@ def _default_recipe() -> Recipe:
 @about(
   'wrapper',
   'wrappers',
-  Paper('SLCA: slow learner with classifier alignment for continual learning', '2303.05118'),
+  Paper(
+    'SLCA: slow learner with classifier alignment for continual learning on a pre-trained model',
+    '2303.05118',
+  ),
   carries='a Gaussian D x D per class',
   tiny={
     '': lambda inner: aligned(inner, samples=6),

@@ -28,7 +28,10 @@ class PissaDelta(NamedTuple):
 @about(
   'transform',
   'low-rank',
-  Paper('PiSSA: principal singular values and singular vectors adaptation', '2404.02948'),
+  Paper(
+    'PiSSA: principal singular values and singular vectors adaptation of large language models',
+    '2404.02948',
+  ),
   tiny=lambda: pissa(rank=2),
 )
 @recorded
