@@ -4,14 +4,14 @@ Axis letters: B batch, C classes, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pecft_jax.measures import ACCURACY, Measure
+from pecft_jax.measures import ACCURACY, Measure, check_measure
 from pecft_jax.settings import recorded
 
 Array = jax.Array
@@ -25,6 +25,35 @@ class Judged(NamedTuple):
   score: Array  # [] int32 or float32, with all that was seen as choices.
   aware: Array  # The same with the task of each example known.
   total: Array  # [] int32
+
+
+class HostScore(Protocol):
+  """A judge in plain Python: exact match, ROUGE, a program that runs what was answered."""
+
+  def __call__(self, answers: np.ndarray, targets: np.ndarray, /) -> np.ndarray:
+    """Returns the score of each example [n], numbers in the range of the measure.
+
+    Must be a function of each example alone, and the same whenever it is asked: n is what a batch
+    holds, and differs from batch to batch.
+
+    Args:
+      answers: [n, ...], what `HostJudge.answers` made of the model's.
+      targets: [n, ...], as the data have them.
+    """
+    ...
+
+
+class HostJudge(NamedTuple):
+  """How answers are judged outside of compiled functions.
+
+  Attributes:
+    answers: `(answers) -> [B, ...]`, on the devices: the part of `predict`'s answers that
+      is brought to the host, such as one token id for V logits.
+    score: judges the examples of a batch; rows that only fill it up are left out.
+  """
+
+  answers: Callable[[Array], Array]
+  score: HostScore
 
 
 class Problem(NamedTuple):
@@ -45,6 +74,8 @@ class Problem(NamedTuple):
     measure: what `judge` sums up to.
     classes: whether `y` is the position of a class.
     score_dtype: of the sums of `judge`: int32 where it counts.
+    host: judges evaluations in the place of `judge`, which then is for the log of training
+      alone; None: all is judged on the devices.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
@@ -56,6 +87,7 @@ class Problem(NamedTuple):
   measure: Measure
   classes: bool = False
   score_dtype: Any = np.int32
+  host: HostJudge | None = None
   settings: Mapping[str, Any] | None = None
 
 
@@ -172,6 +204,78 @@ def regression(width: int) -> Problem:
   target = jax.ShapeDtypeStruct((width,), np.float32)
   measure = Measure('mean squared error', 0.0, float('inf'), higher_is_better=False)
   return Problem('regression', target, losses, distance, judge, measure, score_dtype=np.float32)
+
+
+def most_likely(answers: Array) -> Array:
+  """The entry with the highest logit: [B, T, V] -> int32 [B, T].
+
+  >>> most_likely(jnp.asarray([[0.0, 2.0, 1.0]])).tolist()
+  [1]
+  """
+  return answers.argmax(-1).astype(jnp.int32)
+
+
+@recorded
+def judged_on_host(
+  problem: Problem,
+  score: HostScore,
+  measure: Measure,
+  *,
+  answers: Callable[[Array], Array] = most_likely,
+) -> Problem:
+  """A problem whose evaluations are judged by a Python function, as texts are.
+
+  After each batch of an evaluation, answers and targets come to the host, and `score` gives a
+  number for each example; the measure of a test set is their mean. In a job of several processes
+  each one judges all examples. `score` may decode token ids with a tokenizer. It is part of what
+  identifies a run, with all that it closes over: a tokenizer is named by a factory that is
+  `recorded`. Training minimises the losses of `problem`, and the log of training has its measure.
+
+  Args:
+    problem: whose answers are no classes.
+    score: `(answers, targets) -> scores [n]`, numpy arrays.
+    measure: that the mean of the scores is.
+    answers: what comes to the host of a batch's answers; by default the most likely tokens.
+
+  Raises:
+    ValueError: for a problem of classes, or a measure that is none.
+
+  >>> exact = lambda answers, targets: (answers == targets).all(-1)
+  >>> problem = judged_on_host(next_tokens(8), exact, Measure('exact match', 0.0, 1.0))
+  >>> problem.measure.key
+  'exact_match'
+  """
+  if problem.classes:
+    raise ValueError(
+      f'answers to {problem.name} are classes, which are judged among those seen and those of a '
+      'task, on the devices; expected a problem of other answers, such as next_tokens(length)'
+    )
+  return problem._replace(measure=check_measure(measure), host=HostJudge(answers, score))
+
+
+def host_scores(problem: Problem, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """What the problem's judge on the host gives each example: float64 [n].
+
+  Raises:
+    ValueError: for scores of another shape, or outside of the measure's range.
+  """
+  assert problem.host is not None
+  measure, n = problem.measure, len(answers)
+  found = np.asarray(problem.host.score(answers, targets))
+  if found.shape != (n,) or found.dtype.kind not in 'biuf':
+    raise ValueError(
+      f'{measure.name}: expected the judge to give a number for each of {n} examples, [{n}], got '
+      f'{found.dtype}{list(found.shape)}'
+    )
+  scores = found.astype(np.float64)
+  slack = 1e-6  # Means of float32 may be above 1 by a rounding.
+  outside = ~((scores >= measure.low - slack) & (scores <= measure.high + slack))
+  if outside.any():
+    raise ValueError(
+      f'{measure.name}: expected scores in [{measure.low}, {measure.high}], the judge gave '
+      f'{scores[outside][0]}'
+    )
+  return scores
 
 
 def need_classes(problem: Problem, name: str) -> None:

@@ -71,3 +71,4 @@ def check_method(
       trace(phase.name, steps.own[phase.name], given.end if once else given.gather)
   trace('end_task', steps.end, given.end)
   trace('predict', steps.predict, given.predict)
+  trace('the answers for the host', steps.answer, given.gather)

@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pecft_jax.data import Split, steps_for, task_masks
 from pecft_jax.devices.sharding import place
-from pecft_jax.problems import Judged
+from pecft_jax.problems import Judged, host_scores
 from pecft_jax.train.batches import in_order, on_devices
 from pecft_jax.train.context import Loop
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.logs import settle
+from pecft_jax.train.logs import no_number, settle
 from pecft_jax.typing import Batch, Given, TrainState
 from pecft_jax.workdir.position import Findings, Position
 
@@ -90,17 +91,16 @@ def _measured(
     if done >= count:
       done -= count
       continue
-    sums = _sums_so_far(loop, position, j)
     ahead = test.task > (position.task if position.phase != 'start' else -1)
     asked = _open_to(loop, state, position, test) if ahead else state
+    judge = _on_devices if loop.steps.answer is None else _on_host
     for batch in in_order(loop, test.split, done):
-      sums = loop.steps.predict(asked, loop.frozen, _given(loop, batch, test), test.classes, sums)
+      judge(loop, asked, position, _given(loop, batch, test), test, j)
       if inside:
         assert position.inside is not None
         position.inside += 1
       else:
         position.batch += 1
-      position.sums[j] = sums
       loop.tell(position, None)
       yield state
     done = 0
@@ -124,6 +124,39 @@ def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:
   rows: Any = np.full(size // loop.part[1], test.task, np.int32)
   task: Any = on_devices(rows, loop.steps.batch_sharding, loop.part)
   return batch._replace(x=Given(batch.x, task=task))
+
+
+def _on_devices(
+  loop: Loop, state: TrainState, position: Position, batch: Batch, test: TestSet, j: int
+) -> None:
+  """Adds up what the problem judges of a batch of test set `j`; the sums stay on their devices."""
+  sums = position.sums[j] if j in position.sums else _sums_so_far(loop, position, j)
+  position.sums[j] = loop.steps.predict(state, loop.frozen, batch, test.classes, sums)
+
+
+def _on_host(
+  loop: Loop, state: TrainState, position: Position, batch: Batch, test: TestSet, j: int
+) -> None:
+  """The same where the problem is judged on the host; every process adds up the same.
+
+  Raises:
+    NonFiniteLoss: where an answer is NaN.
+    ValueError: for scores that are none.
+  """
+  del test  # Answers are no classes.
+  assert loop.steps.answer is not None
+  given = jax.device_get(loop.steps.answer(state, loop.frozen, batch))
+  if not loop.steps.seed_axes:
+    given = jax.tree.map(lambda leaf: np.asarray(leaf)[None], given)
+  for i, found in enumerate(position.seeds):
+    rows = jax.tree.map(lambda leaf, i=i: leaf[i], given)
+    if rows.no_number:
+      raise no_number(position, j)
+    problem = loop.method.capacity.problem
+    scores = host_scores(problem, rows.answers[rows.valid], rows.targets[rows.valid])
+    score, _, total = found.counts[j] if len(found.counts) > j else (0.0, 0.0, 0)
+    score += float(scores.sum())
+    found.counts[j:] = [[score, score, total + len(scores)]]
 
 
 def _sums_so_far(loop: Loop, position: Position, j: int) -> Judged:

@@ -24,10 +24,15 @@ def settle(position: Position) -> None:
     # [3] or [3, S] to a row for each seed.
     rows = np.stack(jax.device_get(sums)).reshape(len(sums), -1).T.tolist()
     if any(row[2] < 0 for row in rows):
-      raise NonFiniteLoss(f'an answer to test set {j} is not a number, after task {position.task}')
+      raise no_number(position, j)
     for found, row in zip(position.seeds, rows, strict=True):
       found.counts[j:] = [row]
   position.sums = {}
+
+
+def no_number(position: Position, j: int) -> NonFiniteLoss:
+  """The error where an answer to a test set is NaN."""
+  return NonFiniteLoss(f'an answer to test set {j} is not a number, after task {position.task}')
 
 
 def fetch(position: Position) -> None:

@@ -25,6 +25,16 @@ from pecft_jax.typing import (
   TrainState,
 )
 
+
+class Answers(NamedTuple):
+  """A batch as a judge on the host needs it, whole on every device."""
+
+  answers: Array  # [B, ...], as `HostJudge.answers` gives them.
+  targets: Array  # [B, ...]
+  valid: Array  # [B] bool
+  no_number: Array  # [] bool, whether an answer to a valid example is NaN.
+
+
 # The total of a test set for which an answer is no number.
 NO_NUMBER = -1
 
@@ -109,10 +119,22 @@ def predict(
   every = jnp.ones_like(classes)
   new = method.capacity.problem.judge(answers, batch.y, batch.valid, every, classes)
   found = Judged(*map(jnp.add, counts, new))
-  # Comparisons with NaN are false, so that it would be counted as some class.
-  rows = jnp.isnan(answers).reshape(len(answers), -1).any(1) & batch.valid
-  no_number = rows.any() | (counts.total < 0)
+  no_number = _no_number(answers, batch) | (counts.total < 0)
   return found._replace(total=jnp.where(no_number, NO_NUMBER, found.total))
+
+
+def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch) -> Answers:
+  """What is brought to the host where the problem is judged there."""
+  with calling(method, 'predict'):
+    answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
+  host = method.capacity.problem.host
+  assert host is not None
+  return Answers(host.answers(answers), batch.y, batch.valid, _no_number(answers, batch))
+
+
+def _no_number(answers: Array, batch: Batch) -> Array:
+  # Comparisons with NaN are false, so that it would be counted as some class.
+  return (jnp.isnan(answers).reshape(len(answers), -1).any(1) & batch.valid).any()
 
 
 def not_numbers(state: TrainState) -> dict[str, Array]:

@@ -56,6 +56,8 @@ class Steps(NamedTuple):
     end: `(state, frozen) -> state`
     predict: `(state, frozen, batch, classes, counts) -> counts`, where `classes`
       [C] are those of the batch's own task.
+    answer: `(state, frozen, batch) -> Answers`, in the place of `predict` where the problem is
+      judged on the host; else None.
     query: `(frozen, x) -> [B, D]`, or None.
     own: of the method's own phases, by name: as `end` (once), `prepare` (gather),
       or, of fits, `(state, frozen, [batch,] step, steps) -> (state, StepLog)`.
@@ -76,6 +78,7 @@ class Steps(NamedTuple):
   consolidate: Callable[..., TrainState] | None
   end: Callable[..., TrainState]
   predict: Callable[..., Judged]
+  answer: Callable[..., phases.Answers] | None
   query: Callable[..., Array] | None
   own: Mapping[str, Callable[..., Any]]
   state_shardings: Any
@@ -183,6 +186,10 @@ def compile_steps(
   begin, end = (functools.partial(fn, shared) for fn in (phases.begin, phases.end))
   predict = functools.partial(phases.predict, method)
   train = functools.partial(train_step, method, recipe)
+  answer = None
+  if method.capacity.problem.host is not None:
+    run = functools.partial(phases.answer, method)
+    answer = jit(run, (state_s, frozen_s, batch_s), one, (0, None, None), donate=False)
   return Steps(
     init=jit(init, (one, frozen_s), state_s, (0, None), donate=False),
     begin=jit(begin, (state_s, frozen_s, one), state_s, (0, None, None)),
@@ -192,6 +199,7 @@ def compile_steps(
     consolidate=gathering(method.consolidate, 'consolidate'),
     end=jit(end, (state_s, frozen_s), state_s, (0, None)),
     predict=jit(predict, inputs, one, (0, None, None, None, 0), donate=False),
+    answer=answer,
     query=query,
     own={
       step.name: own(step, number)
@@ -207,7 +215,9 @@ def compile_steps(
   )
 
 
-JITTED = ('train', 'begin', 'enter', 'prepare', 'consolidate', 'end', 'predict', 'query')
+JITTED = (
+  'train', 'begin', 'enter', 'prepare', 'consolidate', 'end', 'predict', 'answer', 'query',
+)  # fmt: skip
 
 
 def compilations(steps: Steps, before: Mapping[str, int]) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""A decoder on eight virtual devices and on one; prints how far features and gradients are apart.
+"""A decoder on eight virtual devices and on one; prints how far features and gradients are apart,
+and what a judge on the host gives runs of it.
 
     python eight_readers.py
 
@@ -7,16 +8,53 @@ left over: two heads of keys, and 12 words, on two devices each.
 """
 
 import json
+import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from markov import markov_domains
+from tiny_runs import silent
 
 from pecft_jax.backbones import decoder
+from pecft_jax.continual import language_model
 from pecft_jax.devices.sharding import batched, tree_shardings
+from pecft_jax.measures import Measure
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import lora
-from pecft_jax.train import Layout, fsdp, make_mesh, tensor_parallel
+from pecft_jax.problems import judged_on_host, next_tokens
+from pecft_jax.train import (
+  Experiment,
+  Layout,
+  Training,
+  adam,
+  fsdp,
+  make_mesh,
+  one_device,
+  run,
+  tensor_parallel,
+)
+from pecft_jax.typing import Capacity, Pretrained
+
+
+def overlap(answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """The share of words that two texts have in common."""
+  counts = lambda ids: np.stack([(ids == word).sum(1) for word in range(8)], 1)
+  return np.minimum(counts(answers), counts(targets)).sum(1) / targets.shape[1]
+
+
+def judged(layout: Layout) -> Any:
+  """The matrix of a run whose answers are judged on the host; a row of its batches is no text."""
+  problem = judged_on_host(next_tokens(6), overlap, Measure('overlap', 0.0, 1.0))
+  reader = decoder(vocabulary=8, width=8, depth=1, heads=2, kv_heads=2, hidden=8, length=6)
+  model = Pretrained(reader, jax.jit(reader.init)(jax.random.key(0)))
+  method = language_model(reader, Capacity(2, 1, problem), peft=lora('attn|mlp', rank=2))
+  scenario = markov_domains(2, vocabulary=8, length=6, train=8, test=7)
+  training = Training(adam(0.1), epochs=2, batch_size=8, eval_batch_size=8)
+  with tempfile.TemporaryDirectory() as workdir:
+    found = run(Experiment(model, scenario, method, training), workdir, silent(layout=layout))
+  return found['overlap_matrix']
 
 
 def main() -> None:
@@ -54,6 +92,7 @@ def main() -> None:
       'size': float(np.abs(whole[0][1]).max()),
       'specs': {n: str(tuple(s.spec)) for n, s in named_leaves(shardings[1]) if any(s.spec)},
     }
+  found['judged'] = [judged(each) for each in (one_device(), layouts['data 4, model 2'])]
   print(json.dumps(found))
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def found():
   """What the process with eight devices reports."""
   flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-  path = os.pathsep.join([str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')])
+  path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': path}
   done = subprocess.run(
     [sys.executable, str(HERE / 'eight_readers.py')],
@@ -35,6 +35,11 @@ def test_features_and_gradients_are_those_of_one_device(found, layout):
   assert found[layout]['size'] > 0.5
   # Sums over devices in another order, of features of order 1 in float32.
   assert found[layout]['distance'] < 1e-5
+
+
+def test_a_judge_on_the_host_sees_the_same_answers(found):
+  one, eight = found['judged']
+  assert one == eight and one[0][0] != one[1][1]
 
 
 def test_layers_and_vocabulary_are_split(found):
