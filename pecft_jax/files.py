@@ -1,5 +1,6 @@
 """JSON and JSON-lines files: errors name file and line; files are written whole or not at all."""
 
+import collections
 import contextlib
 import json
 import math
@@ -7,6 +8,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from pecft_jax.local import local_path
 
 
 class Row(NamedTuple):
@@ -21,7 +24,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
   """The object in a JSON file.
 
   Raises:
-    ValueError: for anything else than one JSON object; names the file, and the line.
+    ValueError: for anything else than one JSON object, text that is not Unicode, or an object
+      with a key twice, of which readers would silently take the last; names the file and the line.
     OSError: where the file cannot be read, or there is none.
 
   >>> import tempfile
@@ -31,7 +35,31 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
   {'rate': 0.5, 'steps': None}
   """
   path = pathlib.Path(path)
-  return _object(path.read_bytes(), str(path))
+  return _object(path.read_bytes(), str(path), 'is damaged')
+
+
+def read_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+  """`read_json` of a file that another program or a person wrote.
+
+  Args:
+    path: of the file; `~` is the home directory.
+    what: it is, for messages.
+
+  Raises:
+    ValueError: as for `read_json`, and where there is no such file, or it cannot be read.
+
+  >>> read_object('absent.json', 'a card')
+  Traceback (most recent call last):
+  ValueError: absent.json is not a card: there is no such file
+  """
+  path = local_path(path)
+  if not path.is_file():  # Reading a pipe would wait for ever.
+    raise ValueError(f'{path} is not {what}: there is no such file')
+  try:
+    raw = path.read_bytes()
+  except OSError as error:
+    raise ValueError(f'{path} is not {what}: {error.strerror}') from error
+  return _object(raw, str(path), f'is not {what}')
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -55,25 +83,37 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 
 def _row(line: bytes, where: str) -> Row:
   try:
-    value, problem = _object(line, where, lines=False), None
+    value, problem = _object(line, where, 'is damaged', lines=False), None
   except ValueError as error:
     value, problem = None, str(error)
   return Row(line.decode('utf-8', errors='replace'), value, problem)
 
 
-def _object(raw: bytes, where: str, lines: bool = True) -> dict[str, Any]:
+def _object(raw: bytes, where: str, verdict: str, lines: bool = True) -> dict[str, Any]:
   try:
-    value = json.loads(raw.decode('utf-8'))
+    value = json.loads(raw.decode('utf-8'), object_pairs_hook=_once)
+    if b'\\u' in raw:  # Text with half of a surrogate pair can be put into no file.
+      json.dumps(value, ensure_ascii=False).encode()
   except UnicodeDecodeError as error:
-    raise ValueError(f'{where} is damaged: byte {error.start} is not UTF-8') from error
+    raise ValueError(f'{where} {verdict}: byte {error.start} is not UTF-8') from error
   except json.JSONDecodeError as error:
     line = f', line {error.lineno},' if lines else ''
-    raise ValueError(f'{where}{line} is damaged: {error.msg} at column {error.colno}') from error
-  except (ValueError, RecursionError) as error:  # Endless digits or brackets.
-    raise ValueError(f'{where} is damaged: {str(error)[:80]}') from error
+    raise ValueError(f'{where}{line} {verdict}: {error.msg} at column {error.colno}') from error
+  except UnicodeEncodeError as error:
+    raise ValueError(f'{where} {verdict}: {error.object[error.start]!r} is no character') from error
+  except (ValueError, RecursionError) as error:  # Endless digits or brackets, keys that come twice.
+    raise ValueError(f'{where} {verdict}: {str(error)[:80]}') from error
   if not isinstance(value, dict):
-    raise ValueError(f'{where} is damaged: expected an object, got {value!r:.60}')
+    raise ValueError(f'{where} {verdict}: expected an object, got {value!r:.60}')
   return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    count = collections.Counter(name for name, _ in pairs)
+    raise ValueError(f'{[name for name in found if count[name] > 1][:8]} come twice')
+  return found
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -1,10 +1,8 @@
-"""Paths on this machine, and JSON files that other programs wrote."""
+"""Paths on this machine."""
 
-import json
 import os
 import pathlib
 import re
-from typing import Any
 
 # Orbax finds the parts of a checkpoint by a pattern that holds its whole path.
 _PATTERN_CHARACTERS = '*?[\\'
@@ -45,34 +43,3 @@ def work_directory(path: str | os.PathLike[str]) -> pathlib.Path:
       f'{" ".join(_PATTERN_CHARACTERS)}, found {" ".join(found)}'
     )
   return directory
-
-
-def read_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-  """The object of a JSON file that somebody else wrote.
-
-  Args:
-    path: of the file.
-    what: it is, for messages.
-
-  Raises:
-    ValueError: if there is no such file, it is not JSON or no object, or one of its objects has a
-      key twice, of which readers would silently take the last.
-  """
-  path = local_path(path)
-  if not path.is_file():
-    raise ValueError(f'{path} is not {what}: there is no such file')
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_once)
-  except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not {what}: {error}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path} is not {what}: expected an object, got {type(value).__name__}')
-  return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f'{sorted({name for name in names if names.count(name) > 1})} come twice')
-  return found

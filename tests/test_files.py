@@ -1,11 +1,20 @@
 """JSON and JSON lines: whole files, and errors that name file and line."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
-from pecft_jax.files import json_line, plain, read_json, read_rows, replace_text, write_json
+from pecft_jax.files import (
+  json_line,
+  plain,
+  read_json,
+  read_object,
+  read_rows,
+  replace_text,
+  write_json,
+)
 
 
 def test_files_are_replaced_whole(tmp_path):
@@ -76,3 +85,29 @@ def test_separators_of_lines_within_a_string_do_not_end_a_row(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_text(json.dumps({'a': '\u2028\x85'}, ensure_ascii=False) + '\n')
   assert [row.value for row in read_rows(path)] == [{'a': '\u2028\x85'}]
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"a": 1, "b": {"c": 1, "c": 2}}', r"\['c'\] come twice"),
+    ('{', r'card.json, line 1, is not a card: Expecting'),
+    ('{"a": "\\ud800"}', 'is not a card: .*ud800. is no character'),
+    ('[1]', 'is not a card: expected an object, got'),
+    ('[' * 100_000, 'is not a card: '),
+    ('\udcff', 'is not a card: '),
+  ],
+)
+def test_json_that_means_nothing_or_two_things_is_refused(text, message, tmp_path):
+  path = tmp_path / 'card.json'
+  path.write_bytes(text.encode(errors='surrogateescape'))
+  with pytest.raises(ValueError, match=message) as info:
+    read_object(path, 'a card')
+  assert str(path) in str(info.value)
+
+
+def test_json_that_is_no_file_is_refused(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')  # Reading it would wait for ever.
+  for path in (tmp_path, tmp_path / 'pipe', tmp_path / 'absent'):
+    with pytest.raises(ValueError, match='there is no such file'):
+      read_object(path, 'a card')

@@ -1,9 +1,8 @@
-import os
 import pathlib
 
 import pytest
 
-from pecft_jax.local import local_path, read_object, work_directory
+from pecft_jax.local import local_path, work_directory
 
 
 @pytest.mark.parametrize('url', ['gs://bucket/run', 's3://bucket/a', 'file:///tmp/a'])
@@ -37,28 +36,3 @@ def test_the_directories_above_count_too(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path / 'sweep[1]')
   with pytest.raises(ValueError, match=r'found \['):
     work_directory('run')
-
-
-@pytest.mark.parametrize(
-  ('text', 'message'),
-  [
-    ('{"a": 1, "b": {"c": 1, "c": 2}}', r"\['c'\] come twice"),
-    ('{', 'is not a card: Expecting'),
-    ('[1]', 'is not a card: expected an object, got list'),
-    ('[' * 100_000, 'is not a card: '),
-    ('\udcff', 'is not a card: '),
-  ],
-)
-def test_json_that_means_nothing_or_two_things_is_refused(text, message, tmp_path):
-  path = tmp_path / 'card.json'
-  path.write_bytes(text.encode(errors='surrogateescape'))
-  with pytest.raises(ValueError, match=message) as info:
-    read_object(path, 'a card')
-  assert str(path) in str(info.value)
-
-
-def test_json_that_is_no_file_is_refused(tmp_path):
-  os.mkfifo(tmp_path / 'pipe')  # Reading it would wait for ever.
-  for path in (tmp_path, tmp_path / 'pipe', tmp_path / 'absent'):
-    with pytest.raises(ValueError, match='there is no such file'):
-      read_object(path, 'a card')

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pecft_jax.local import read_object
+from pecft_jax.files import read_object
 
 # Without effect on the function: where a file comes from, what is adapted (the tensors tell), and
 # settings of training.
