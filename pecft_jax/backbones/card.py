@@ -4,20 +4,33 @@ A card is a JSON file: `name`, `summary`, `family` (a name of `FAMILIES`),
 `architecture` (arguments of the family's factory), the value range where its
 factory takes one (`mean` and `std` of images), `file` (bundled with the
 library, or null), `sha256` (of the weights file, or null where any will do),
-and free entries that tell where the weights come from.
+and what tells where the weights come from: `about`, in any form, and some
+others of `_ABOUT`. Other entries are refused: they may be misspelt.
 """
 
-import json
+import inspect
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
+from pecft_jax.backbones.core.sizes import channel_values
 from pecft_jax.backbones.registry import FAMILIES
+from pecft_jax.files import read_object
+from pecft_jax.local import local_path
 from pecft_jax.paths import unknown
 from pecft_jax.typing import Backbone, Pretrained
 
+_ENTRIES = ('name', 'summary', 'family', 'architecture', 'file', 'sha256')
+# Where weights come from, and what is known of them: of any form, and without effect.
+_ABOUT = (
+  'about', 'accuracy', 'data', 'licence', 'made_by', 'parameters_with_head', 'source', 'tied',
+  'training', 'use_of_digits',
+)  # fmt: skip
+# Of arguments, as JSON has them.
+_TYPES = {int: int, float: int | float, bool: bool}
 _FAMILY_FOLDERS = pathlib.Path(__file__).parent / 'families'
 
 
@@ -31,6 +44,7 @@ class Card(NamedTuple):
   ranges: Mapping[str, tuple[float, ...]]  # Such as `mean` and `std`, one value a channel.
   file: pathlib.Path | None
   sha256: str | None
+  path: pathlib.Path  # Of the card itself.
 
 
 def read_card(path: str | pathlib.Path) -> Card:
@@ -40,7 +54,8 @@ def read_card(path: str | pathlib.Path) -> Card:
     path: of a JSON file.
 
   Raises:
-    ValueError: if the file is missing or is no card.
+    ValueError: if the file is missing or is no card: an entry is missing, unknown, or of another
+      type; names the file and the entry.
 
   >>> import pathlib
   >>> _ = pathlib.Path('tiny.json').write_text('''
@@ -50,25 +65,71 @@ def read_card(path: str | pathlib.Path) -> Card:
   >>> read_card('tiny.json').ranges['std']
   (0.25,)
   """
-  path = pathlib.Path(path)
+  path = local_path(path)
+  entries = read_object(path, 'a checkpoint card')
   try:
-    card = json.loads(path.read_text(encoding='utf-8'))
-    family = card['family']
-    if family not in FAMILIES:
-      raise unknown('backbone family', family, FAMILIES)
-    ranges = {key: tuple(card[key]) for key in FAMILIES[family].ranges}
-    file = card.get('file')
-    return Card(
-      name=card['name'],
-      summary=card['summary'],
-      family=family,
-      architecture=card['architecture'],
-      ranges=ranges,
-      file=path.parent / file if file else None,
-      sha256=card.get('sha256'),
-    )
-  except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-    raise ValueError(f'{path} is no checkpoint card: {error!r}') from error
+    return _card(path, entries)
+  except ValueError as error:
+    raise ValueError(f'{path} is not a checkpoint card: {error}') from error
+
+
+def _card(path: pathlib.Path, entries: Mapping[str, Any]) -> Card:
+  family = _text(entries, 'family')
+  if family not in FAMILIES:
+    raise unknown('backbone family', family, FAMILIES)
+  ranges = FAMILIES[family].ranges
+  for key in sorted(entries.keys() - {*_ENTRIES, *_ABOUT, *ranges}):
+    raise unknown('entry', key, {*_ENTRIES, *_ABOUT, *ranges})
+  architecture = _architecture(family, entries.get('architecture'))
+  file, digest = entries.get('file'), entries.get('sha256')
+  if not isinstance(file, str | None) or file == '':
+    raise ValueError(f'expected the name of a file or null for file, got {file!r}')
+  if digest is not None and not (isinstance(digest, str) and re.fullmatch('[0-9a-f]{64}', digest)):
+    raise ValueError(f'expected 64 hex digits or null for sha256, got {digest!r}')
+  return Card(
+    name=_text(entries, 'name'),
+    summary=_text(entries, 'summary'),
+    family=family,
+    architecture=architecture,
+    ranges={key: _numbers(entries, key) for key in ranges},
+    file=path.parent / file if file else None,
+    sha256=digest,
+    path=path,
+  )
+
+
+def _text(entries: Mapping[str, Any], key: str) -> str:
+  value = entries.get(key)
+  if not isinstance(value, str) or not value:
+    raise ValueError(f'expected text for {key}, got {value!r}')
+  return value
+
+
+def _numbers(entries: Mapping[str, Any], key: str) -> tuple[float, ...]:
+  value = entries.get(key)
+  if not isinstance(value, list):
+    raise ValueError(f'expected a list of numbers, one a channel, for {key}, got {value!r}')
+  return channel_values('card', key, value, len(value), positive=key == 'std')
+
+
+def _architecture(family: str, value: Any) -> dict[str, Any]:
+  """Arguments of the family's factory, each of the type that it is declared with."""
+  if not isinstance(value, dict):
+    raise ValueError(f'expected an object for architecture, got {value!r}')
+  parameters = inspect.signature(FAMILIES[family].factory).parameters
+  known = {key: each for key, each in parameters.items() if each.annotation in _TYPES}
+  for key in sorted(value.keys() - known.keys()):
+    raise unknown('entry of architecture', key, known)
+  for key, parameter in known.items():
+    if key not in value:
+      if parameter.default is inspect.Parameter.empty:
+        raise ValueError(f'architecture has no {key}')
+      continue
+    right = isinstance(value[key], _TYPES[parameter.annotation])
+    if not right or (isinstance(value[key], bool) and parameter.annotation is not bool):
+      kind = parameter.annotation.__name__
+      raise ValueError(f'expected {kind} for {key} of architecture, got {value[key]!r}')
+  return value
 
 
 def cards() -> dict[str, Card]:
@@ -99,7 +160,7 @@ def find_card(name: str | pathlib.Path) -> Card:
   known = cards()
   if str(name) in known:
     return known[str(name)]
-  if pathlib.Path(name).is_file():
+  if local_path(name).is_file():
     return read_card(name)
   raise unknown('backbone card', str(name), known)
 
@@ -116,14 +177,17 @@ def architecture(name: str | pathlib.Path, /, **options: Any) -> Backbone:
       `remat`, `dtype`, `length`, `name`, ...
 
   Raises:
-    ValueError: for an unknown card.
+    ValueError: for an unknown card, or one whose sizes do not fit together.
 
   >>> architecture('vit_glyphs16').width
   96
   """
   card = find_card(name)
   family = FAMILIES[card.family]
-  return family.factory(**{'name': card.name, **card.ranges, **card.architecture, **options})
+  try:
+    return family.factory(**{'name': card.name, **card.ranges, **card.architecture, **options})
+  except ValueError as error:
+    raise ValueError(f'{card.path}: {error}') from error
 
 
 def pretrained(
@@ -145,7 +209,7 @@ def pretrained(
   6
   """
   card, backbone = find_card(name), architecture(name, **options)
-  path = card.file if weights is None else pathlib.Path(weights)
+  path = card.file if weights is None else local_path(weights)
   if path is None:
     raise ValueError(f'{card.name} comes without weights: give the path of its safetensors file')
   checkpoint = FAMILIES[card.family].load(path, backbone)

@@ -43,10 +43,61 @@ def test_an_unknown_card_suggests_the_nearest():
     pretrained('vit_base_patch16')
 
 
-def test_a_file_that_is_no_card_is_refused(tmp_path):
-  (tmp_path / 'x.json').write_text('{"name": "x"}')
-  with pytest.raises(ValueError, match='is no checkpoint card'):
-    read_card(tmp_path / 'x.json')
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'name': None}, 'expected text for name, got None'),
+    ({'summary': 3}, 'expected text for summary, got 3'),
+    ({'family': ['vit']}, r"expected text for family, got \['vit'\]"),
+    ({'family': 'vitt'}, "unknown backbone family 'vitt'; did you mean 'vit'"),
+    ({'mean': None}, 'expected a list of numbers, one a channel, for mean, got None'),
+    ({'mean': '12'}, "for mean, got '12'"),
+    ({'mean': [0.1, float('nan')]}, 'expected finite numbers for mean'),
+    ({'mean': [0.1, 1e60]}, 'expected finite numbers for mean'),
+    ({'std': [0.2, 0]}, r'expected positive numbers for std, got \[0.2, 0\]'),
+    ({'std': [0.2, True]}, 'expected positive numbers for std'),
+    ({'file': 3}, 'expected the name of a file or null for file, got 3'),
+    ({'sha256': 'abc'}, "expected 64 hex digits or null for sha256, got 'abc'"),
+    ({'sha265': 64 * '0'}, "unknown entry 'sha265'; did you mean 'sha256'"),
+    ({'architecture': None}, 'expected an object for architecture, got None'),
+  ],
+)
+def test_entries_that_mean_nothing_are_named_with_the_card(card, change, message):
+  card.write_text(json.dumps({**json.loads(card.read_text()), **change}))
+  with pytest.raises(ValueError, match=f'{card} is not a checkpoint card: .*{message}'):
+    read_card(card)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'widht': 20}, "unknown entry of architecture 'widht'; did you mean 'width'"),
+    ({'mean': [0.5, 0.5]}, "unknown entry of architecture 'mean'"),
+    ({'width': '20'}, "expected int for width of architecture, got '20'"),
+    ({'width': True}, 'expected int for width of architecture, got True'),
+    ({'width': 20.0}, 'expected int for width of architecture, got 20.0'),
+    ({'mlp_ratio': None}, 'expected float for mlp_ratio of architecture, got None'),
+    ({'heads': 0}, 'expected a whole number in 1..2147483647 for heads, got 0'),
+    ({'patch': -6}, 'for patch, got -6'),
+    ({'depth': 10**9}, 'in 1..1000 for depth'),
+    ({'mlp_ratio': float('inf')}, 'expected a positive number for mlp_ratio, got inf'),
+    ({'channels': 3}, r'expected 3 values for mean, got \(0.4, 0.5\)'),
+  ],
+)
+def test_architectures_that_cannot_be_are_named_with_the_card(card, change, message):
+  content = json.loads(card.read_text())
+  content['architecture'] |= change
+  card.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=f'{card}.*{message}'):
+    architecture(card)
+
+
+def test_a_size_that_a_card_lacks_is_named(card):
+  content = json.loads(card.read_text())
+  del content['architecture']['patch']
+  card.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match='architecture has no patch'):
+    read_card(card)
 
 
 @pytest.mark.parametrize('name', sorted(cards()))
@@ -92,17 +143,3 @@ def test_a_card_of_a_decoder_gives_backbone_and_weights(
   jax.tree.map(np.testing.assert_array_equal, found.params, decoder_params)
   assert (found.backbone.inputs.shape, found.backbone.inputs.pad) == ((12,), 36)
   assert found.identity['backbone_sha256'] == digest
-
-
-def test_an_unknown_family_is_refused(card):
-  content = json.loads(card.read_text())
-  card.write_text(json.dumps({**content, 'family': 'vitt'}))
-  with pytest.raises(ValueError, match="unknown backbone family 'vitt'; did you mean 'vit'"):
-    read_card(card)
-
-
-def test_a_card_of_images_needs_their_range(card):
-  content = json.loads(card.read_text())
-  card.write_text(json.dumps({key: value for key, value in content.items() if key != 'std'}))
-  with pytest.raises(ValueError, match=r"is no checkpoint card: KeyError\('std'\)"):
-    read_card(card)

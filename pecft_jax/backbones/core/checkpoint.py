@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pecft_jax.backbones.core.finite import check_finite
 from pecft_jax.backbones.core.stacks import stack_blocks, unstack_blocks
 from pecft_jax.paths import shortened
 from pecft_jax.peft.leaves import inside, stacks_of
 from pecft_jax.typing import Backbone, Params
+
+# Of safetensors, as numpy and ml_dtypes hold them. Weights are of the first three.
+_DTYPES = (
+  'F32', 'BF16', 'F16', 'F64', 'I64', 'I32', 'I16', 'I8', 'U64', 'U32', 'U16', 'U8', 'BOOL', 'C64',
+)  # fmt: skip
 
 
 class Checkpoint(NamedTuple):
@@ -49,15 +55,28 @@ def _key() -> jax.ShapeDtypeStruct:
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The tensors of a safetensors file. Raises ValueError if it is not there or not whole."""
+  """The tensors of a safetensors file.
+
+  Raises:
+    ValueError: if it is not there or not whole, or a tensor has a dtype that numpy cannot hold,
+      such as those of 8 bits and less.
+  """
   if not path.is_file():
     raise ValueError(f'no weights file at {path}')
-  from safetensors import SafetensorError
+  from safetensors import SafetensorError, safe_open
   from safetensors.numpy import load_file
 
   try:
+    with safe_open(str(path), framework='numpy') as file:
+      for name in file.keys():  # noqa: SIM118 -- it is no mapping.
+        dtype = str(file.get_slice(name).get_dtype())
+        if dtype not in _DTYPES:
+          raise ValueError(
+            f'{path}: {name} has dtype {dtype}, expected {" or ".join(_DTYPES[:3])}: convert '
+            'quantised weights to one of these first'
+          )
     return load_file(str(path))
-  except (SafetensorError, OSError, ValueError) as error:
+  except (SafetensorError, OSError) as error:
     raise ValueError(f'{path} is not a readable safetensors file (truncated?): {error}') from error
 
 
@@ -83,7 +102,7 @@ def filled(
 
   Raises:
     ValueError: where the tensors are not just those expected, or one has
-      another shape or dtype.
+      another shape or dtype, or holds NaN or an infinity.
   """
   names = {ours: name_of(ours) for ours, _ in leaves}
   missing = sorted(set(names.values()) - set(tensors))
@@ -96,9 +115,8 @@ def filled(
   params: Params = {}
   for ours, leaf in leaves:
     array = tensors[names[ours]]
-    if str(array.dtype) not in dtypes:
-      expected = ' or '.join(dtypes)
-      raise ValueError(f'{path}: {names[ours]} has dtype {array.dtype}, expected {expected}')
+    _check_dtype(path, names[ours], array, dtypes)
+    check_finite(f'{path}: {names[ours]}', array)
     array = convert(ours, array) if array.ndim else array
     if array.shape != leaf.shape:
       raise ValueError(
@@ -106,6 +124,54 @@ def filled(
       )
     _put(params, ours.split('/'), np.ascontiguousarray(array))
   return params
+
+
+def classifier(
+  path: pathlib.Path,
+  tensors: Mapping[str, np.ndarray],
+  names: Sequence[str],
+  width: int,
+  dtypes: Collection[str],
+) -> Params | None:
+  """The head of a model: 'kernel' [D, C], and 'bias' [C] where `names` has two.
+
+  Args:
+    path: of the file, for messages.
+    tensors: of the head alone, by their names.
+    names: of the weight [C, D], and of the bias.
+    width: D.
+    dtypes: that are allowed.
+
+  Returns:
+    None where there are no tensors.
+
+  Raises:
+    ValueError: where one is missing, or has another shape or dtype, or holds NaN or an infinity.
+  """
+  if not tensors:
+    return None
+  if missing := sorted(set(names) - set(tensors)):
+    raise ValueError(f'{path} has {shortened(sorted(tensors))} of the head, missing {missing}')
+  classes = len(tensors[names[0]]) if tensors[names[0]].ndim else 0
+  for name, shape in zip(names, ((classes, width), (classes,)), strict=False):
+    tensor = tensors[name]
+    if tensor.shape != shape or not classes:
+      expected = '[classes, width]' if name == names[0] else '[classes]'
+      raise ValueError(
+        f'{path}: {name} has shape {list(tensor.shape)}, expected {expected} with width {width}'
+      )
+    _check_dtype(path, name, tensor, dtypes)
+    check_finite(f'{path}: {name}', tensor)
+  kernel, *bias = (tensors[name] for name in names)
+  return {'kernel': kernel.T, **({'bias': bias[0]} if bias else {})}
+
+
+def _check_dtype(
+  path: pathlib.Path, name: str, tensor: np.ndarray, dtypes: Collection[str]
+) -> None:
+  if str(tensor.dtype) not in dtypes:
+    expected = ' or '.join(dtypes)
+    raise ValueError(f'{path}: {name} has dtype {tensor.dtype}, expected {expected}')
 
 
 def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -25,6 +25,7 @@ from pecft_jax.backbones.core.layers import (
   gated,
 )
 from pecft_jax.backbones.core.sites import find_sites, layered
+from pecft_jax.backbones.core.sizes import check_positive, check_sizes
 from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
 from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.backbones.families.decoder.rope import Rope, rotated
@@ -178,12 +179,18 @@ def decoder(
   >>> model.inputs.shape
   (8,)
   """
+  check_sizes(
+    name, vocabulary=vocabulary, width=width, depth=depth, heads=heads, kv_heads=kv_heads,
+    hidden=hidden, length=length, rope_original=rope_original,
+  )  # fmt: skip
+  check_positive(
+    name, eps=eps, rope_theta=rope_theta, rope_factor=rope_factor, rope_low=rope_low,
+    rope_high=rope_high,
+  )  # fmt: skip
   if width % heads or (width // heads) % 2:
     raise ValueError(f'width must be heads x an even number, got width {width} and {heads} heads')
   if heads % kv_heads:
     raise ValueError(f'heads must be a multiple of kv_heads, got {heads} and {kv_heads}')
-  if length < 1:
-    raise ValueError(f'length must be at least 1, got {length}')
   if not rope_low < rope_high:
     raise ValueError(f'rope_low must be below rope_high, got {rope_low} and {rope_high}')
   rope = Rope(rope_theta, rope_factor, rope_low, rope_high, rope_original)

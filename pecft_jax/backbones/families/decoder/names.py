@@ -1,11 +1,9 @@
 """Llama checkpoints in Hugging Face's naming in and out, as safetensors."""
 
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ import numpy as np
 from pecft_jax.backbones.core.checkpoint import (
   Checkpoint,
   as_stored,
+  classifier,
   expected,
   filled,
   read_tensors,
@@ -21,7 +20,9 @@ from pecft_jax.backbones.core.checkpoint import (
   unstacked,
 )
 from pecft_jax.backbones.core.naming import Module, Naming
-from pecft_jax.paths import named_leaves
+from pecft_jax.files import read_object
+from pecft_jax.local import local_path
+from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.typing import Backbone, Params
 
 # Ours -> theirs. Linear kernels are transposed; the embedding is not.
@@ -112,7 +113,7 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
 
   Raises:
     ValueError: if a file is missing or not whole, the tensors are not those of
-      the backbone, or one has another shape or dtype.
+      the backbone, or one has another shape or dtype, or is not finite.
 
   >>> import jax
   >>> from pecft_jax.backbones import decoder
@@ -123,22 +124,16 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   >>> checkpoint.sha256 == sha256, checkpoint.head
   (True, None)
   """
-  path = pathlib.Path(path)
+  path = local_path(path)
   files = _files(path)
-  tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-  tensors = {
-    name if name.startswith(_BODY) or name == _HEAD else _BODY + name: tensor
-    for name, tensor in tensors.items()  # The body saved by itself has no prefix.
-    if not name.endswith(_BUFFER)
-  }
-  head = tensors.pop(_HEAD, None)
+  tensors = _joined(path, files)
+  head = {_HEAD: tensors.pop(_HEAD)} if _HEAD in tensors else {}
+  head = classifier(path, head, (_HEAD,), backbone.width, _DTYPES)
   leaves = named_leaves(expected(backbone))
   params = filled(path, backbone.name, leaves, tensors, llama_name, _flipped, _DTYPES)
   params = as_stored(backbone, params)
   return Checkpoint(
-    jax.tree.map(jnp.asarray, params),
-    None if head is None else {'kernel': jnp.asarray(head.T)},
-    _digest(files),
+    jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, head), _digest(list(files))
   )
 
 
@@ -146,14 +141,44 @@ def _flipped(path: str, array: np.ndarray) -> np.ndarray:
   return array.T if path.endswith('kernel') else array
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
+def _files(path: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+  """The files of a model with the names of their tensors; None where any will do."""
   if path.suffix != '.json':
-    return [path]
-  try:
-    index: Mapping[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-    return [path.parent / name for name in sorted(set(index['weight_map'].values()))]
-  except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{path} is no index of safetensors files: {error!r}') from error
+    return {path: None}
+  weight_map = read_object(path, 'an index of safetensors files').get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(
+      f'{path} is not an index of safetensors files: expected an object for weight_map, got '
+      f'{weight_map!r:.60}'
+    )
+  names: dict[str, set[str]] = {}
+  for tensor, file in weight_map.items():
+    if not isinstance(file, str) or file != pathlib.PurePath(file).name:
+      raise ValueError(f'{path}: expected the name of a file beside it for {tensor}, got {file!r}')
+    names.setdefault(file, set()).add(tensor)
+  return {path.parent / file: names[file] for file in sorted(names)}
+
+
+def _joined(
+  path: pathlib.Path, files: Mapping[pathlib.Path, set[str] | None]
+) -> dict[str, np.ndarray]:
+  """The tensors of all files, named as in a whole model."""
+  found: dict[str, np.ndarray] = {}
+  for file, names in files.items():
+    tensors = read_tensors(file)
+    if names is not None and names != tensors.keys():
+      raise ValueError(
+        f'{path} says that {file.name} holds {shortened(sorted(names - tensors.keys()))}, which it '
+        f'does not, or not {shortened(sorted(tensors.keys() - names))}, which it does'
+      )
+    for name, tensor in tensors.items():
+      # The body saved by itself has no prefix.
+      whole = name if name.startswith(_BODY) or name == _HEAD else _BODY + name
+      if whole in found:
+        raise ValueError(f'{path} holds {whole} twice')
+      if not name.endswith(_BUFFER):
+        found[whole] = tensor
+  return found
 
 
 def _digest(files: list[pathlib.Path]) -> str:

@@ -20,6 +20,7 @@ from pecft_jax.backbones.core.layers import (
   linear,
 )
 from pecft_jax.backbones.core.sites import find_sites
+from pecft_jax.backbones.core.sizes import channel_values, check_positive, check_sizes
 from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
 from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.inputs import Images
@@ -150,7 +151,7 @@ def vit(
     heads: attention heads.
     mlp_ratio: hidden width of the MLP over D.
     mean: per channel, of the value range that the weights expect.
-    std: per channel.
+    std: per channel, positive.
     fused: keep q, k and v in one weight [3, D, D], as timm does in one [3 D, D].
     scan: keep the blocks stacked and run them by `lax.scan`: compile time is
       constant in depth.
@@ -166,13 +167,19 @@ def vit(
   >>> model.sites[0].site.kind in ('tokens', 'linear', 'norm', 'sublayer', 'attend')
   True
   """
+  check_sizes(
+    name, image_size=image_size, channels=channels, patch=patch, width=width, depth=depth,
+    heads=heads,
+  )  # fmt: skip
+  check_positive(name, mlp_ratio=mlp_ratio)
+  mean = channel_values(name, 'mean', mean, channels)
+  std = channel_values(name, 'std', std, channels, positive=True)
   if image_size % patch:
     raise ValueError(f'patch must divide image_size, got {patch} and {image_size}')
   if width % heads:
     raise ValueError(f'width must be a multiple of heads, got {width} and {heads}')
-  if len(mean) != channels or len(std) != channels:
-    raise ValueError(f'mean and std need {channels} values, got {len(mean)} and {len(std)}')
   hidden = int(width * mlp_ratio)
+  check_sizes(name, hidden=hidden)
   shape = (image_size, image_size, channels)
 
   def run_block(params, tap, at, x, mask, rows):
@@ -228,5 +235,5 @@ def vit(
       dtype=dtype,
     )
     sites = loop.sites
-  spec = Images(shape, tuple(mean), tuple(std))
+  spec = Images(shape, mean, std)
   return Backbone(name, init, apply, sites, spec, width, depth, family='vit')

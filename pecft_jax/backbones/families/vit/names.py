@@ -12,6 +12,7 @@ import numpy as np
 from pecft_jax.backbones.core.checkpoint import (
   Checkpoint,
   as_stored,
+  classifier,
   expected,
   filled,
   read_tensors,
@@ -19,6 +20,7 @@ from pecft_jax.backbones.core.checkpoint import (
   unstacked,
 )
 from pecft_jax.backbones.core.naming import Module, Naming
+from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves
 from pecft_jax.typing import Backbone, Params
 
@@ -34,6 +36,8 @@ _NAMES = (
   (r'kernel$', 'weight'),
   (r'scale$', 'weight'),
 )
+_HEAD = ('head.weight', 'head.bias')
+_DTYPES = ('float32',)
 
 
 def timm_name(path: str) -> str:
@@ -143,7 +147,7 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   Raises:
     ValueError: if there is no such file, it is truncated or no safetensors
       file, its tensors are not exactly those of the backbone, or one has another
-      shape or dtype.
+      shape or dtype, or is not finite.
 
   >>> from pecft_jax.backbones import pretrained
   >>> model = pretrained('vit_glyphs16')
@@ -152,18 +156,19 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   >>> checkpoint.sha256 == sha256, checkpoint.params['pos'].shape
   (True, (1, 17, 96))
   """
-  path = pathlib.Path(path)
+  path = local_path(path)
   tensors = read_tensors(path)
-  head_names = ('head.weight', 'head.bias')
-  extra = {name: tensors.pop(name) for name in head_names if name in tensors}
+  extra = {name: tensors.pop(name) for name in _HEAD if name in tensors}
   want = expected(backbone)
   split = 'q' in want['block_0']['attn']
   leaves = named_leaves(jax.eval_shape(_fused, want) if split else want)
-  params = filled(path, backbone.name, leaves, tensors, timm_name, _in, ('float32',))
+  params = filled(path, backbone.name, leaves, tensors, timm_name, _in, _DTYPES)
   if split:
     params = _split(params)
   params = as_stored(backbone, params)
-  head = None
-  if len(extra) == len(head_names):
-    head = {'kernel': extra['head.weight'].T, 'bias': extra['head.bias']}
-  return Checkpoint(jax.tree.map(jnp.asarray, params), head, sha256_of(path))
+  head = classifier(path, extra, _HEAD, backbone.width, _DTYPES)
+  return Checkpoint(
+    jax.tree.map(jnp.asarray, params),
+    jax.tree.map(jnp.asarray, head),
+    sha256_of(path),
+  )

@@ -82,10 +82,43 @@ def test_an_index_of_several_files_is_read(file, tmp_path, tiny_decoder, decoder
     load_llama(index, tiny_decoder)
 
 
-def test_an_index_that_is_none_is_refused(tmp_path, tiny_decoder):
-  (tmp_path / 'x.json').write_text('{}')
-  with pytest.raises(ValueError, match='is no index of safetensors files'):
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ({}, 'is not an index of safetensors files: expected an object for weight_map, got None'),
+    ({'weight_map': ['a']}, r'for weight_map, got \[.a.\]'),
+    ({'weight_map': {'a': 3}}, 'expected the name of a file beside it for a, got 3'),
+    ({'weight_map': {'a': '../model.safetensors'}}, "for a, got '../model.safetensors'"),
+    ({'weight_map': {'a': 'model.safetensors'}}, r"holds \['a'\], which it does not"),
+  ],
+)  # fmt: skip
+def test_an_index_of_something_else_is_refused(file, tmp_path, tiny_decoder, content, message):
+  (tmp_path / 'x.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=message):
     load_llama(tmp_path / 'x.json', tiny_decoder)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(file, tmp_path, tiny_decoder):
+  name = 'model.norm.weight'
+  tensors = load_file(file)
+  save_file({**tensors, name.removeprefix('model.'): tensors[name]}, file)
+  with pytest.raises(ValueError, match=r'holds model\.norm\.weight twice'):
+    load_llama(file, tiny_decoder)
+
+
+@pytest.mark.parametrize(
+  ('head', 'message'),
+  [
+    (np.ones((37, 23), np.float32), r'has shape \[37, 23\], expected \[classes, width\]'),
+    (np.ones(24, np.float32), r'lm_head.weight has shape \[24\]'),
+    (np.ones((37, 24), np.int32), 'lm_head.weight has dtype int32'),
+    (np.full((37, 24), np.inf, np.float32), r'lm_head.weight is not finite: inf at \[0, 0\]'),
+  ],
+)  # fmt: skip
+def test_a_head_that_does_not_fit_is_refused(file, tiny_decoder, head, message):
+  save_file({**load_file(file), 'lm_head.weight': head}, file)
+  with pytest.raises(ValueError, match=message):
+    load_llama(file, tiny_decoder)
 
 
 def test_another_architecture_is_refused_by_name(file, decoder_sizes):
@@ -99,3 +132,24 @@ def test_integers_are_refused(file, tiny_decoder):
   save_file({k: v.astype(np.int8) for k, v in load_file(file).items()}, file)
   with pytest.raises(ValueError, match='has dtype int8, expected float32 or bfloat16 or float16'):
     load_llama(file, tiny_decoder)
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.inf])
+def test_weights_that_are_no_numbers_are_named(file, tiny_decoder, value):
+  tensors = load_file(file)
+  tensors['model.layers.1.mlp.up_proj.weight'][3, 2] = value
+  save_file(tensors, file)
+  message = rf'model.layers.1.mlp.up_proj.weight is not finite: {value} at \[3, 2\], and 0 more'
+  with pytest.raises(ValueError, match=message):
+    load_llama(file, tiny_decoder)
+
+
+@pytest.mark.parametrize('dtype', ['F8_E4M3', 'F8_E5M2', 'F64', 'BOOL'])
+def test_other_types_of_weights_are_named(tmp_path, tiny_decoder, dtype):
+  header = {'model.norm.weight': {'dtype': dtype, 'shape': [0], 'data_offsets': [0, 0]}}
+  raw = json.dumps(header).encode()
+  path = tmp_path / 'w.safetensors'
+  path.write_bytes(len(raw).to_bytes(8, 'little') + raw)
+  with pytest.raises(ValueError, match=dtype if dtype[1] == '8' else 'w.safetensors') as info:
+    load_llama(path, tiny_decoder)
+  assert str(path) in str(info.value)

@@ -94,7 +94,11 @@ def test_an_image_of_another_size_is_refused(tiny, params):
   [
     ({'patch': 5}, 'patch must divide image_size, got 5 and 24'),
     ({'heads': 3}, 'width must be a multiple of heads, got 20 and 3'),
-    ({'mean': (0.5,)}, 'mean and std need 2 values, got 1 and 2'),
+    ({'mean': (0.5,)}, r'expected 2 values for mean, got \(0.5,\)'),
+    ({'std': 0.5}, 'expected 2 values for std, got 0.5'),
+    ({'std': (0.5, 0.0)}, 'expected positive numbers for std'),
+    ({'mean': (0.5, float('nan'))}, 'expected finite numbers for mean'),
+    ({'patch': 0}, 'expected a whole number in 1..2147483647 for patch, got 0'),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, change, message):

@@ -71,3 +71,20 @@ def test_another_dtype_is_refused(file, tiny):
 def test_loading_gives_device_arrays(file, tiny):
   params = load_timm(file, tiny).params
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'head.bias': None}, r"has \['head.weight'\] of the head, missing \['head.bias'\]"),
+    ({'head.bias': np.zeros(6, np.float32)}, r'head.bias has shape \[6\], expected \[classes\]'),
+    ({'head.weight': np.ones((7, 20), np.float16)}, 'head.weight has dtype float16'),
+    ({'head.bias': np.full(7, np.nan, np.float32)}, 'head.bias is not finite'),
+    ({'norm.weight': np.full(20, np.inf, np.float32)}, 'norm.weight is not finite'),
+  ],
+)
+def test_parts_that_do_not_fit_are_named(file, tiny, change, message):
+  tensors = {**load_file(file), **change}
+  save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+  with pytest.raises(ValueError, match=message):
+    load_timm(file, tiny)
