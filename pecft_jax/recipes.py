@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pecft_jax.arguments import above, at_least
 from pecft_jax.paths import map_named, matching
 from pecft_jax.settings import recorded
 
@@ -115,16 +116,16 @@ def recipe(
       progress not that of large batches throughout.
 
   Raises:
-    ValueError: for a rate that is not positive, or fewer than one micro-batch.
+    ValueError: for a rate or a norm that is not positive, a negative decay, or fewer than one
+      micro-batch.
 
   >>> lion = recipe(optax.scale_by_lion(), 1e-4, schedule=warmup(0.1, cosine), clip=1.0)
   >>> round(float(lion.rate(jnp.asarray(0.1))), 6)
   0.0001
   """
-  if learning_rate <= 0:
-    raise ValueError(f'learning_rate must be positive, got {learning_rate}')
-  if accumulate < 1:
-    raise ValueError(f'accumulate must be at least 1, got {accumulate}')
+  above(0, learning_rate=learning_rate, clip=clip)
+  at_least(0, weight_decay=weight_decay)
+  at_least(1, accumulate=accumulate)
   rate = lambda progress: learning_rate * schedule(progress)
   parts = [optax.clip_by_global_norm(clip)] if clip is not None else []
   parts += [direction]
@@ -189,11 +190,13 @@ def sgd(
     accumulate: micro-batches per update, as in `recipe`.
 
   Raises:
-    ValueError: for a rate that is not positive, or fewer than one micro-batch.
+    ValueError: as `recipe`, and for a momentum outside [0, 1).
 
   >>> sgd(0.1).settings['name']
   'sgd'
   """
+  if not 0 <= momentum < 1:
+    raise ValueError(f'momentum must be in [0, 1), got {momentum}')
   return recipe(
     optax.trace(decay=momentum),
     learning_rate,

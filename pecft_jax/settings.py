@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from pecft_jax.arguments import check_arguments
 from pecft_jax.sources import (
   closed_over,
   counts_by_name,
@@ -99,7 +100,8 @@ def recorded(
     defaults: makes what stands for an argument that is None, so that it counts as if given.
 
   Raises:
-    ValueError: when the factory is called with something that cannot be identified.
+    ValueError: when the factory is called with something that cannot be identified, or that is not
+      of the annotated type (see `pecft_jax.arguments`).
 
   >>> from pecft_jax.peft import lora
   >>> lora(rank=4).settings['rank']
@@ -114,9 +116,10 @@ def recorded(
 
   @functools.wraps(factory)
   def make(*args: Any, **kwargs: Any) -> Any:
-    found = factory(*args, **kwargs)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
+    check_arguments(factory, bound.arguments, called)
+    found = factory(*args, **kwargs)
     arguments = {k: v for k, v in bound.arguments.items() if k not in ignored}
     for argument, default in (defaults or {}).items():
       if arguments[argument] is None:

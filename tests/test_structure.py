@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
   (
     'about',
+    'arguments',
     'assignments',
     'axes',
     'environment',

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pecft_jax.arguments import at_least
 from pecft_jax.data.resizing import scale_part
 from pecft_jax.settings import recorded
 
@@ -115,12 +116,13 @@ def random_resized_crop(
     ratio: range of its width over height.
 
   Raises:
-    ValueError: for empty ranges, or images of other than 1 or 3 channels.
+    ValueError: for empty ranges, a size below 1, or images of other than 1 or 3 channels.
 
   >>> from pecft_jax import data
   >>> data.random_resized_crop().uniforms
   4
   """
+  at_least(1, size=size)
   if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
     raise ValueError(f'expected ranges 0 < low <= high, scale up to 1; got {scale}, {ratio}')
 

@@ -6,6 +6,7 @@ Handwritten Digits" (Alpaydin and Kaynak, 1998, UCI repository).
 
 import numpy as np
 
+from pecft_jax.arguments import checked
 from pecft_jax.data.in_arrays import arrays
 from pecft_jax.data.resizing import centre_square
 from pecft_jax.data.source import Source, select_rows
@@ -13,6 +14,7 @@ from pecft_jax.data.source import Source, select_rows
 _TEST_EVERY = 5
 
 
+@checked
 def digits(image_size: int = 16) -> tuple[Source, Source]:
   """The digits as (train, test), images uint8 [N, image_size, image_size, 1].
 

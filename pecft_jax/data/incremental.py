@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pecft_jax.arguments import checked
 from pecft_jax.data.order import class_order
 from pecft_jax.data.scenario import Scenario, Split, TaskData, split_digest
 from pecft_jax.data.source import Source
 from pecft_jax.paths import shortened
 
 
+@checked
 def class_incremental(
   train: Source,
   test: Source,
@@ -47,6 +49,7 @@ def class_incremental(
   return _split_classes('class', train, test, plan, name)
 
 
+@checked
 def task_incremental(
   train: Source,
   test: Source,
@@ -81,6 +84,7 @@ def task_incremental(
   return _split_classes('task', train, test, plan, name)
 
 
+@checked
 def domain_incremental(
   train: Source,
   test: Source,

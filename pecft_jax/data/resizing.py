@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pecft_jax.arguments import checked
 from pecft_jax.data.source import Source, channels_first, input_shape
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class _Resized:
     return out
 
 
+@checked
 def resize(source: Source, size: int, channels: int | None = None) -> Source:
   """The same rows, their images resized when they are read.
 

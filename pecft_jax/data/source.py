@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pecft_jax.arguments import checked
+
 
 class Source(NamedTuple):
   """One split of a data set.
@@ -91,6 +93,7 @@ def select_rows(source: Source, rows: np.ndarray) -> Source:
   )
 
 
+@checked
 def first_per_class(source: Source, n: int) -> Source:
   """The first `n` rows of each class, in the order of the file.
 
@@ -117,6 +120,7 @@ def first_per_class(source: Source, n: int) -> Source:
   return select_rows(source, np.sort(by_class[rank < n]))
 
 
+@checked
 def only_classes(source: Source, classes: Sequence[int]) -> Source:
   """The rows of some classes, which are numbered anew in the given order.
 

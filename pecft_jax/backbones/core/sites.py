@@ -33,7 +33,7 @@ def find_sites(
     return out
 
   def trace(key, inputs):
-    return apply(init(key), inputs, peft=PeftTransform(lambda *_: {}, record)).pooled
+    return apply(init(key), inputs, {}, peft=PeftTransform(lambda *_: {}, record)).pooled
 
   jax.eval_shape(
     trace, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((1, *shape), dtype)

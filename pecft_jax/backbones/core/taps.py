@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, Site, Watch
 
 Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
@@ -18,7 +20,16 @@ def put_on(
     delta: its own, or None.
     params: the frozen weights, some of which selective transforms replace.
     key: of dropout; None leaves it out.
+
+  Raises:
+    ValueError: for a delta without its transform, or a transform without a delta.
   """
+  if peft is None and delta is not None and jax.tree.leaves(delta):
+    raise ValueError('apply(params, x, delta) needs the transform of the delta: give peft=..., too')
+  if peft is not None and delta is None:
+    raise ValueError(
+      'apply(params, x, peft=...) needs a delta: give what peft.init(key, sites, params) returns'
+    )
   if peft is None or delta is None:
     return {}, params
   replaced = params if peft.replace is None else peft.replace(delta, params)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   from_forward,
   head_logits,
@@ -70,7 +71,8 @@ def olora(
     masked: leave old classes out of the training softmax.
 
   Raises:
-    ValueError: if the transform is no LoRA, or finds no site; for a problem as in `finetune`.
+    ValueError: if the transform is no LoRA, or finds no site; for negative weights; for a problem
+      as in `finetune`.
 
   >>> from pecft_jax.continual import olora
   >>> from pecft_jax.backbones import pretrained
@@ -81,6 +83,7 @@ def olora(
   'olora'
   """
   need_row_of_answers(capacity.problem, capacity.classes, 'olora')
+  at_least(0, orthogonality=orthogonality, decay=decay)
   peft = lora() if peft is None else peft
   need_lora('O-LoRA', backbone, peft)
   current = model(backbone, peft)

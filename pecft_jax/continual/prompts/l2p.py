@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -87,7 +88,8 @@ def l2p(
 
   Raises:
     ValueError: for a backbone without that site or without a class token (a
-      decoder), `top_k` above `pool`, or a problem as in `finetune`.
+      decoder), `top_k` above `pool`, a length below 1, a negative pull, or a problem as in
+      `finetune`.
 
   >>> from pecft_jax.continual import l2p
   >>> from pecft_jax.backbones import pretrained
@@ -100,6 +102,8 @@ def l2p(
   need_row_of_answers(capacity.problem, capacity.classes, 'l2p')
   if not 1 <= top_k <= pool:
     raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')
+  at_least(1, length=length)
+  at_least(0, pull=pull)
   (encoder,) = select(backbone.sites, 'tokens', r'^encoder$')
   if not encoder.site.lead:
     raise ValueError(

@@ -48,7 +48,7 @@ def agem(inner: ContinualMethod, *, size: int = 500) -> ContinualMethod:
   problem = inner.capacity.problem
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
   item = {'x': example, 'y': problem.target}
-  buffers.empty(size, item)
+  jax.eval_shape(lambda: buffers.empty(size, item))  # Raises for a size below 1.
 
   def init(key, frozen):
     k_inner, k_offer = jax.random.split(key)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import above, at_least
 from pecft_jax.continual.core import Head, head_logits
 from pecft_jax.continual.memory import gaussians as normals
 from pecft_jax.continual.wrappers.wrap import begun, consolidated, wrap
@@ -69,8 +70,9 @@ def aligned(
     diagonal: keep variances alone: C D numbers instead of C D^2.
 
   Raises:
-    ValueError: if wrapping `inner` has no meaning, for sizes below 1, or a
-      temperature that is not positive; at init, if it has no such head.
+    ValueError: if wrapping `inner` has no meaning, for sizes below 1, a
+      temperature that is not positive, or a negative decay or shrinkage; at init, if it has no
+      such head.
 
   >>> from pecft_jax.continual import aligned, finetune
   >>> from pecft_jax.backbones import pretrained
@@ -81,11 +83,9 @@ def aligned(
   'aligned(finetune)'
   """
   need_classes(inner.capacity.problem, 'aligned')
-  if min(epochs, samples) < 1 or (temperature is not None and temperature <= 0):
-    raise ValueError(
-      f'expected epochs and samples of at least 1 and a positive temperature, got {epochs}, '
-      f'{samples} and {temperature}'
-    )
+  at_least(1, epochs=epochs, samples=samples)
+  above(0, temperature=temperature)
+  at_least(0, decay=decay, shrinkage=shrinkage)
   tasks, classes, width = *inner.capacity[:2], inner.backbone.width
 
   def init(key, frozen):

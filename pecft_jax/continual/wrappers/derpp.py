@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import observed, wrap
@@ -40,7 +41,7 @@ def derpp(
     beta: weight of the stored labels.
 
   Raises:
-    ValueError: if wrapping `inner` has no meaning, or for a size below 1.
+    ValueError: if wrapping `inner` has no meaning, for a size below 1, or negative weights.
 
   >>> from pecft_jax.continual import derpp, finetune
   >>> from pecft_jax.backbones import pretrained
@@ -50,6 +51,7 @@ def derpp(
   >>> method.name
   'derpp(finetune)'
   """
+  at_least(0, alpha=alpha, beta=beta)
   problem = inner.capacity.problem
   need_classes(problem, 'derpp')
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
@@ -58,7 +60,7 @@ def derpp(
     'y': problem.target,
     'z': jax.ShapeDtypeStruct((inner.capacity.classes,), jnp.float32),
   }
-  buffers.empty(size, item)
+  jax.eval_shape(lambda: buffers.empty(size, item))  # Raises for a size below 1.
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)

@@ -3,6 +3,7 @@
 import jax
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
 from pecft_jax.continual.wrappers.wrap import observed, wrap
@@ -34,7 +35,7 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
     strength: weight of the replayed batch.
 
   Raises:
-    ValueError: if wrapping `inner` has no meaning, or for a size below 1.
+    ValueError: if wrapping `inner` has no meaning, for a size below 1, or a negative strength.
 
   >>> from pecft_jax.continual import er, finetune
   >>> from pecft_jax.backbones import pretrained
@@ -44,10 +45,11 @@ def er(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) -> Con
   >>> method.name
   'er(finetune)'
   """
+  at_least(0, strength=strength)
   example = jax.ShapeDtypeStruct(inner.inputs.shape, inner.inputs.dtype)
   problem = inner.capacity.problem
   item = {'x': example, 'y': problem.target}
-  buffers.empty(size, item)
+  jax.eval_shape(lambda: buffers.empty(size, item))  # Raises for a size below 1.
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)

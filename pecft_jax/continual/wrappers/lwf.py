@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import above, at_least
 from pecft_jax.continual.core import mean_of_valid
 from pecft_jax.continual.wrappers.wrap import ended, wrap
 from pecft_jax.settings import recorded
@@ -31,7 +32,8 @@ def lwf(
     temperature: tau.
 
   Raises:
-    ValueError: if wrapping `inner` has no meaning, or tau is not positive.
+    ValueError: if wrapping `inner` has no meaning, tau is not positive, or the strength is
+      negative.
 
   >>> from pecft_jax.continual import finetune, lwf
   >>> from pecft_jax.backbones import pretrained
@@ -41,8 +43,8 @@ def lwf(
   >>> method.name
   'lwf(finetune)'
   """
-  if temperature <= 0:
-    raise ValueError(f'temperature must be positive, got {temperature}')
+  above(0, temperature=temperature)
+  at_least(0, strength=strength)
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)

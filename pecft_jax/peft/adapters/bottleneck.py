@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import above
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
@@ -61,7 +62,7 @@ def bottleneck(
     dropout: share of the entries behind f that are zero in training.
 
   Raises:
-    ValueError: for a width below 1, or a dropout outside [0, 1).
+    ValueError: for a width below 1, a scale that is not positive, or a dropout outside [0, 1).
 
   >>> import jax
   >>> from pecft_jax.peft import bottleneck
@@ -74,6 +75,7 @@ def bottleneck(
   """
   if width < 1:
     raise ValueError(f'the bottleneck needs a width of at least 1, got {width}')
+  above(0, scale=scale)
 
   def init_one(key, spec, weights):
     del weights  # Sublayers have none of their own.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
@@ -71,7 +72,8 @@ def adalora(
     orthogonality: weight of the regulariser.
 
   Raises:
-    ValueError: for ranks out of order, or shares that leave nothing between.
+    ValueError: for ranks out of order, shares that leave nothing between, or numbers out of their
+      range.
 
   Example:
     >>> import jax
@@ -87,6 +89,10 @@ def adalora(
     raise ValueError(f'expected 1 <= target <= rank, got target={target} and rank={rank}')
   if warm < 0 or hold < 0 or warm + hold >= 1:
     raise ValueError(f'expected warm + hold below 1, neither negative, got {warm} and {hold}')
+  if not 0 <= beta < 1:
+    raise ValueError(f'beta must be in [0, 1), got {beta}')
+  above(0, alpha=alpha)
+  at_least(0, orthogonality=orthogonality)
   scale = (rank if alpha is None else alpha) / (rank + 1e-5)
 
   def init_one(key, spec, weights):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
@@ -122,9 +123,9 @@ def rslora(
 
 
 def lora_scale(rank: int, alpha: float | None, *, rank_stabilised: bool) -> float:
-  """alpha / r, or alpha / sqrt(r). Raises ValueError for a rank below 1."""
-  if rank < 1:
-    raise ValueError(f'rank must be at least 1, got {rank}')
+  """alpha / r, or alpha / sqrt(r). Raises ValueError for a rank below 1 or an alpha of 0."""
+  at_least(1, rank=rank)
+  above(0, alpha=alpha)
   alpha = 2.0 * rank if alpha is None else alpha
   return alpha / (math.sqrt(rank) if rank_stabilised else rank)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.lowrank.lora import LoraDelta
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
@@ -64,8 +65,8 @@ def pissa(
     >>> delta['block_0/attn/q'].a.shape
     (8, 2)
   """
-  if rank < 1:
-    raise ValueError(f'rank must be at least 1, got {rank}')
+  at_least(1, rank=rank)
+  above(0, alpha=alpha)
   scale = 1.0 if alpha is None else alpha / rank
 
   def init_one(key, spec, weights):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.peft.sites import per_site, select
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
@@ -61,8 +62,8 @@ def vera(
   >>> delta['block_0/attn/q'].inner.shape
   (16,)
   """
-  if rank < 1:
-    raise ValueError(f'rank must be at least 1, got {rank}')
+  at_least(1, rank=rank, fan_in=fan_in)
+  at_least(0, seed=seed)
 
   def factors(w: Array) -> tuple[Array, Array]:
     return shared_factors(seed, rank, *w.shape, fan_in=fan_in or w.shape[0])

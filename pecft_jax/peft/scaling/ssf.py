@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.weights import Weights
@@ -46,6 +47,9 @@ def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
   Returns:
     A chain: its delta is `{'linear': {site: …}, 'norm': {site: …}}`.
 
+  Raises:
+    ValueError: for a negative spread.
+
   >>> import jax
   >>> from pecft_jax.peft import ssf
   >>> from pecft_jax.backbones import pretrained
@@ -55,6 +59,7 @@ def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
   >>> {kind: len(sites) for kind, sites in sorted(delta.items())}
   {'linear': 37, 'norm': 13}
   """
+  at_least(0, spread=spread)
 
   def init_one(key, spec, weights):
     del spec

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.peft.sites import per_site
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
@@ -44,7 +45,7 @@ def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -
       the prefix invisible at the start: also keys of zero take attention away.
 
   Raises:
-    ValueError: for a length below 1.
+    ValueError: for a length below 1, or a negative spread.
 
   >>> import jax
   >>> from pecft_jax.peft import prefix
@@ -57,6 +58,7 @@ def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -
   """
   if length < 1:
     raise ValueError(f'a prefix needs a length of at least 1, got {length}')
+  at_least(0, spread=spread)
 
   def init_one(key, spec, weights):
     del weights
