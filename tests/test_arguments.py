@@ -150,14 +150,14 @@ def test_annotations_are_read_through():
 
 
 def test_a_default_is_right_whatever_its_annotation():
-  def factory(size: int = None): ...  # pyright: ignore[reportArgumentType]
+  def factory(size: int = None): ...  # noqa: RUF013  # pyright: ignore[reportArgumentType]
 
   check_arguments(factory, {'size': None})
 
 
 def test_fields_of_records_are_checked():
   check_fields(CAPACITY)
-  with pytest.raises(ValueError, match='Capacity: tasks: expected an integer, got 2.5'):
+  with pytest.raises(ValueError, match=r'Capacity: tasks: expected an integer, got 2\.5'):
     check_fields(CAPACITY._replace(tasks=typing.cast(Any, 2.5)))
 
 
