@@ -6,7 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from pecft_jax.recipes import adam, constant, cosine, recipe, sgd, warmup
+from pecft_jax.recipes import (
+  adam,
+  constant,
+  cosine,
+  milestones,
+  quarter_cosine,
+  recipe,
+  sgd,
+  warmup,
+)
 
 STEPS = 12
 PARAMS = {'a': jnp.array([1.0, -2.0, 3.0]), 'b': jnp.array([[0.5, 0.1]])}
@@ -148,3 +157,25 @@ def test_the_rate_for_the_log_is_the_rate_used():
 def test_impossible_settings_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_milestones_are_those_of_torch():
+  torch = pytest.importorskip('torch')
+  tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+  theirs = torch.optim.lr_scheduler.MultiStepLR(tx, [35, 45], 0.2)
+  ours, epochs, batches = milestones((35 / 50, 45 / 50), 0.2), 50, 3
+  for step in range(epochs * batches):
+    rate = ours(jnp.asarray(step / jnp.float32(epochs * batches)))
+    np.testing.assert_allclose(rate, tx.param_groups[0]['lr'], rtol=1e-6)
+    if step % batches == batches - 1:
+      tx.step()
+      theirs.step()
+  with pytest.raises(ValueError, match=r'points in \(0, 1\), got \[1.0\]'):
+    milestones((1.0,))
+
+
+def test_a_quarter_of_a_cosine_ends_where_the_authors_does():
+  # base * cos(99 pi e / (200 (K - 1))) in epochs e of K.
+  epochs = np.arange(20)
+  theirs = np.cos(99 * np.pi * epochs / (200 * 19))
+  np.testing.assert_allclose(quarter_cosine(jnp.asarray(epochs / 19)), theirs, atol=1e-6)

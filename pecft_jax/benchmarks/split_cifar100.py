@@ -4,11 +4,12 @@ pecft run split_cifar100 --data-dir DIR --weights FILE --method ease
 """
 
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
+from pecft_jax.presets import asked
 from pecft_jax.presets import preset as preset_by_name
 from pecft_jax.train import Experiment, Training, adam
 
@@ -36,6 +37,8 @@ def experiment(
   wrap: str = '',
   set: Repeated = (),
   preset: str | None = None,
+  views: Literal['own', 'source'] = 'own',
+  value_range: Literal['own', 'source'] = 'own',
   tasks: int = 10,
   epochs: int = 5,
   batch_size: int = 128,
@@ -59,13 +62,15 @@ def experiment(
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
-    preset: settings of a source (pecft list presets); its optimizer and options, and on the
-      command line the defaults of other flags. Views and value range stay as they are here.
+    preset: settings of a source (pecft list presets): its optimizer and options, and on the
+      command line the defaults of other flags, which go before it.
+    views: of training images: this benchmark's, or the preset's.
+    value_range: of images: what the backbone was trained with, or the preset's.
     tasks: number of tasks, of equally many classes.
     epochs: passes over the data of each task.
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
-    augment: shift and flip training images.
+    augment: change training images; --no-augment takes them as they are.
     cache_queries: compute frozen queries once per example; needs --no-augment.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
     bounds: also run sequential fine-tuning and joint training, for the report.
@@ -85,22 +90,28 @@ def experiment(
   scenario = data.class_incremental(
     train, test, tasks=tasks, order=class_order, name='split_cifar100'
   )
-  model = pretrained(backbone, weights, dtype=dtype)
+  published = None if preset is None else preset_by_name(preset)
+  ranges: dict[str, Any] = {}
+  if value_range == 'source' and (found := asked(published, '--value-range').value_range):
+    ranges = found.of(channels=3)
+  model = pretrained(backbone, weights, dtype=dtype, **ranges)
   side = model.backbone.inputs.shape[0]
   if side != 32:
     scenario = data.class_incremental(
       data.resize(train, side), data.resize(test, side), tasks=tasks, order=class_order,
       name=f'split_cifar100_{side}',
     )  # fmt: skip
-  published = None if preset is None else preset_by_name(preset)
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
   choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
   build = lambda choice: choice.build(model.backbone, scenario.capacity)
+  changed = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
+  if views == 'source':
+    source = asked(published, '--views').views
+    changed = source and source(side)
   rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
-  views = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
   recipe = adam(rate, clip=1.0)
-  if published is not None and published.recipe is not None:
-    recipe = published.recipe(rate)
+  if published is not None and published.recipe and published.learning_rate:
+    recipe = published.recipe(learning_rate or published.learning_rate)
   return Experiment(
     model,
     scenario,
@@ -109,7 +120,7 @@ def experiment(
       recipe,
       epochs=epochs,
       batch_size=batch_size,
-      augment=views if augment else None,
+      augment=changed if augment else None,
       cache_queries=cache_queries,
     ),
     seed=seed,

@@ -6,11 +6,12 @@
 Needs no download: scikit-learn brings the digits, this library the backbone.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
+from pecft_jax.presets import asked
 from pecft_jax.presets import preset as preset_by_name
 from pecft_jax.train import Experiment, Training, adam
 
@@ -33,6 +34,8 @@ def experiment(
   wrap: str = '',
   set: Repeated = (),
   preset: str | None = None,
+  views: Literal['own', 'source'] = 'own',
+  value_range: Literal['own', 'source'] = 'own',
   tasks: int = 5,
   epochs: int = 8,
   batch_size: int = 32,
@@ -50,8 +53,10 @@ def experiment(
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
-    preset: settings of a source (pecft list presets); its optimizer and options, and on the
-      command line the defaults of other flags. Views and value range stay as they are here.
+    preset: settings of a source (pecft list presets): its optimizer and options, and on the
+      command line the defaults of other flags, which go before it.
+    views: of training images: this benchmark's, or the preset's.
+    value_range: of images: what the backbone was trained with, or the preset's.
     tasks: number of tasks, of equally many classes.
     epochs: passes over the data of each task.
     batch_size: of training.
@@ -62,19 +67,26 @@ def experiment(
     seed: of initialisation, order of the data, and views.
     class_order: natural, seed:1993, or a list of digits.
   """
-  model = pretrained('vit_glyphs16')
+  published = None if preset is None else preset_by_name(preset)
+  ranges: dict[str, Any] = {}
+  if value_range == 'source' and (found := asked(published, '--value-range').value_range):
+    ranges = found.of(channels=1)
+  model = pretrained('vit_glyphs16', **ranges)
   train, test = data.digits(image_size=model.backbone.inputs.shape[0])
   scenario = data.class_incremental(
     train, test, tasks=tasks, order=class_order, name='split_digits'
   )
-  published = None if preset is None else preset_by_name(preset)
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
   choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
   build = lambda choice: choice.build(model.backbone, scenario.capacity)
+  augment = data.random_crop(1)
+  if views == 'source':
+    source = asked(published, '--views').views
+    augment = source and source(model.backbone.inputs.shape[0])
   rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
   recipe = adam(rate, clip=1.0)
-  if published is not None and published.recipe is not None:
-    recipe = published.recipe(rate)
+  if published is not None and published.recipe and published.learning_rate:
+    recipe = published.recipe(learning_rate or published.learning_rate)
   return Experiment(
     model,
     scenario,
@@ -83,7 +95,7 @@ def experiment(
       recipe,
       epochs=epochs,
       batch_size=batch_size,
-      augment=data.random_crop(1),
+      augment=augment,
       evaluate=evaluate,
     ),
     seed=seed,

@@ -132,6 +132,8 @@ def _with_preset(
     'batch_size': found.batch_size,
     'learning_rate': found.learning_rate,
   }
+  if found.value_range is not None:  # Of texts, an experiment's own stay.
+    defaults |= {'views': 'source', 'value_range': 'source'}
   return [each.replace(default=defaults.get(each.name, each.default)) for each in parameters]
 
 

@@ -11,6 +11,7 @@ for t, task in enumerate(scenario.tasks):
 
 from pecft_jax.data.augment import (
   Augmentation,
+  brightness,
   compose,
   horizontal_flip,
   random_crop,
@@ -42,6 +43,7 @@ __all__ = (
   'Split',
   'TaskData',
   'arrays',
+  'brightness',
   'check_inputs',
   'class_incremental',
   'class_order',

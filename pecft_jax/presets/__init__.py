@@ -1,13 +1,14 @@
 """Settings of methods as their sources publish them: `pecft run NAME --preset l2p@pilot`.
 
-One module per source; each has `PRESETS` by name. Sources disagree, so a name has its source.
+One module per source, with `PRESETS` by name; `record` and `views` are what they share. Sources
+disagree, so a name has its source.
 """
 
 import importlib
 import pkgutil
 
 from pecft_jax.paths import unknown
-from pecft_jax.presets.record import Preset
+from pecft_jax.presets.record import UNVERIFIED, Preset, ValueRange, asked
 
 
 def presets() -> dict[str, Preset]:
@@ -16,12 +17,12 @@ def presets() -> dict[str, Preset]:
   >>> presets()['l2p@pilot'].options['l2p']['top_k']
   5
   """
-  sources = sorted(name for _, name, _ in pkgutil.iter_modules(__path__) if name != 'record')
+  sources = sorted(name for _, name, _ in pkgutil.iter_modules(__path__))
   modules = {name: importlib.import_module(f'{__name__}.{name}') for name in sources}
   return {
     f'{name}@{source}': preset
     for source, module in modules.items()
-    for name, preset in sorted(module.PRESETS.items())
+    for name, preset in sorted(getattr(module, 'PRESETS', {}).items())
   }
 
 
@@ -43,4 +44,4 @@ def preset(name: str) -> Preset:
   return found[name]
 
 
-__all__ = ['Preset', 'preset', 'presets']
+__all__ = ['UNVERIFIED', 'Preset', 'ValueRange', 'asked', 'preset', 'presets']

@@ -2,16 +2,25 @@
 
 import functools
 
-from pecft_jax.presets.record import Preset
+from pecft_jax.presets.record import UNIT_RANGE, Preset
+from pecft_jax.presets.views import parts_from_a_twentieth
 from pecft_jax.recipes import adam, constant
 
 PRESETS = {
   'l2p': Preset(
     'l2p', {'l2p': {'pool': 10, 'length': 10, 'top_k': 4, 'pull': 1.0, 'batchwise': True}},
     functools.partial(adam, schedule=constant, clip=1.0), 0.015, epochs=5, batch_size=128,
-    views='random resized crop and horizontal flips', value_range='[0, 1]',
+    views=parts_from_a_twentieth, value_range=UNIT_RANGE,
     model='ViT-B_16 (IN-21k)', data='CIFAR-100, 10 tasks of 10 classes',
-    where='google-research/l2p at dd8836e; the rate is 0.03 x batch / 256',
-    recalled=('views',),
+    source='google-research/l2p at dd8836e',
+    where={
+      'configs/cifar100_l2p.py': (
+        'method', 'options.l2p', 'recipe', 'learning_rate', 'epochs', 'value_range', 'data',
+      ),
+      'README.md: 8 devices with 16 each': ('batch_size',),
+      'libml/preprocess.py, train_preprocess': ('views',),
+      'README.md': ('model',),
+    },
+    departs=('the rate is written out: there 0.03, times batch / 256',),
   ),
 }  # fmt: skip

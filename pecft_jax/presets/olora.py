@@ -13,7 +13,14 @@ PRESETS = {
       'lora': {'rank': 8, 'alpha': 32.0, 'dropout': 0.1},
     },
     functools.partial(adam, schedule=constant), 1e-3, epochs=1, batch_size=64, peft='lora',
-    views='none: texts', value_range='token ids', model='t5-large', data='orders 1 to 3 of 4 texts',
-    where='cmnfriend/O-LoRA at 07117e1: 8 GPUs x 8', recalled=(),
+    views=None, value_range=None, model='t5-large',
+    data='order 1 of dbpedia, amazon, yahoo, agnews', source='cmnfriend/O-LoRA at 07117e1',
+    where={
+      'scripts/order_1.sh': (
+        'method', 'learning_rate', 'epochs', 'batch_size', 'model', 'data', 'options.olora',
+      ),
+      'src/run_uie_lora.py': ('peft', 'options.lora', 'recipe'),
+    },
+    departs=('the batch is that of 8 GPUs with 8 examples each',),
   ),
 }  # fmt: skip

@@ -3,43 +3,110 @@
 import functools
 from typing import Any
 
-from pecft_jax.presets.record import Preset, sgd_with_l2
-from pecft_jax.recipes import adam, constant
+from pecft_jax.presets.record import UNIT_RANGE, Preset, sgd_with_l2, slow_backbone
+from pecft_jax.presets.views import parts_from_a_twentieth
+from pecft_jax.recipes import adam, constant, milestones
 
 _COMMON: dict[str, Any] = {
-  'value_range': '[0, 1], without mean and deviation',
-  'views': 'random resized crop of 5 % to 100 % of the area',
+  'views': parts_from_a_twentieth,
+  'value_range': UNIT_RANGE,
   'model': 'vit_base_patch16_224',
-  'data': 'CIFAR-100, 10 tasks of 10 classes, seed 1993',
+  'source': 'LAMDA-CL/LAMDA-PILOT at 5240714',
 }
+_TENS = 'CIFAR-100, 10 tasks of 10 classes, seed 1993'
+_ADAPTER = {'width': 64, 'scale': 0.1, 'dropout': 0.1}
 _BY_STEP = 'the rate follows its schedule by step, there by epoch'
-_ADAPTER = {'adaptformer': {'width': 64, 'scale': 0.1}}
+_READS = 'adapters read the normalised input of the MLP, there what comes before the norm'
+
+
+def _where(file: str, *more: str, **places: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+  """The configuration of a method, its code, and what all methods share."""
+  usual = ('method', 'epochs', 'batch_size', 'learning_rate', 'model', 'data')
+  return {
+    f'exps/{file}.json': (*usual, *more),
+    'utils/data.py, build_transform and iCIFAR224': ('views', 'value_range'),
+    **{f'models/{file}.py, {name}': names for name, names in places.items()},
+  }
+
 
 PRESETS = {
   'simplecil': Preset(
-    'simplecil', {}, None, None, epochs=1, batch_size=256,
-    where='LAMDA-CL/LAMDA-PILOT at 5240714', **_COMMON,
+    'simplecil', {}, None, None, epochs=1, batch_size=256, data=_TENS, **_COMMON,
+    where={
+      'exps/simplecil.json': ('method', 'epochs', 'batch_size', 'model', 'data'),
+      'utils/data.py, build_transform and iCIFAR224': ('views', 'value_range'),
+    },
+    departs=('an epoch is the least there is, and is not trained',),
   ),
   'finetune': Preset(
-    'finetune', {}, functools.partial(sgd_with_l2, weight_decay=2e-4), 1e-3,
-    epochs=20, batch_size=128, peft='full',
-    where='LAMDA-CL/LAMDA-PILOT at 5240714',
-    departs=('the schedule of the rate is a cosine',), recalled=('peft', 'recipe'), **_COMMON,
+    'finetune', {'finetune': {'masked': True}},
+    functools.partial(sgd_with_l2, weight_decay=2e-4, schedule=constant), 1e-3,
+    epochs=20, batch_size=128, peft='full', data=_TENS, **_COMMON,
+    where=_where(
+      'finetune',
+      _update_representation=('options.finetune',), _train=('recipe', 'peft'),
+    ),
+    departs=('the first task is trained with the weight decay of the others, there with 5e-4',),
+  ),
+  'icarl': Preset(
+    'icarl', {'icarl': {'size': 2000}},
+    functools.partial(sgd_with_l2, weight_decay=2e-4, schedule=constant), 1e-3,
+    epochs=20, batch_size=128, peft='full', data=_TENS, **_COMMON,
+    where=_where('icarl', 'options.icarl', _train=('recipe', 'peft')),
+    departs=(
+      'the loss is the paper\'s binary cross-entropy, there cross-entropy and distillation',
+      'the first task is trained with the weight decay of the others, there with 5e-4',
+    ),
   ),
   'l2p': Preset(
     'l2p', {'l2p': {'pool': 10, 'length': 5, 'top_k': 5, 'pull': 0.1, 'batchwise': True}},
     functools.partial(adam, schedule=constant), 1.875e-3, epochs=5, batch_size=16,
-    where='LAMDA-CL/LAMDA-PILOT at 5240714', **_COMMON,
+    data=_TENS, **_COMMON,
+    where=_where('l2p', 'options.l2p', get_optimizer=('recipe',)),
+  ),
+  'lae': Preset(
+    'lae', {'lae': {'decay': 0.9999, 'frozen_share': 0.6}, 'prefix': {'length': 10}},
+    functools.partial(adam, schedule=constant), 2.8125e-3, epochs=5, batch_size=128,
+    peft='prefix', data=_TENS, **_COMMON,
+    where=_where(
+      'lae', 'options.lae', 'options.prefix', 'peft', get_optimizer=('recipe',),
+    ),
+    departs=('prefixes stand before the keys of all blocks, there of the first five',),
   ),
   'ease': Preset(
-    'ease', {'ease': {'alpha': 0.1}, **_ADAPTER},
+    'ease', {'ease': {'alpha': 0.1}, 'adaptformer': _ADAPTER},
     functools.partial(sgd_with_l2, weight_decay=5e-4), 0.025, epochs=20, batch_size=48,
-    peft='adaptformer', where='LAMDA-CL/LAMDA-PILOT at 5240714', departs=(_BY_STEP,), **_COMMON,
+    peft='adaptformer', data='CIFAR-100, 20 tasks of 5 classes, seed 1993', **_COMMON,
+    where={
+      **_where(
+        'ease', 'options.ease', 'options.adaptformer.width', get_optimizer=('recipe',),
+      ),
+      'backbone/vit_ease.py, get_new_adapter': ('peft', 'options.adaptformer.dropout'),
+      'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
+    },
+    departs=(_BY_STEP, _READS),
   ),
   'ranpac': Preset(
-    'ranpac', {'ranpac': {'projection': 10_000}, **_ADAPTER},
+    'ranpac', {'ranpac': {'projection': 10_000}, 'adaptformer': _ADAPTER},
     functools.partial(sgd_with_l2, weight_decay=5e-4), 0.01, epochs=20, batch_size=48,
-    peft='adaptformer', where='LAMDA-CL/LAMDA-PILOT at 5240714', departs=(_BY_STEP,),
-    **_COMMON,
+    peft='adaptformer', data=_TENS, **_COMMON,
+    where={
+      **_where(
+        'ranpac', 'options.ranpac', 'options.adaptformer.width', _train=('recipe',),
+      ),
+      'backbone/vit_adapter.py, Block': ('peft', 'options.adaptformer.dropout'),
+      'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
+    },
+    departs=(_BY_STEP, _READS),
+  ),
+  'slca': Preset(
+    'slca', {'slca': {'epochs': 3, 'samples': 256, 'temperature': 0.1}},
+    functools.partial(
+      slow_backbone, factor=0.01, weight_decay=5e-4, schedule=milestones((18 / 20,))
+    ), 0.01, epochs=20, batch_size=64, peft='full', data=_TENS, **_COMMON,
+    where=_where(
+      'slca', 'options.slca.epochs', 'options.slca.temperature',
+      _stage1_training=('recipe', 'peft'), _stage2_compact_classifier=('options.slca.samples',),
+    ),
   ),
 }  # fmt: skip

@@ -2,7 +2,17 @@
 
 from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
-from pecft_jax.recipes import Recipe, adam, constant, cosine, recipe, sgd, warmup
+from pecft_jax.recipes import (
+  Recipe,
+  adam,
+  constant,
+  cosine,
+  milestones,
+  quarter_cosine,
+  recipe,
+  sgd,
+  warmup,
+)
 from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.check import check_method
 from pecft_jax.train.context import NonFiniteLoss
@@ -35,7 +45,9 @@ __all__ = (
   'describe_rules',
   'fsdp',
   'make_mesh',
+  'milestones',
   'one_device',
+  'quarter_cosine',
   'recipe',
   'run',
   'run_seeds',

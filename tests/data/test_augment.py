@@ -3,12 +3,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pecft_jax.data import compose, horizontal_flip, random_crop, random_resized_crop
+from pecft_jax.data import (
+  brightness,
+  compose,
+  horizontal_flip,
+  random_crop,
+  random_resized_crop,
+)
 from pecft_jax.data.counter import uniforms
 
 ALL = {
   'crop': random_crop(2),
   'flip': horizontal_flip(),
+  'brightness': brightness(0.4),
   'resized': random_resized_crop(scale=(0.1, 1.0)),
   'bigger': random_resized_crop(9),
   'composed': compose(random_crop(1), horizontal_flip()),
@@ -90,3 +97,14 @@ def test_impossible_ranges_are_refused():
     random_crop(-1)
   with pytest.raises(ValueError, match='scale up to 1'):
     random_resized_crop(scale=(0.5, 2))
+
+
+def test_brightness_is_that_of_pil():
+  enhance, image = pytest.importorskip('PIL.ImageEnhance'), pytest.importorskip('PIL.Image')
+  x, u = images(5), np.float32([[0.0], [0.3], [0.5], [0.9], [0.99]])
+  out = brightness(0.5).apply(x, u)
+  for i, factor in enumerate(0.5 + u[:, 0]):
+    theirs = enhance.Brightness(image.fromarray(x[i])).enhance(float(factor))
+    np.testing.assert_array_equal(out[i], np.asarray(theirs))
+  with pytest.raises(ValueError, match=r'amount in \[0, 1\], got 2'):
+    brightness(2)

@@ -24,7 +24,13 @@ def alone(
   chooses among fewer classes than a class-incremental method, which chooses among all classes
   seen: compare `fwt` between methods, and read its sign only where the task is known.
 
-  Args and errors are those of `finetune`.
+  Args:
+    backbone: frozen.
+    capacity: tasks and classes of the sequence.
+    peft: what is trained of the backbone; `lora()` by default.
+
+  Raises:
+    ValueError: as `finetune`.
 
   >>> from pecft_jax.continual import alone
   >>> from pecft_jax.backbones import pretrained

@@ -1,0 +1,48 @@
+"""Views of training images that more than one source has, by the side of the images."""
+
+from pecft_jax.data import (
+  Augmentation,
+  brightness,
+  compose,
+  horizontal_flip,
+  random_crop,
+  random_resized_crop,
+)
+
+
+def parts_from_a_twentieth(side: int) -> Augmentation:
+  """A part of 5 % to 100 % of the area, stretched, and flips.
+
+  >>> parts_from_a_twentieth(224).uniforms
+  5
+  """
+  del side
+  return compose(random_resized_crop(scale=(0.05, 1.0)), horizontal_flip())
+
+
+def parts(side: int) -> Augmentation:
+  """A part of 8 % to 100 % of the area, stretched, and flips: torchvision's defaults.
+
+  >>> parts(224).uniforms
+  5
+  """
+  del side
+  return compose(random_resized_crop(), horizontal_flip())
+
+
+def parts_and_brightness(side: int) -> Augmentation:
+  """As `parts`, and the brightness changes by up to 63 / 255.
+
+  >>> parts_and_brightness(224).uniforms
+  6
+  """
+  return compose(parts(side), brightness(63 / 255))
+
+
+def shifts(side: int) -> Augmentation:
+  """Shifts by up to an eighth of the side, and flips: 4 pixels of 32.
+
+  >>> shifts(32).uniforms
+  3
+  """
+  return compose(random_crop(side // 8), horizontal_flip())
