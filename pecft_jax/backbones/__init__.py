@@ -13,6 +13,7 @@ from pecft_jax.backbones.core.checkpoint import Checkpoint
 from pecft_jax.backbones.core.family import Family
 from pecft_jax.backbones.core.naming import Module, Naming
 from pecft_jax.backbones.core.stacks import products_and_sums, stack_blocks, unstack_blocks
+from pecft_jax.backbones.families.decoder.config import read_llama_config
 from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.decoder.names import load_llama, save_llama
 from pecft_jax.backbones.families.vit.model import vit
@@ -39,6 +40,7 @@ __all__ = (
   'products_and_sums',
   'random_weights',
   'read_card',
+  'read_llama_config',
   'save_llama',
   'save_timm',
   'stack_blocks',

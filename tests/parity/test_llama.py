@@ -12,7 +12,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from pecft_jax.backbones import cards, decoder, load_llama, save_llama
+from pecft_jax.backbones import cards, decoder, load_llama, read_llama_config, save_llama
 from pecft_jax.backbones.families.decoder.rope import Rope
 from pecft_jax.peft import lora, prompt
 from pecft_jax.peft.lowrank.lora import LoraDelta
@@ -251,3 +251,46 @@ def test_one_step_of_adamw_agrees(pair, ids, copy):
     got = np.asarray(got).T if path[-1] == 'kernel' else np.asarray(got)
     assert here.mean() > 0.3
     np.testing.assert_allclose(got[here], want[here], atol=ATOL)
+
+
+def test_their_configurations_give_our_decoder_or_are_refused_by_name(tmp_path):
+  tiny_config().save_pretrained(tmp_path)
+  found = read_llama_config(tmp_path)
+  assert (found['rope_factor'], found['heads'], found['length']) == (4.0, 6, 256)
+  transformers.LlamaConfig().save_pretrained(tmp_path)
+  assert read_llama_config(tmp_path)['width'] == 4096
+  transformers.MistralConfig().save_pretrained(tmp_path)
+  assert read_llama_config(tmp_path)['length'] == 4096
+  for config in (transformers.GemmaConfig(), transformers.Qwen2Config()):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+      ValueError, match=rf'model_type of llama or mistral, got .{config.model_type}'
+    ):
+      read_llama_config(tmp_path)
+
+
+def test_weights_of_gemma_are_no_llama(tmp_path):
+  sizes = dict(vocab_size=37, hidden_size=24, intermediate_size=20, num_hidden_layers=1,
+               num_attention_heads=6, num_key_value_heads=2, head_dim=4)  # fmt: skip
+  transformers.GemmaForCausalLM(transformers.GemmaConfig(**sizes)).save_pretrained(tmp_path)
+  ours = decoder(vocabulary=37, width=24, depth=1, heads=6, kv_heads=2, hidden=20, length=8)
+  with pytest.raises(ValueError, match="got 'gemma'"):
+    load_llama(tmp_path / 'model.safetensors', ours)
+
+
+def test_a_mistral_is_our_decoder_up_to_its_window(tmp_path):
+  torch.manual_seed(0)
+  sizes = dict(vocab_size=37, hidden_size=24, intermediate_size=20, num_hidden_layers=1,
+               num_attention_heads=6, num_key_value_heads=2, head_dim=4,
+               sliding_window=8)  # fmt: skip
+  theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**sizes)).eval()
+  with torch.no_grad():
+    for parameter in theirs.parameters():
+      parameter.add_(0.3 * torch.randn_like(parameter))
+  theirs.save_pretrained(tmp_path)
+  ours = decoder(**read_llama_config(tmp_path))
+  params = load_llama(tmp_path / 'model.safetensors', ours).params
+  texts = np.random.default_rng(0).integers(0, 37, (3, 8)).astype(np.int32)
+  with torch.no_grad():
+    want = theirs.model(torch.tensor(texts).long()).last_hidden_state.numpy()
+  np.testing.assert_allclose(ours.apply(params, texts).tokens, want, atol=ATOL)

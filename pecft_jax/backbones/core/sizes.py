@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+_LAYERS = ('depth', 'num_hidden_layers')
 _MOST_LAYERS = 1000  # Those of the deepest models, several times over.
 _MOST = 2**31 - 1
 _LARGEST = float(np.finfo(np.float32).max)
@@ -15,7 +16,7 @@ def check_sizes(model: str, **sizes: Any) -> None:
 
   Args:
     model: its name, for messages.
-    **sizes: by name; `depth` is a number of layers.
+    **sizes: by name; `depth` and `num_hidden_layers` count layers.
 
   Raises:
     ValueError: names the size.
@@ -25,7 +26,7 @@ def check_sizes(model: str, **sizes: Any) -> None:
   ValueError: mine: expected a whole number in 1..2147483647 for width, got 0
   """
   for name, value in sizes.items():
-    most = _MOST_LAYERS if name == 'depth' else _MOST
+    most = _MOST_LAYERS if name in _LAYERS else _MOST
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not 1 <= value <= most:
       raise ValueError(f'{model}: expected a whole number in 1..{most} for {name}, got {value!r}')

@@ -20,6 +20,7 @@ from pecft_jax.backbones.core.checkpoint import (
   unstacked,
 )
 from pecft_jax.backbones.core.naming import Module, Naming
+from pecft_jax.backbones.families.decoder.config import CONFIG, check_llama_config
 from pecft_jax.files import read_object
 from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves, shortened
@@ -99,7 +100,9 @@ def save_llama(
 def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   """Reads a Llama checkpoint in Hugging Face's naming into a decoder's layout.
 
-  Weights stay in the type they are stored in: float32, bfloat16 or float16.
+  Weights stay in the type they are stored in: float32, bfloat16 or float16. A
+  `config.json` beside the file must be that of the backbone: the weights of
+  other models, as Gemma's, have the same names and mean another function.
 
   Args:
     path: a safetensors file, or the index (`model.safetensors.index.json`) of
@@ -113,7 +116,8 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
 
   Raises:
     ValueError: if a file is missing or not whole, the tensors are not those of
-      the backbone, or one has another shape or dtype, or is not finite.
+      the backbone, or one has another shape or dtype, or is not finite;
+      or if a `config.json` beside it says that they mean another function.
 
   >>> import jax
   >>> from pecft_jax.backbones import decoder
@@ -128,9 +132,11 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   files = _files(path)
   tensors = _joined(path, files)
   head = {_HEAD: tensors.pop(_HEAD)} if _HEAD in tensors else {}
-  head = classifier(path, head, (_HEAD,), backbone.width, _DTYPES)
+  table = tensors.get(llama_name('embed/table'))
   leaves = named_leaves(expected(backbone))
   params = filled(path, backbone.name, leaves, tensors, llama_name, _flipped, _DTYPES)
+  check_llama_config(path.parent / CONFIG, backbone, head.get(_HEAD), table)
+  head = classifier(path, head, (_HEAD,), backbone.width, _DTYPES)
   params = as_stored(backbone, params)
   return Checkpoint(
     jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, head), _digest(list(files))
