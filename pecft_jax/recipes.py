@@ -67,6 +67,12 @@ def cosine(progress: Array) -> Array:
 def quarter_cosine(progress: Array) -> Array:
   """From 1 to nearly 0 along a quarter of a cosine, as InfLoRA's and CODA-Prompt's code.
 
+  Args:
+    progress: [], through a task, in [0, 1].
+
+  Returns:
+    The factor of the rate [].
+
   >>> import jax.numpy as jnp
   >>> round(float(quarter_cosine(jnp.asarray(1.0))), 4)
   0.0157
@@ -93,7 +99,7 @@ def milestones(at: Sequence[float], factor: float = 0.1) -> Schedule:
     raise ValueError(f'expected points in (0, 1), got {list(at)}')
 
   def schedule(progress):
-    # Half an update of any task is more than rounding.
+    # Less than an update of any task, more than what progress is rounded by.
     passed = (progress > jnp.asarray(at, jnp.float32) - 1e-6).sum()
     return jnp.float32(factor) ** passed
 
