@@ -5,67 +5,40 @@ has a descriptor, an autoencoder of what arrived at its block while it was learn
 task's data look unlike all that the descriptors of a block know, the block gets an adapter more.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.continual.adapters.mixture import Expert, Mixture, mixed, slots_of, with_new
 from pecft_jax.continual.core import (
-  abstract_delta,
   from_forward,
   head_logits,
   mean_of_valid,
   model,
   zero_head,
 )
-from pecft_jax.peft.adapters.bottleneck import BottleneckDelta, adaptformer
+from pecft_jax.continual.memory.novelty import (
+  Spread,
+  fresh_descriptor,
+  reconstruction_errors,
+  with_errors,
+  z_scores,
+)
+from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.problems import need_classes
 from pecft_jax.recipes import Recipe, sgd
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
-  Array,
   Backbone,
   Capacity,
   ContinualMethod,
   Fit,
-  Key,
   Once,
   Output,
   PeftTransform,
 )
-
-
-class Expert(NamedTuple):
-  """An adapter with its column of the router."""
-
-  adapter: BottleneckDelta
-  column: Array  # [D], zeros at init.
-  bias: Array  # [], zero at init.
-
-
-class Mixture(NamedTuple):
-  """E experts of a block, stacked on a leading axis, of which some are in use."""
-
-  experts: Expert  # [E, ...]
-  active: Array  # [E] bool
-
-
-class Descriptor(NamedTuple):
-  """A linear autoencoder of mean tokens."""
-
-  down: Array  # [D, H], uniform in +-sqrt(1 / D) at init.
-  down_bias: Array  # [H], zeros at init.
-  up: Array  # [H, D], uniform in +-sqrt(1 / H) at init.
-  up_bias: Array  # [D], zeros at init.
-
-
-class Spread(NamedTuple):
-  """Mean and centred squares of the errors of E descriptors."""
-
-  count: Array  # [E]
-  mean: Array  # [E]
-  squares: Array  # [E], the sum of (error - mean)^2.
 
 
 @about(
@@ -112,7 +85,13 @@ def sema(
   Departures from the authors' code: z-scores are of the whole task, so that no order or batch
   decides, and all blocks decide at once. There a block that grows is trained before the blocks
   behind it decide, which takes as many trainings as blocks that grow. Errors' mean and
-  deviation are those of the trained descriptor, of all data of its task.
+  deviation are those of the trained descriptor, of all data of its task. Adapters and descriptors
+  read the normalised input of the MLP, there what comes before the norm; and there an adapter has
+  no scale, which is `adaptformer(width=16, scale=1.0)`.
+
+  Adapters of blocks that do not grow learn the first task and stay as they are. Where that task is
+  small they cost more than they give: put adapters into the growing blocks alone, as in
+  `at_layers(adaptformer(width=16), [9, 10, 11])`.
 
   The mean token that the router and the descriptors read is that of all tokens, pads of texts
   included.
@@ -145,11 +124,13 @@ def sema(
   need_classes(capacity.problem, 'sema')
   peft = adaptformer(width=16) if peft is None else peft
   descriptor = sgd(1e-2) if descriptor is None else descriptor
-  _check_positive(hidden=hidden, descriptor_epochs=descriptor_epochs)
-  slots = _slots_of(backbone, peft, experts, growing)
+  _check_positive(
+    experts=experts, growing=growing, hidden=hidden, descriptor_epochs=descriptor_epochs
+  )
+  slots = slots_of(backbone, peft, experts, growing)
   no_scan = lambda: _no_scan({p: slots[p] for p in grown})
   grown = [path for path, count in slots.items() if count > 1 or experts == 1]
-  net, width = model(backbone, _mixed(peft, backbone, slots)), backbone.width
+  net, width = model(backbone, mixed(peft, backbone, slots)), backbone.width
 
   def watch(site, args, out):
     del out
@@ -162,7 +143,7 @@ def sema(
     keys = jax.random.split(k_coder, len(grown))
     return {
       'new': {p: Expert(adapters[p], jnp.zeros(width), jnp.zeros(())) for p in slots},
-      'coder': {p: _descriptor(k, width, hidden) for p, k in zip(grown, keys, strict=True)},
+      'coder': {p: fresh_descriptor(k, width, hidden) for p, k in zip(grown, keys, strict=True)},
     }
 
   def init(key, frozen):
@@ -190,7 +171,7 @@ def sema(
       now = added(memory, p)
       bank = jax.lax.stop_gradient(memory['experts'][p])
       active = (jnp.arange(slots[p]) < memory['used'][p]) | now
-      return Mixture(_with_new(bank, params['new'][p], now), active)
+      return Mixture(with_new(bank, params['new'][p], now), active)
 
     return {p: one(p) for p in slots}
 
@@ -236,7 +217,7 @@ def sema(
 
   def end_task(params, memory, env):
     del env
-    put = lambda p, bank, new: _with_new(bank, new, added(memory, p))
+    put = lambda p, bank, new: with_new(bank, new, added(memory, p))
     return params, {
       **memory,
       'experts': {p: put(p, bank, params['new'][p]) for p, bank in memory['experts'].items()},
@@ -262,42 +243,6 @@ def sema(
     end_task=end_task,
     renewed=('new', 'coder'),
   )
-
-
-def reconstruction_errors(coder: Descriptor, tokens: Array) -> Array:
-  """The mean squared error [B] of a descriptor on mean tokens [B, D]."""
-  code = jnp.matmul(tokens, coder.down, precision='highest') + coder.down_bias
-  again = jnp.matmul(code, coder.up, precision='highest') + coder.up_bias
-  return jnp.square(again - tokens).mean(-1)
-
-
-def z_scores(errors: Spread, new: Array) -> Array:
-  """|new - mean| / deviation of [E, B]; 0 for descriptors that know fewer than three errors."""
-  deviation = jnp.sqrt(errors.squares / jnp.maximum(errors.count - 1, 1))
-  away = jnp.abs(new - errors.mean[:, None]) / jnp.maximum(deviation, 1e-12)[:, None]
-  return jnp.where(errors.count[:, None] > 2, away, 0)
-
-
-def with_errors(spread: Spread, errors: Array, valid: Array, at: Array) -> Spread:
-  """With a batch of errors [B] more for the descriptors `at` [E] bool (Chan et al., 1983)."""
-  many = valid.sum(dtype=jnp.float32)
-  mean = mean_of_valid(errors, valid)
-  squares = jnp.where(valid, jnp.square(errors - mean), 0).sum()
-  count = spread.count + many
-  share, away = many / jnp.maximum(count, 1), mean - spread.mean
-  new = Spread(
-    count, spread.mean + share * away, spread.squares + squares + away**2 * share * spread.count
-  )
-  return jax.tree.map(lambda a, b: jnp.where(at, a, b), new, spread)
-
-
-def _with_new(bank: Any, new: Any, at: Array) -> Any:
-  """A bank [E, ...] with a tree in the slots `at` [E] bool."""
-
-  def put(old: Array, one: Array) -> Array:
-    return jnp.where(at.reshape(-1, *[1] * one.ndim), one, old)
-
-  return jax.tree.map(put, bank, new)
 
 
 def _check_positive(**counts: int) -> None:
@@ -330,83 +275,3 @@ def _decision(slots: dict[str, int], threshold: float) -> Once:
     return params, {**memory, 'grows': {p: one(p) for p in slots}, **scan}
 
   return Once('decide', decide, after='prepare')
-
-
-def _slots_of(
-  backbone: Backbone, peft: PeftTransform, experts: int, growing: int
-) -> dict[str, int]:
-  """Experts of each adapted branch, by path."""
-  _check_positive(experts=experts, growing=growing)
-  delta = abstract_delta(backbone, peft)
-  leaves = list(delta.values()) if isinstance(delta, dict) else [delta]
-  if not leaves or not all(isinstance(leaf, BottleneckDelta) for leaf in leaves):
-    kinds = sorted({type(leaf).__name__ for leaf in leaves})
-    raise ValueError(
-      'SEMA needs a transform whose delta is a bottleneck adapter at every site, such as '
-      f'adaptformer(...); got a delta of {kinds or "nothing"}'
-    )
-  if peft.with_dropout is not None:
-    raise ValueError('SEMA mixes adapters without dropout, got one with dropout')
-  layer = {spec.site.path: spec.site.layer or 0 for spec in backbone.sites}
-  first = backbone.depth - growing
-  if all(layer[path] < first for path in delta):
-    raise ValueError(
-      f'expected adapters in the last {growing} of {backbone.depth} blocks, which may grow; got '
-      f'them in blocks {sorted({layer[path] for path in delta})}'
-    )
-  return {path: experts if layer[path] >= first else 1 for path in delta}
-
-
-def _descriptor(key: Key, width: int, hidden: int) -> Descriptor:
-  k_down, k_up = jax.random.split(key)
-  spread = lambda key, rows, columns: jax.random.uniform(
-    key, (rows, columns), minval=-(rows**-0.5), maxval=rows**-0.5
-  )
-  return Descriptor(
-    spread(k_down, width, hidden), jnp.zeros(hidden), spread(k_up, hidden, width), jnp.zeros(width)
-  )
-
-
-def _mixed(peft: PeftTransform, backbone: Backbone, slots: dict[str, int]) -> PeftTransform:
-  """Experts at each site of an adapter, mixed for each example by its mean token."""
-  run_one = peft.intercept
-  assert run_one is not None
-
-  def init(key, sites, params):
-    def stacked(p, a):
-      return jnp.zeros((slots[p], *a.shape), a.dtype)
-
-    width = backbone.width
-    one = lambda adapter: Expert(adapter, jnp.zeros(width), jnp.zeros(()))
-    return {
-      p: Mixture(
-        jax.tree.map(lambda a, p=p: stacked(p, a), one(adapter)), jnp.zeros(slots[p], bool)
-      )
-      for p, adapter in peft.init(key, sites, params).items()
-    }
-
-  def intercept(delta, site, next_fn, *args):
-    if site.kind != 'sublayer' or site.path not in delta:
-      return next_fn(*args)
-    mixture, y = delta[site.path], next_fn(*args)
-    gate = gates(mixture, args[0]).astype(y.dtype)
-
-    def add(total, expert):
-      adapter, weight = expert
-      # An adapter reads what goes into the branch or what comes out, and adds to it.
-      out = run_one({site.path: adapter}, site, lambda *_: y, *args)
-      return total + weight[:, None, None] * (out - y), None
-
-    # Experts are computed anew in the backward pass: kept is what they read, once.
-    add = jax.checkpoint(add, prevent_cse=False)
-    return y + jax.lax.scan(add, jnp.zeros_like(y), (mixture.experts.adapter, gate.T))[0]
-
-  return PeftTransform(init, intercept)
-
-
-def gates(mixture: Mixture, x: Array) -> Array:
-  """The weight of each expert for each example [B, E], of tokens [B, T, D]; 0 of unused ones."""
-  experts, active = mixture.experts, mixture.active
-  mean = x.astype(jnp.float32).mean(1)
-  scores = jnp.matmul(mean, experts.column.T, precision='highest') + experts.bias
-  return jax.nn.softmax(jnp.where(active, scores, -1e9)) * active

@@ -4,16 +4,6 @@ import numpy as np
 import pytest
 
 from pecft_jax.continual import sema
-from pecft_jax.continual.adapters.sema import (
-  Descriptor,
-  Expert,
-  Mixture,
-  Spread,
-  gates,
-  reconstruction_errors,
-  with_errors,
-  z_scores,
-)
 from pecft_jax.continual.core import normalised
 from pecft_jax.peft import adaptformer, at_layers, lora
 
@@ -30,44 +20,6 @@ def made(threshold=2.0, experts=3):
     MODEL, CAPACITY, peft=adaptformer(width=3), experts=experts, growing=1, threshold=threshold,
     hidden=5,
   )  # fmt: skip
-
-
-def test_errors_are_those_of_a_linear_autoencoder():
-  rng = np.random.default_rng(0)
-  down, up = rng.normal(size=(6, 4)), rng.normal(size=(4, 6))
-  b, c, x = rng.normal(size=4), rng.normal(size=6), rng.normal(size=(5, 6))
-  want = (((x @ down + b) @ up + c - x) ** 2).mean(1)
-  coder = Descriptor(*map(jnp.float32, (down, b, up, c)))
-  np.testing.assert_allclose(reconstruction_errors(coder, jnp.float32(x)), want, rtol=1e-5)
-
-
-def test_z_scores_are_deviations_from_the_errors_of_training():
-  rng = np.random.default_rng(1)
-  errors = rng.normal(3.0, 0.5, (2, 7))
-  valid = np.array([True, True, False, True, True, True, True])
-  spread = Spread(*(jnp.zeros(4) for _ in range(3)))
-  for at in (0, 3):
-    for rows in (slice(0, 4), slice(4, 7)):
-      one = jnp.float32(errors[0 if at == 0 else 1, rows])
-      spread = with_errors(spread, one, jnp.asarray(valid[rows]), jnp.arange(4) == at)
-  new = rng.normal(3.0, 0.5, (4, 5))
-  found = np.asarray(z_scores(spread, jnp.float32(new)))
-  for at, row in ((0, 0), (3, 1)):
-    own = errors[row][valid]
-    np.testing.assert_allclose(found[at], np.abs(new[at] - own.mean()) / own.std(ddof=1), rtol=1e-4)
-  assert not found[[1, 2]].any()  # They know no errors.
-
-
-def test_the_router_weighs_the_experts_in_use_by_the_mean_token():
-  rng = np.random.default_rng(2)
-  column, bias, x = rng.normal(size=(4, 6)), rng.normal(size=4), rng.normal(size=(5, 3, 6))
-  active = np.array([True, False, True, True])
-  mixture = Mixture(Expert(None, jnp.float32(column), jnp.float32(bias)), jnp.asarray(active))
-  scores = np.exp(x.mean(1) @ column.T + bias) * active
-  want = scores / scores.sum(1, keepdims=True)
-  np.testing.assert_allclose(gates(mixture, jnp.float32(x)), want, rtol=1e-5, atol=1e-7)
-  none = mixture._replace(active=jnp.zeros(4, bool))
-  assert not np.asarray(gates(none, jnp.float32(x))).any()
 
 
 def through(method, tasks=2):

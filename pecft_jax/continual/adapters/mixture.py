@@ -1,0 +1,112 @@
+"""Mixtures of adapters: experts of a branch, weighed for each example by a router."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.continual.core import abstract_delta
+from pecft_jax.peft.adapters.bottleneck import BottleneckDelta
+from pecft_jax.typing import Array, Backbone, PeftTransform
+
+
+class Expert(NamedTuple):
+  """An adapter with its column of the router."""
+
+  adapter: BottleneckDelta
+  column: Array  # [D], zeros at init.
+  bias: Array  # [], zero at init.
+
+
+class Mixture(NamedTuple):
+  """E experts of a block, stacked on a leading axis, of which some are in use."""
+
+  experts: Expert  # [E, ...]
+  active: Array  # [E] bool
+
+
+def mixed(peft: PeftTransform, backbone: Backbone, slots: dict[str, int]) -> PeftTransform:
+  """Experts at each site of an adapter, mixed for each example by its mean token."""
+  run_one = peft.intercept
+  assert run_one is not None
+
+  def init(key, sites, params):
+    def stacked(p, a):
+      return jnp.zeros((slots[p], *a.shape), a.dtype)
+
+    width = backbone.width
+    one = lambda adapter: Expert(adapter, jnp.zeros(width), jnp.zeros(()))
+    return {
+      p: Mixture(
+        jax.tree.map(lambda a, p=p: stacked(p, a), one(adapter)), jnp.zeros(slots[p], bool)
+      )
+      for p, adapter in peft.init(key, sites, params).items()
+    }
+
+  def intercept(delta, site, next_fn, *args):
+    if site.kind != 'sublayer' or site.path not in delta:
+      return next_fn(*args)
+    mixture, y = delta[site.path], next_fn(*args)
+    gate = gates(mixture, args[0]).astype(y.dtype)
+
+    def add(total, expert):
+      adapter, weight = expert
+      # An adapter reads what goes into the branch or what comes out, and adds to it.
+      out = run_one({site.path: adapter}, site, lambda *_: y, *args)
+      return total + weight[:, None, None] * (out - y), None
+
+    # Experts are computed anew in the backward pass: kept is what they read, once.
+    add = jax.checkpoint(add, prevent_cse=False)
+    return y + jax.lax.scan(add, jnp.zeros_like(y), (mixture.experts.adapter, gate.T))[0]
+
+  return PeftTransform(init, intercept)
+
+
+def gates(mixture: Mixture, x: Array) -> Array:
+  """The weight of each expert for each example [B, E], of tokens [B, T, D]; 0 of unused ones."""
+  experts, active = mixture.experts, mixture.active
+  mean = x.astype(jnp.float32).mean(1)
+  scores = jnp.matmul(mean, experts.column.T, precision='highest') + experts.bias
+  return jax.nn.softmax(jnp.where(active, scores, -1e9)) * active
+
+
+def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int) -> dict[str, int]:
+  """How many experts each adapted branch has room for, by path.
+
+  Args:
+    backbone: that the transform is put on.
+    peft: what an expert is.
+    experts: the most in one block.
+    growing: the last so many blocks have room for more than one.
+
+  Raises:
+    ValueError: for a transform that is no bottleneck adapter without dropout, or that is in none
+      of the growing blocks.
+  """
+  delta = abstract_delta(backbone, peft)
+  leaves = list(delta.values()) if isinstance(delta, dict) else [delta]
+  if not leaves or not all(isinstance(leaf, BottleneckDelta) for leaf in leaves):
+    kinds = sorted({type(leaf).__name__ for leaf in leaves})
+    raise ValueError(
+      'SEMA needs a transform whose delta is a bottleneck adapter at every site, such as '
+      f'adaptformer(...); got a delta of {kinds or "nothing"}'
+    )
+  if peft.with_dropout is not None:
+    raise ValueError('SEMA mixes adapters without dropout, got one with dropout')
+  layer = {spec.site.path: spec.site.layer or 0 for spec in backbone.sites}
+  first = backbone.depth - growing
+  if all(layer[path] < first for path in delta):
+    raise ValueError(
+      f'expected adapters in the last {growing} of {backbone.depth} blocks, which may grow; got '
+      f'them in blocks {sorted({layer[path] for path in delta})}'
+    )
+  return {path: experts if layer[path] >= first else 1 for path in delta}
+
+
+def with_new(bank: Any, new: Any, at: Array) -> Any:
+  """A bank [E, ...] with a tree in the slots `at` [E] bool."""
+
+  def put(old: Array, one: Array) -> Array:
+    return jnp.where(at.reshape(-1, *[1] * one.ndim), one, old)
+
+  return jax.tree.map(put, bank, new)
