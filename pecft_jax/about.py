@@ -20,6 +20,7 @@ KINDS = ('method', 'wrapper', 'transform')
 NEEDS: Mapping[str, str] = {
   'adapters': 'a transform whose delta is a bottleneck adapter at every site',
   'biases': 'linear layers with biases',
+  'classes': 'a problem that asks for classes',
   'class token': 'a backbone that puts a class token before the sequence',
   'LoRA factors': 'a transform whose delta is LoRA factors at every site',
   'past data': 'all data of past tasks',

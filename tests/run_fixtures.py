@@ -1,6 +1,7 @@
 """Runs in this process that share compiled functions, and can be stopped at will."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -48,6 +49,39 @@ def interrupt(monkeypatch) -> Callable[..., None]:
 
       yield asked
 
+    monkeypatch.setattr(running, 'stop_signals', signals)
+
+  return set_up
+
+
+@pytest.fixture
+def stop_in(monkeypatch) -> Callable[..., None]:
+  """`stop_in(phases)`: the next runs save and stop after the first batch of each.
+
+  `phases` is a set of (task, phase), which loses those that a run has stopped in.
+  """
+
+  def set_up(phases: set[tuple[int, str]]) -> None:
+    at = []
+    run_tasks = job.run_tasks
+
+    def noting(loop, state, position):
+      def after_batch(state, position):
+        at[:] = [(position.task, position.phase)]
+        loop.after_batch(state, position)
+
+      return run_tasks(dataclasses.replace(loop, after_batch=after_batch), state, position)
+
+    @contextlib.contextmanager
+    def signals():
+      def asked() -> bool:
+        found = phases.intersection(at)
+        phases.difference_update(found)
+        return bool(found)
+
+      yield asked
+
+    monkeypatch.setattr(job, 'run_tasks', noting)
     monkeypatch.setattr(running, 'stop_signals', signals)
 
   return set_up

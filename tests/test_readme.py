@@ -11,12 +11,14 @@ from pecft_jax.benchmarks import split_cifar100, split_digits
 from pecft_jax.catalog import choose
 from pecft_jax.commands.plan import PlanFlags
 from pecft_jax.commands.run import RunFlags
+from pecft_jax.listing import with_tables
 from pecft_jax.peft import bitfit, lora
 from pecft_jax.presets import preset
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
 GUIDES = ROOT / 'experiments' / 'guides'
+CHOOSING = GUIDES / 'choosing.md'
 OWN = GUIDES / 'your_own.md'
 PAGES = [README, *(GUIDES / f'{name}.md' for name in ('index', 'choosing', 'long_runs', 'faq'))]
 
@@ -60,6 +62,14 @@ def test_what_is_made_in_the_guide_works(tmp_path):
     )
     plain = own.apply(params, images) if key is None else apply(delta)
     assert abs(apply(delta, key).pooled - plain.pooled).max() > 0.01
+
+
+@pytest.mark.parametrize('page', [README, CHOOSING], ids=lambda page: page.name)
+def test_tables_are_those_of_the_library(page):
+  """After a change: `python experiments/tables.py`."""
+  text = page.read_text(encoding='utf-8')
+  assert text.count('<!-- table: ') == 2
+  assert with_tables(text) == text
 
 
 def test_set_up_is_two_commands():

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tinies import ANYWHERE, OF_CLASSES
+from tinies import OF_CLASSES, needs_of
 
 from pecft_jax import data
 from pecft_jax.backbones.families.decoder.model import decoder
 from pecft_jax.backbones.families.vit.model import vit
+from pecft_jax.catalog import own_transform
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.peft import PEFTS, adaptformer, at_layers, bank, bottleneck, chain, lora, per_site
 from pecft_jax.recipes import constant, cosine
@@ -58,7 +59,7 @@ def methods(peft: PeftTransform | None = None) -> dict[str, Any]:
   found = {}
   for name, factory in OF_CLASSES.items():
     takes = 'peft' in inspect.signature(factory).parameters
-    own = adaptformer(width=3) if name not in ANYWHERE else peft
+    own = adaptformer(width=3) if 'adapters' in needs_of(name) else peft
     parts = {'peft': own} if takes and peft else {}
     found[name] = factory(backbone=backbone(), capacity=Capacity(2, 4), **parts)
   wrapped = {name: wrapper(found['finetune']) for name, wrapper in WRAPPERS.items()}
@@ -117,7 +118,8 @@ def test_each_argument_of_a_transform_counts(name):
 def test_each_argument_of_a_method_counts(name):
   own, other = methods()[name].settings, methods(lora(rank=2, alpha=1.0))[name].settings
   assert own['name'] == name
-  assert own.get('peft', own) is not None or name == 'l2p'
+  takes_none = name in METHODS and own_transform(METHODS[name]) is None
+  assert own.get('peft', own) is not None or takes_none
   inner = 'inner' if name in WRAPPERS else 'peft'
   if inner in own:
     assert own != other

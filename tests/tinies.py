@@ -1,35 +1,53 @@
 """The small instances that methods, wrappers and transforms bring along, by name."""
 
+import functools
 from collections.abc import Sequence
 
 from pecft_jax.about import about_of, tinies
 from pecft_jax.continual import METHODS, WRAPPERS
-from pecft_jax.typing import Backbone, Capacity, ContinualMethod
+from pecft_jax.peft import PEFTS, chain
+from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 
 # Those that learn classes, of whatever a backbone reads.
 OF_CLASSES = {
   name: factory for name, factory in METHODS.items() if 'texts' not in about_of(factory).needs
 }
-# Those that adapt any site: they run on the models of the tests that have no blocks.
-ANYWHERE = {
-  name: factory for name, factory in OF_CLASSES.items() if 'adapters' not in about_of(factory).needs
-}
 # With variants, as in `finetune: masked`; wrappers around sequential fine-tuning.
-METHOD_NAMES = tuple(tinies(OF_CLASSES))
+METHOD_NAMES = tuple(tinies(METHODS))
 WRAPPED_NAMES = tuple(f'{name}(finetune)' for name in WRAPPERS)
+# Each around those before it.
+ALL_WRAPPERS = functools.reduce(lambda inner, name: f'{name}({inner})', WRAPPERS, 'finetune')
 
 
 def tiny(name: str, backbone: Backbone, capacity: Capacity) -> ContinualMethod:
-  """A small method by name: `ease`, `finetune: masked`, `lwf(er(finetune))`, ...
+  """A small method by name: `ease`, `finetune: masked`, `lwf(er(finetune))`, `finetune[lora]`, ...
 
-  Wrappers may be variants, too, as in `ewc: zero(finetune)`.
+  Wrappers may be variants, too, as in `ewc: zero(finetune)`. A transform stands in brackets;
+  `finetune[all]` trains all of them, one after the other at each site.
   """
   outer, bracket, rest = name.partition('(')
   if bracket:
     return tinies(WRAPPERS)[outer](tiny(rest.removesuffix(')'), backbone, capacity))
+  base, bracket, peft = name.partition('[')
+  if bracket:
+    return METHODS[base](backbone, capacity, peft=tiny_peft(peft.removesuffix(']')))
   return tinies(METHODS)[name](backbone, capacity)
 
 
-def without(need: str) -> Sequence[str]:
-  """The names of methods that do without something of `NEEDS`."""
-  return [name for name, factory in METHODS.items() if need not in about_of(factory).needs]
+def tiny_peft(name: str) -> PeftTransform:
+  """A small transform by name, or `all` in a chain."""
+  found = tinies(PEFTS)
+  if name != 'all':
+    return found[name]()
+  return chain(**{name.replace(': ', '_'): make() for name, make in found.items()})
+
+
+def needs_of(name: str) -> frozenset[str]:
+  """What the method inside needs: of `lwf(er(sema))`, what `sema` does."""
+  base = name.rpartition('(')[2].rstrip(')').partition('[')[0].partition(':')[0]
+  return frozenset(about_of(METHODS[base]).needs)
+
+
+def without(*needs: str, names: Sequence[str] = METHOD_NAMES) -> tuple[str, ...]:
+  """Those of some names that need none of some things."""
+  return tuple(name for name in names if not needs_of(name) & set(needs))

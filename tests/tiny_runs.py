@@ -4,19 +4,22 @@ import functools
 import io
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from markov import markov_domains
 from rich.console import Console
-from tinies import tiny
+from tinies import needs_of, tiny
 
 from pecft_jax import data
 from pecft_jax.backbones.core.layers import linear
 from pecft_jax.backbones.core.taps import put_on, tap_of
-from pecft_jax.backbones.families.vit.model import find_sites
+from pecft_jax.backbones.families.decoder.model import decoder
+from pecft_jax.backbones.families.vit.model import find_sites, vit
 from pecft_jax.inputs import Images
+from pecft_jax.problems import next_tokens
 from pecft_jax.train import Experiment, RunOptions, Training, sgd
 from pecft_jax.typing import (
   Backbone,
@@ -28,7 +31,7 @@ from pecft_jax.typing import (
   Site,
 )
 
-SIZE, WIDTH = 4, 8
+SIZE, WIDTH, LENGTH = 4, 8, 5
 # All that may differ between two runs of one experiment: what was measured, not computed.
 MEASURED = (
   'seconds', 'seconds_per_task', 'train_images_per_second', 'peak_memory_bytes', 'environment',
@@ -94,16 +97,57 @@ def tiny_scenario(tasks: int = 2, train: int = 12, test: int = 6) -> data.Scenar
 TRAINING = Training(sgd(0.05), epochs=2, batch_size=4, eval_batch_size=5, log_every=4)
 
 
+class World(NamedTuple):
+  """A model, and what it learns."""
+
+  model: Pretrained
+  scenario: data.Scenario
+  capacity: Capacity
+
+
+@functools.cache
+def tiny_world(kind: str = '', tasks: int = 2) -> World:
+  """What a method learns that needs nothing in particular, or `adapters`, or `texts`."""
+  if kind == 'texts':
+    reader = decoder(
+      vocabulary=6, width=8, depth=1, heads=2, kv_heads=1, hidden=6, length=LENGTH
+    )  # fmt: skip
+    scenario = markov_domains(tasks, vocabulary=6, length=LENGTH, train=12, test=6)
+    return World(_drawn(reader), scenario, Capacity(tasks, 1, next_tokens(LENGTH)))
+  if kind == 'adapters':
+    blocks = vit(
+      image_size=SIZE, channels=1, patch=2, width=WIDTH, depth=1, heads=2, mlp_ratio=1.5,
+      mean=(0.5,), std=(0.25,),
+    )  # fmt: skip
+    return World(_drawn(blocks), tiny_scenario(tasks), Capacity(tasks, 2 * tasks))
+  model = Pretrained(tiny_backbone(), tiny_frozen())
+  return World(model, tiny_scenario(tasks), Capacity(tasks, 2 * tasks))
+
+
+@functools.cache
+def _drawn(backbone: Backbone) -> Pretrained:
+  return Pretrained(backbone, jax.jit(backbone.init)(jax.random.key(7)))
+
+
+def world_of(method: str, tasks: int = 2) -> World:
+  """The world that serves what a method, by name, says that it needs."""
+  needs = needs_of(method)
+  kinds = [kind for kind in ('texts', 'adapters') if kind in needs]
+  # Transforms are shown on a model that has every kind of site.
+  return tiny_world(*kinds[:1] or ['adapters' if '[' in method else ''], tasks)
+
+
 @functools.cache
 def tiny_method(name: str, tasks: int = 2) -> ContinualMethod:
-  """A method by name: `ease`, `derpp(olora)`, ..."""
-  return tiny(name, tiny_backbone(), Capacity(tasks, 2 * tasks))
+  """A method by name: `ease`, `derpp(olora)`, `finetune[lora]`, ..."""
+  world = world_of(name, tasks)
+  return tiny(name, world.model.backbone, world.capacity)
 
 
 def tiny_experiment(method: str = 'finetune', tasks: int = 2, **fields: Any) -> Experiment:
-  """An experiment of some tasks."""
-  model = Pretrained(tiny_backbone(), tiny_frozen())
-  experiment = Experiment(model, tiny_scenario(tasks), tiny_method(method, tasks), TRAINING)
+  """An experiment of some tasks, in the world that the method needs."""
+  world = world_of(method, tasks)
+  experiment = Experiment(world.model, world.scenario, tiny_method(method, tasks), TRAINING)
   return experiment.replace(**fields)
 
 

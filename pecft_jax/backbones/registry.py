@@ -1,11 +1,13 @@
 """All families of models. A new one is a folder in `families/` and its line here."""
 
 from pecft_jax.backbones.core.family import Family
-from pecft_jax.backbones.families.decoder.family import DECODER
-from pecft_jax.backbones.families.vit.family import VIT
+from pecft_jax.backbones.families.decoder.family import DECODER as DECODER
+from pecft_jax.backbones.families.vit.family import VIT as VIT
 from pecft_jax.typing import Backbone
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (DECODER, VIT)}
+FAMILIES: dict[str, Family] = {
+  each.name: each for each in tuple(globals().values()) if isinstance(each, Family)
+}
 
 
 def family_of(backbone: Backbone) -> Family:

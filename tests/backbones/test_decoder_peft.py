@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pecft_jax.about import about_of, tinies
 from pecft_jax.backbones import decoder, stack_blocks
 from pecft_jax.paths import map_named, named_leaves
 from pecft_jax.peft import PEFTS, combine, merge_error, merged, prompt, split_kept
 from pecft_jax.peft.tokens.prompt import PromptDelta
 from pecft_jax.typing import PeftTransform
 
-REFUSED = {'bitfit'}  # There are no biases.
-NAMES = sorted(set(PEFTS) - REFUSED)
-NOT_IDENTITY = {'prefix', 'prompt', 'ssf', 'vpt_deep', 'vpt_shallow'}
-NO_BIAS_TO_MERGE_INTO = {'ssf'}
-MERGEABLE = [n for n in NAMES if PEFTS[n]().merge is not None and n not in NO_BIAS_TO_MERGE_INTO]
+TINIES = tinies(PEFTS)
+ABOUT = {name: about_of(PEFTS[name.partition(':')[0]]) for name in TINIES}
+# A decoder has no biases.
+NAMES = sorted(name for name in TINIES if 'biases' not in ABOUT[name].needs)
+REFUSED = sorted(set(TINIES) - set(NAMES))
+MERGEABLE = [name for name in NAMES if TINIES[name]().merge is not None]
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 every_peft = pytest.mark.parametrize('name', NAMES)
@@ -36,7 +38,7 @@ class Case(NamedTuple):
 def cases(tiny_decoder, decoder_params, texts):
   @functools.cache
   def case(name):
-    peft = PEFTS[name]()
+    peft = TINIES[name]()
     start = peft.init(jax.random.key(3), tiny_decoder.sites, decoder_params)
     delta = map_named(shaken, start)
     return Case(peft, start, delta, tiny_decoder.apply(decoder_params, texts, delta, peft=peft))
@@ -62,11 +64,12 @@ def close(got, want):
 def test_starts_as_the_frozen_model_where_promised(tiny_decoder, decoder_params, texts, case, name):
   frozen = tiny_decoder.apply(decoder_params, texts).tokens
   start = tiny_decoder.apply(decoder_params, texts, case.start, peft=case.peft).tokens
-  if name in NOT_IDENTITY:
-    assert np.abs(start - frozen).max() > 1e-3
-  else:
+  if ABOUT[name].identity:
     close(start, frozen)
-  assert (np.abs(case.features.pooled - frozen[:, -1]).max() > 1e-3) or name == 'linear_probe'
+  else:
+    assert np.abs(start - frozen).max() > 1e-3
+  changed = np.abs(case.features.pooled - frozen[:, -1]).max() > 1e-3
+  assert changed or not jax.tree.leaves(case.start)  # A linear probe trains nothing here.
   assert case.features.tokens.shape == frozen.shape
 
 
@@ -117,7 +120,7 @@ def test_stays_causal(case, tiny_decoder, decoder_params, texts):
 
 @every_peft
 def test_gradients_reach_every_leaf_of_the_delta(name, decoder_sizes, decoder_params, texts):
-  peft, shallow = PEFTS[name](), decoder(**{**decoder_sizes, 'depth': 1})
+  peft, shallow = TINIES[name](), decoder(**{**decoder_sizes, 'depth': 1})
   params = {key: decoder_params[key] for key in ('embed', 'block_0', 'norm')}
   delta = map_named(shaken, peft.init(jax.random.key(3), shallow.sites, params))
   target = np.random.default_rng(5).normal(size=(5, 24))
@@ -137,6 +140,10 @@ def test_gradients_reach_every_leaf_of_the_delta(name, decoder_sizes, decoder_pa
 
 @pytest.mark.parametrize('name', MERGEABLE)
 def test_merged_weights_equal_the_sites(case, tiny_decoder, decoder_params, texts):
+  if any(leaf.endswith('/shift') for leaf, _ in named_leaves(case.start)):
+    with pytest.raises(ValueError, match='has no bias to write to'):
+      merged(case.peft, case.delta, decoder_params)
+    return
   error = merge_error(tiny_decoder.apply, case.peft, case.delta, decoder_params, texts)
   assert error < 5e-5
 
@@ -160,15 +167,12 @@ def test_computes_in_the_type_of_the_backbone(case, decoder_sizes, decoder_param
   assert {leaf.dtype for leaf in jax.tree.leaves(active)} <= {jnp.dtype(jnp.float32)}
 
 
-def test_bitfit_is_refused_at_init(tiny_decoder, decoder_params):
-  with pytest.raises(ValueError, match=r"no leaf matches '\(\^\|/\)\(bias\|b\)\$'; leaves: \['bl"):
-    PEFTS['bitfit']().init(jax.random.key(0), tiny_decoder.sites, decoder_params)
-
-
-def test_shifts_cannot_be_merged_where_there_is_no_bias(cases, decoder_params):
-  case = cases('ssf')
-  with pytest.raises(ValueError, match='has no bias to write to'):
-    merged(case.peft, case.delta, decoder_params)
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_needs_biases_is_refused_at_init(name, tiny_decoder, decoder_params):
+  with pytest.raises(
+    ValueError, match=r"no (leaf|'linear' site) matches '.*'; (leaves|sites): \['"
+  ):
+    TINIES[name]().init(jax.random.key(0), tiny_decoder.sites, decoder_params)
 
 
 def test_a_prompt_of_embeddings_is_text(tiny_decoder, decoder_params, texts):

@@ -1,17 +1,20 @@
 """Every transform with every method: it runs, or the reason why not is said at construction."""
 
 import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from tinies import needs_of, tiny
 
-from pecft_jax.about import tinies
+from pecft_jax.about import about_of, tinies
 from pecft_jax.backbones.families.vit.model import vit
-from pecft_jax.continual import METHODS as ALL
-from pecft_jax.continual import WRAPPERS, derpp, ease, ewc, finetune, joint, l2p, olora, ranpac
+from pecft_jax.continual import METHODS, WRAPPERS, ease, finetune, joint, olora, ranpac
 from pecft_jax.paths import named_leaves
-from pecft_jax.peft import PEFTS
+from pecft_jax.peft import PEFTS, BottleneckDelta, LoraDelta
 from pecft_jax.problems import next_tokens, regression
 from pecft_jax.train.phases import Run, begin
 from pecft_jax.train.state import init_state
@@ -20,21 +23,49 @@ from pecft_jax.typing import Env
 
 from .tiny import CAPACITY, CLASSES, MODEL, RECIPE, batch, task
 
-METHODS = {
-  'finetune': finetune,
-  'joint': joint,
-  'l2p': functools.partial(l2p, pool=5, length=2),
-  'olora': olora,
-  'ease': ease,
-  'ranpac': functools.partial(ranpac, projection=40),
-  'ewc(derpp)': lambda *parts, **options: ewc(derpp(finetune(*parts, **options), size=11)),
+FROZEN = jax.eval_shape(MODEL.init, jax.random.key(0))
+TINIES = tinies(PEFTS)
+# Methods for classes that take a transform; all wrappers at once around the plain one.
+TAKES = [
+  name
+  for name, factory in METHODS.items()
+  if 'peft' in inspect.signature(factory).parameters and 'texts' not in needs_of(name)
+]
+ALL_WRAPPERS = 'all wrappers'
+
+
+def made_of(kind: type) -> Callable[[Any], bool]:
+  """Whether a delta is records of one kind, and at least one of them."""
+
+  def holds(delta):
+    parts = jax.tree.leaves(delta, is_leaf=lambda part: isinstance(part, kind))
+    return bool(parts) and all(isinstance(part, kind) for part in parts)
+
+  return holds
+
+
+# Needs that only some transforms meet, and what is said where one does not.
+MET: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  'LoRA factors': (made_of(LoraDelta), 'needs a transform whose delta is LoRA'),
+  'adapters': (made_of(BottleneckDelta), 'needs a transform whose delta is a bottleneck'),
+  'trained delta': (lambda delta: bool(jax.tree.leaves(delta)), 'trains something of the backbone'),
 }
-# What cannot go together, with a piece of the message.
-REFUSED = {
-  **{('olora', name): 'needs a transform whose delta is LoRA' for name in PEFTS},
-  ('ease', 'linear_probe'): 'trains something of the backbone',
-}
-del REFUSED['olora', 'lora'], REFUSED['olora', 'rslora']
+
+
+@functools.cache
+def delta_of(peft: str) -> Any:
+  """The shapes of a transform's delta."""
+  make = lambda frozen: TINIES[peft]().init(jax.random.key(0), MODEL.sites, frozen)
+  return jax.eval_shape(make, FROZEN)
+
+
+def build(name: str, peft: str, backbone: Any = MODEL) -> Any:
+  if name != ALL_WRAPPERS:
+    return METHODS[name](backbone, CAPACITY, peft=TINIES[peft]())
+  method = finetune(backbone, CAPACITY, peft=TINIES[peft]())
+  for wrapper in WRAPPERS:
+    method = tinies(WRAPPERS)[wrapper](method)
+  return method
 
 
 def one_step(method, frozen, some):
@@ -46,27 +77,25 @@ def one_step(method, frozen, some):
   return state, after, log, logits
 
 
-@pytest.mark.parametrize('peft', sorted(PEFTS))
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('peft', sorted(TINIES))
+@pytest.mark.parametrize('name', [*TAKES, ALL_WRAPPERS])
 def test_every_pair_takes_a_step_or_says_why_not(name, peft):
-  build = lambda: METHODS[name](MODEL, CAPACITY, peft=PEFTS[peft]())
-  if (name, peft) in REFUSED:
-    with pytest.raises(ValueError, match=REFUSED[name, peft]):
-      build()
+  needs = needs_of(name) if name in METHODS else ()
+  unmet = [text for need, (met, text) in MET.items() if need in needs and not met(delta_of(peft))]
+  if unmet:
+    with pytest.raises(ValueError, match='|'.join(unmet)):
+      build(name, peft)
     return
-  method = build()
-  frozen = jax.eval_shape(MODEL.init, jax.random.key(0))
+  method = build(name, peft)
   some = batch(method.inputs.shape, CLASSES[0], 0)
-  state, after, log, logits = jax.eval_shape(lambda f, b: one_step(method, f, b), frozen, some)
+  state, after, log, logits = jax.eval_shape(lambda f, b: one_step(method, f, b), FROZEN, some)
   shapes = lambda tree: [(path, leaf.shape, leaf.dtype) for path, leaf in named_leaves(tree)]
   assert shapes(state) == shapes(after)
   assert log.loss.shape == () and logits.shape == (5, 7)
 
 
-# Methods that say at construction that they mean classes, by the beginning of their names.
-MEAN_CLASSES = ('aligned', 'derpp', 'ease', 'icarl', 'lae', 'ranpac', 'sema', 'simplecil', 'slca')
 BUILDERS = {
-  **{name: make for name, make in tinies(ALL).items() if not name.startswith('language_model')},
+  **{name: make for name, make in tinies(METHODS).items() if 'texts' not in needs_of(name)},
   **{name: lambda b, c, m=make: m(plain(b, c)) for name, make in tinies(WRAPPERS).items()},
 }
 
@@ -78,14 +107,14 @@ def plain(backbone, capacity):
 @pytest.mark.parametrize('name', BUILDERS)
 def test_every_method_learns_numbers_or_says_that_it_means_classes(name):
   build = lambda: BUILDERS[name](MODEL, CAPACITY._replace(problem=regression(7)))
-  if name.startswith(MEAN_CLASSES):
-    with pytest.raises(ValueError, match=f'{name.split(":")[0]} needs classes'):
+  base = name.partition(':')[0]
+  if 'classes' in about_of({**METHODS, **WRAPPERS}[base]).needs:
+    with pytest.raises(ValueError, match=f'{base} needs classes'):
       build()
     return
-  frozen = jax.eval_shape(MODEL.init, jax.random.key(0))
   some = batch(MODEL.inputs.shape, CLASSES[0], 0)
   some = some._replace(y=np.zeros((len(some.y), 7), np.float32))
-  *_, log, answers = jax.eval_shape(lambda f, b: one_step(build(), f, b), frozen, some)
+  *_, log, answers = jax.eval_shape(lambda f, b: one_step(build(), f, b), FROZEN, some)
   assert log.loss.shape == () and answers.shape == (5, 7)
 
 
@@ -97,19 +126,19 @@ def test_every_method_for_one_row_of_answers_refuses_tokens_and_other_widths(nam
 
 
 def test_a_pattern_without_sites_is_refused_at_construction():
-  for build in (finetune, joint, ease, ranpac, olora):
+  for make in (finetune, joint, ease, ranpac, olora):
     with pytest.raises(ValueError, match="no 'linear' site matches 'nowhere'; sites: "):
-      build(MODEL, CAPACITY, peft=PEFTS['lora']('nowhere'))
+      make(MODEL, CAPACITY, peft=PEFTS['lora']('nowhere'))
 
 
-def test_a_stacked_backbone_serves_as_well():
+@pytest.mark.parametrize('name', [name for name in METHODS if 'texts' not in needs_of(name)])
+def test_a_stacked_backbone_serves_as_well(name):
   stacked = vit(
     image_size=16, channels=1, patch=8, width=24, depth=3, heads=2, mean=(0.5,), std=(0.5,),
     scan=True,
   )  # fmt: skip
   frozen = jax.eval_shape(stacked.init, jax.random.key(0))
-  for name in ('l2p', 'olora', 'ease'):
-    method = METHODS[name](stacked, CAPACITY, peft=PEFTS['lora']())
-    some = batch(method.inputs.shape, CLASSES[0], 0)
-    *_, logits = jax.eval_shape(lambda f, b, m=method: one_step(m, f, b), frozen, some)
-    assert logits.shape == (5, 7)
+  method = tiny(name, stacked, CAPACITY)
+  some = batch(method.inputs.shape, CLASSES[0], 0)
+  *_, logits = jax.eval_shape(lambda f, b: one_step(method, f, b), frozen, some)
+  assert logits.shape == (5, 7)

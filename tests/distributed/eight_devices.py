@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType
-from tinies import ANYWHERE, WRAPPED_NAMES
+from tinies import METHOD_NAMES, WRAPPED_NAMES
 from tiny_runs import TRAINING, silent, tiny_experiment
 
 from pecft_jax.backbones.families.vit.model import vit
@@ -40,11 +40,11 @@ from pecft_jax.train import (
 from pecft_jax.typing import Capacity, Env, Pretrained
 from pecft_jax.workdir.checkpoint import Checkpoints
 
-TASKS = 3
+TASKS = 2
 CAPACITY = Capacity(TASKS, 2 * TASKS)
 MOVING = ('vit', 'derpp(finetune)')
 # Buffers have slots for all devices to share.
-CASES = (*ANYWHERE, *WRAPPED_NAMES, 'vit')
+CASES = (*METHOD_NAMES, *WRAPPED_NAMES, 'vit')
 
 
 def layouts() -> dict[str, Layout]:

@@ -10,6 +10,7 @@ import pytest
 from tiny_vit import DEPTH, shaken
 
 from pecft_jax import peft as library
+from pecft_jax.about import about_of, tinies
 from pecft_jax.backbones.core.stacks import stack_blocks
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import (
@@ -26,12 +27,9 @@ from pecft_jax.peft import (
 from pecft_jax.peft.halves import split_kept
 from pecft_jax.typing import PeftTransform
 
-NAMES = sorted(PEFTS)
-# Learned tokens change the model from the start; so does SSF, whose noise is deliberate.
-NOT_IDENTITY = {'prefix', 'prompt', 'ssf', 'vpt_deep', 'vpt_shallow'}
-# One site around the whole encoder, in no block.
-NOT_IN_BLOCKS = {'prompt', 'vpt_shallow'}
-MERGEABLE = [name for name in NAMES if PEFTS[name]().merge is not None]
+TINIES = tinies(PEFTS)
+NAMES = sorted(TINIES)
+MERGEABLE = [name for name in NAMES if TINIES[name]().merge is not None]
 
 every_peft = pytest.mark.parametrize('name', NAMES)
 every_mergeable = pytest.mark.parametrize('name', MERGEABLE)
@@ -64,7 +62,7 @@ class _Box:
 
 @functools.cache
 def _case(model, name, box):
-  peft = PEFTS[name]()
+  peft = TINIES[name]()
   start = peft.init(jax.random.key(3), model.sites, box.tiny.params)
   delta = shaken(start, 4, 0.1)
   return Case(peft, start, delta, model.apply(box.tiny.params, box.tiny.images, delta, peft=peft))
@@ -86,17 +84,17 @@ def equal(a, b):
 def test_starts_as_the_frozen_model_where_promised(tiny, case, name):
   frozen = tiny.model.apply(tiny.params, tiny.images)
   start = tiny.model.apply(tiny.params, tiny.images, case.start, peft=case.peft)
-  if name in NOT_IDENTITY:
-    assert np.abs(start.pooled - frozen.pooled).max() > 1e-3
-  else:
+  if about_of(PEFTS[name.partition(':')[0]]).identity:
     close(start, frozen, atol=1e-6)
+  else:
+    assert np.abs(start.pooled - frozen.pooled).max() > 1e-3
 
 
 @every_peft
-def test_noise_in_the_delta_changes_the_output(tiny, case, name):
+def test_noise_in_the_delta_changes_the_output(tiny, case):
   frozen = tiny.model.apply(tiny.params, tiny.images)
   changed = np.abs(case.features.pooled - frozen.pooled).max() > 1e-3
-  assert changed == (name != 'linear_probe')
+  assert changed == bool(jax.tree.leaves(case.start))  # A linear probe trains nothing here.
 
 
 @every_peft
@@ -116,7 +114,7 @@ def test_jitted_scan_equals_eager_loop(tiny, case):
 
 @every_peft
 def test_gradients_reach_every_leaf_of_the_delta(tiny, name):
-  peft = PEFTS[name]()
+  peft = TINIES[name]()
   params = {key: leaf for key, leaf in tiny.params.items() if key not in ('block_1', 'block_2')}
   delta = shaken(peft.init(jax.random.key(3), tiny.shallow.sites, params), 4, 0.1)
   target = jax.random.normal(jax.random.key(5), (7, tiny.shallow.width))
@@ -156,9 +154,10 @@ def test_init_does_not_depend_on_the_storage(tiny, case):
 
 
 @every_peft
-def test_some_layers_alone_equal_in_both_storages(tiny, name):
-  peft = at_layers(PEFTS[name](), [1, 2])
-  if name in NOT_IN_BLOCKS:
+def test_some_layers_alone_equal_in_both_storages(tiny, case):
+  peft = at_layers(case.peft, [1, 2])
+  names = [name for name, _ in named_leaves(case.start)]
+  if names and not any('block_' in name for name in names):  # One site around the whole encoder.
     with pytest.raises(ValueError, match=r"no 'tokens' site matches '\^encoder\$'; sites: \['bl"):
       peft.init(jax.random.key(3), tiny.model.sites, tiny.params)
     return
@@ -264,10 +263,10 @@ def test_merged_weights_are_the_same_in_both_storages(tiny, case):
 
 
 @every_mergeable
-def test_unmerging_restores_every_bit(tiny, case, name):
+def test_unmerging_restores_every_bit(tiny, case):
   for params in (tiny.params, tiny.stacked_params):
     together = merged(case.peft, case.delta, params)
-    assert bool(together.originals) == (name != 'linear_probe')
+    assert bool(together.originals) == bool(jax.tree.leaves(case.start))
     equal(unmerge(together), params)
 
 

@@ -2,14 +2,15 @@
 
 import jax
 import pytest
-from tinies import ANYWHERE, METHOD_NAMES, WRAPPED_NAMES
-from tiny_runs import TRAINING, tiny_frozen, tiny_method
+from tinies import METHOD_NAMES, WRAPPED_NAMES
+from tiny_runs import TRAINING, tiny_frozen, tiny_method, world_of
 
+from pecft_jax.about import tinies
+from pecft_jax.paths import named_leaves
+from pecft_jax.peft import PEFTS
 from pecft_jax.train import compile_steps, one_device
 from pecft_jax.train.abstract import arguments
 
-NAMES = [name for name in METHOD_NAMES if name.partition(':')[0] in ANYWHERE]
-METHODS = {name: tiny_method(name) for name in (*NAMES, *WRAPPED_NAMES)}
 FUNCTIONS = {'prepare': 'gather', 'consolidate': 'gather'} | {
   name: name for name in ('init', 'begin', 'train', 'end', 'predict', 'query')
 }
@@ -24,9 +25,9 @@ def _primitives(jaxpr):
         yield from _primitives(inner)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', (*METHOD_NAMES, *WRAPPED_NAMES))
 def test_no_function_of_any_method_calls_python_or_moves_data_to_the_host(name):
-  method, frozen = METHODS[name], tiny_frozen()
+  method, frozen = tiny_method(name), world_of(name).model.params
   steps = compile_steps(method, TRAINING.recipe, one_device(), frozen)
   given = arguments(steps, method, frozen, 4)
   found = set()
@@ -37,6 +38,22 @@ def test_no_function_of_any_method_calls_python_or_moves_data_to_the_host(name):
   assert {'dot_general', 'jit'} & found  # Something was looked at.
   outside = ('callback', 'print', 'infeed', 'outfeed', 'device_put', 'copy_to_host')
   assert not [primitive for primitive in found if any(word in primitive for word in outside)]
+
+
+@pytest.mark.parametrize(
+  'name', (*METHOD_NAMES, *WRAPPED_NAMES, *(f'finetune[{name}]' for name in tinies(PEFTS)))
+)
+def test_a_state_keeps_its_types_so_that_nothing_is_compiled_twice(name):
+  method, frozen = tiny_method(name), world_of(name).model.params
+  steps = compile_steps(method, TRAINING.recipe, one_device(), frozen)
+  given = arguments(steps, method, frozen, 4)
+  start = jax.eval_shape(steps.init, jax.random.key(0), frozen)
+  begun = jax.eval_shape(steps.begin, start, *given.begin[1:])
+  trained, _ = jax.eval_shape(steps.train, begun, *given.train[1:])
+  ended = jax.eval_shape(steps.end, trained, *given.end[1:])
+  # A weak type, as of `jnp.full(shape, 0.1)`, becomes another one in the first update.
+  types = lambda state: [(n, a.shape, a.dtype, a.weak_type) for n, a in named_leaves(state)]
+  assert types(start) == types(begun) == types(trained) == types(ended)
 
 
 def test_a_callback_would_be_found():
@@ -50,7 +67,7 @@ def test_a_callback_would_be_found():
 
 
 def test_arguments_have_the_shapes_of_a_run():
-  method, frozen = METHODS['derpp(finetune)'], tiny_frozen()
+  method, frozen = tiny_method('derpp(finetune)'), tiny_frozen()
   steps = compile_steps(method, TRAINING.recipe, one_device(), frozen)
   given = arguments(steps, method, frozen, 6)
   state, log = jax.eval_shape(steps.train, *given.train)

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from tinies import ANYWHERE
-from tiny_runs import tiny_backbone
+from tinies import METHOD_NAMES, WRAPPED_NAMES
+from tiny_runs import tiny_backbone, tiny_method
 
-from pecft_jax.about import about_of
-from pecft_jax.continual import WRAPPERS, finetune
+from pecft_jax.continual import finetune
 from pecft_jax.peft import lora
 from pecft_jax.train import check_method
 from pecft_jax.typing import Capacity, Fit, Once
@@ -16,12 +15,9 @@ CAPACITY = Capacity(2, 4)
 PLAIN = finetune(tiny_backbone(), CAPACITY, peft=lora('q$', rank=2, dropout=0.1))
 
 
-@pytest.mark.parametrize('name', sorted({**ANYWHERE, **WRAPPERS}))
+@pytest.mark.parametrize('name', (*METHOD_NAMES, *WRAPPED_NAMES))
 def test_every_method_and_wrapper_of_the_library_passes(name):
-  if name in ANYWHERE:
-    check_method(about_of(ANYWHERE[name]).tiny[''](tiny_backbone(), CAPACITY))
-  else:
-    check_method(about_of(WRAPPERS[name]).tiny[''](PLAIN))
+  check_method(tiny_method(name))
 
 
 def twice(params, memory, env, key):

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tinies import ANYWHERE
+from tinies import METHOD_NAMES, WRAPPED_NAMES, needs_of, tiny, without
 from tiny_runs import silent
 
 from pecft_jax import data
 from pecft_jax.backbones import decoder
-from pecft_jax.continual import WRAPPERS, derpp, er, finetune, olora, ranpac
+from pecft_jax.continual import derpp, er, finetune, olora, ranpac
 from pecft_jax.data import random_crop
 from pecft_jax.peft import lora
+from pecft_jax.problems import classification, next_tokens
 from pecft_jax.train import Experiment, Training, adam, compile_steps, one_device, run
 from pecft_jax.train.experiment import check_experiment, describe
 from pecft_jax.typing import Batch, Capacity, Pretrained
@@ -74,29 +75,29 @@ def test_texts_are_learned_task_by_task(name, tmp_path):
     assert found['metrics']['average_accuracy'] > 0.4
 
 
-@functools.cache
-def every_method():
-  """All but l2p, which needs a class token; every wrapper around the first."""
-  options = {name: {} if name == 'simplecil' else {'peft': lora(rank=2)} for name in ANYWHERE}
-  plain = {
-    name: factory(reader(), CAPACITY, **options[name])
-    for name, factory in ANYWHERE.items()
-    if name != 'l2p'
-  }
-  wrapped = {name: wrap(plain['finetune']) for name, wrap in WRAPPERS.items()}
-  return plain | wrapped
+NAMES = (*METHOD_NAMES, *WRAPPED_NAMES)
 
 
-@pytest.mark.parametrize('name', sorted({*ANYWHERE, *WRAPPERS} - {'l2p'}))
+@pytest.mark.parametrize('name', without('class token', names=NAMES))
 def test_every_pass_of_every_method_takes_texts(name):
-  steps = compile_steps(every_method()[name], adam(1e-3), one_device(), frozen())
+  of_tokens = 'texts' in needs_of(name)
+  problem = next_tokens(LENGTH) if of_tokens else classification
+  method = tiny(name, reader(), Capacity(TASKS, CLASSES, problem))
+  steps = compile_steps(method, adam(1e-3), one_device(), frozen())
   state = jax.eval_shape(steps.init, jax.random.key(0), frozen())
   rows = np.arange(8, dtype=np.int32)
-  batch = Batch(np.zeros((8, LENGTH), np.int32), rows % CLASSES, rows < 7, rows)
+  y = np.zeros((8, LENGTH), np.int32) if of_tokens else rows % CLASSES
+  batch = Batch(np.zeros((8, LENGTH), np.int32), y, rows < 7, rows)
   passes = [steps.prepare, steps.consolidate, lambda *args: steps.train(*args)[0]]
   for each in filter(None, passes):
     after = jax.eval_shape(each, state, frozen(), batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+@pytest.mark.parametrize('name', sorted({*METHOD_NAMES} - {*without('class token')}))
+def test_what_needs_a_class_token_is_refused(name):
+  with pytest.raises(ValueError, match='class token'):
+    tiny(name, reader(), CAPACITY)
 
 
 def test_replay_keeps_token_ids():

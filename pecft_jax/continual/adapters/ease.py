@@ -65,7 +65,7 @@ class EaseMemory(NamedTuple):
     'Expandable subspace ensemble for pre-trained model-based class-incremental learning',
     '2403.12030',
   ),
-  needs=('trained delta',),
+  needs=('classes', 'trained delta'),
   carries='a delta per task, and prototypes of all classes in the subspaces of all tasks',
   passes='T',
   tiny=lambda backbone, capacity: ease(backbone, capacity, peft=lora('.', rank=2)),

@@ -24,6 +24,7 @@ def _default_peft() -> PeftTransform:
     'A unified continual learning framework with general parameter-efficient tuning',
     '2303.10070',
   ),
+  needs=('classes',),
   carries='a second copy of the delta',
   passes='2',
   tiny=lambda backbone, capacity: lae(backbone, capacity, peft=lora('.', rank=2), decay=0.9),

@@ -48,7 +48,7 @@ from pecft_jax.typing import (
     'Self-expansion of pre-trained models with mixture of adapters for continual learning',
     '2403.18886',
   ),
-  needs=('adapters',),
+  needs=('adapters', 'classes'),
   carries='adapters with their descriptors, as many as the data asked for',
   tiny=lambda backbone, capacity: sema(
     backbone,

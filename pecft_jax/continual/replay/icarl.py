@@ -42,7 +42,7 @@ from pecft_jax.typing import (
   'method',
   'replay',
   Paper('iCaRL: incremental classifier and representation learning', '1611.07725'),
-  needs=('stored examples',),
+  needs=('classes', 'stored examples'),
   carries='herded examples of all classes, and the model of before the task',
   tiny=lambda backbone, capacity: icarl(
     backbone, capacity, peft=lora('.', rank=2), size=2 * capacity.classes + 1, candidates=9

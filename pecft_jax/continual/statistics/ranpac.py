@@ -36,6 +36,7 @@ from pecft_jax.typing import (
   'method',
   'statistics',
   Paper('RanPAC: random projections and pre-trained models for continual learning', '2307.02251'),
+  needs=('classes',),
   carries='a Gram matrix M x M and sums M x C of projected features',
   tiny=lambda backbone, capacity: ranpac(
     backbone, capacity, peft=lora('.', rank=2), projection=16, sample=30

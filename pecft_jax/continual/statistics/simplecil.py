@@ -18,6 +18,7 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
     'adaptivity are all you need',
     '2303.07338',
   ),
+  needs=('classes',),
   carries='a sum of features per class',
   tiny=lambda backbone, capacity: simplecil(backbone, capacity),
 )

@@ -16,6 +16,7 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
     'SLCA: slow learner with classifier alignment for continual learning on a pre-trained model',
     '2303.05118',
   ),
+  needs=('classes',),
   carries='a Gaussian D x D per class',
   tiny=lambda backbone, capacity: slca(backbone, capacity, samples=6),
 )

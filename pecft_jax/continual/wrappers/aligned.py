@@ -29,6 +29,7 @@ def _default_recipe() -> Recipe:
     'SLCA: slow learner with classifier alignment for continual learning on a pre-trained model',
     '2303.05118',
   ),
+  needs=('classes',),
   carries='a Gaussian D x D per class',
   tiny={
     '': lambda inner: aligned(inner, samples=6),

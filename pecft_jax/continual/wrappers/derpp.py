@@ -17,7 +17,7 @@ from pecft_jax.typing import ContinualMethod
   'wrapper',
   'wrappers',
   Paper('Dark experience for general continual learning: a strong, simple baseline', '2004.07211'),
-  needs=('stored examples',),
+  needs=('classes', 'stored examples'),
   carries='a buffer of examples with logits',
   tiny={
     '': lambda inner: derpp(inner, size=8),

@@ -70,7 +70,7 @@ def vera(
 
   def init_one(key, spec, weights):
     del key, spec  # Nothing trained is random.
-    return VeraDelta(jnp.full(rank, 0.1), jnp.zeros(weights.main.shape[1]))
+    return VeraDelta(jnp.full(rank, 0.1, jnp.float32), jnp.zeros(weights.main.shape[1]))
 
   def run(delta, next_fn, x, w, b):
     first, second = factors(w)
