@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pecft_jax.about import About
-from pecft_jax.assignments import assign
+from pecft_jax.assignments import assign, options_of
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.paths import unknown
 from pecft_jax.peft import PEFTS
@@ -113,9 +113,11 @@ class Choice(NamedTuple):
     # The method's own stays None, unless it has options.
     if trained is not None and (self.peft is not None or self.options.get(trained)):
       parts['peft'] = find('transform', trained)(**self.options.get(trained, {}))
-    method = factory(backbone, capacity, **parts, **self.options.get(self.method, {}))
+    arguments = {**parts, **self.options.get(self.method, {})}
+    method = _called('method', self.method, factory, (backbone, capacity), arguments)
     for name in self.wrap:
-      method = find('wrapper', name)(method, **self.options.get(name, {}))
+      options = self.options.get(name, {})
+      method = _called('wrapper', name, find('wrapper', name), (method,), options)
     return method
 
   def plain(self, method: str) -> 'Choice':
@@ -125,7 +127,7 @@ class Choice(NamedTuple):
   @property
   def transform(self) -> str | None:
     """The name of the transform in use; None where the method has none."""
-    return self.peft or own_transform(find('method', self.method))
+    return own_transform(find('method', self.method)) if self.peft is None else self.peft
 
 
 def choose(
@@ -154,13 +156,14 @@ def choose(
   {'ewc': {'strength': 10.0}, 'lora': {'rank': 2}}
   """
   names = wrap.split(',') if isinstance(wrap, str) else wrap
-  wrappers = tuple(stripped for name in names if (stripped := name.strip()))
+  wrappers = tuple(name.strip() for name in names) if wrap else ()
   for name in wrappers:
     if wrappers.count(name) > 1:
       raise ValueError(
         f'wrapper {name!r} is named twice: once is all it can do, and options go by its name'
       )
   options = {name: dict(values) for name, values in (options or {}).items()}
+  _check_options(options)
   choice = Choice(method, peft, wrappers, options)
   parts = {method: find('method', method), **{name: find('wrapper', name) for name in wrappers}}
   if peft is not None:
@@ -171,6 +174,39 @@ def choose(
   for name, values in assign(set, parts, known).items():
     options[name] = {**options.get(name, {}), **values}
   return choice
+
+
+def _called(
+  kind: str, name: str, factory: Factory, parts: tuple[Any, ...], options: Mapping[str, Any]
+) -> ContinualMethod:
+  """What a factory makes of its parts. Raises ValueError where it is none of methods."""
+  try:
+    inspect.signature(factory).bind(*parts, **options)
+  except (TypeError, ValueError) as error:
+    first = 'backbone, capacity' if kind == 'method' else 'inner'
+    raise ValueError(
+      f'{name} cannot be called as a {kind}, {name}({first}, ...): {error}'
+    ) from None
+  found = factory(*parts, **options)
+  if not isinstance(found, ContinualMethod):
+    raise ValueError(
+      f'{name} is given as a {kind}: expected it to make a ContinualMethod, got '
+      f'{type(found).__name__}'
+    )
+  return found
+
+
+def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises ValueError for options of a part that does not exist, or that its factory has not."""
+  known = {name: part for registry in REGISTRIES.values() for name, part in registry.items()}
+  for name, values in options.items():
+    if ':' in name:
+      continue  # Of another module, which is imported when it is in use.
+    if name not in known:
+      raise unknown('part in options', name, known)
+    for option in values:
+      if option not in (accepted := options_of(known[name])):
+        raise unknown(f'option of {name}', option, accepted)
 
 
 def own_transform(method: Factory) -> str | None:

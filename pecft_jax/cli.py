@@ -1,12 +1,16 @@
 """The command `pecft`."""
 
 import argparse
+import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pecft_jax import __version__
+
+_NO_READER = 141  # As of a process that SIGPIPE ended.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,29 +19,35 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog='pecft',
     description='Parameter-efficient continual fine-tuning in JAX.',
+    allow_abbrev=False,
     epilog='pecft run FILE --help lists the flags of an experiment.',
   )
   parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+  # Before a command and behind it; flags of an experiment may begin alike.
+  either = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  either.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
+                      help='show the whole traceback of an error')  # fmt: skip
+  parser.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-  run = commands.add_parser('run', help='run or resume an experiment file', add_help=False)
+  add = functools.partial(commands.add_parser, parents=[either], allow_abbrev=False)
+  run = add('run', help='run or resume an experiment file', add_help=False)
   run.add_argument(
     'file',
     nargs='?',
     help='a Python file with experiment(...) -> Experiment, or the name of a benchmark',
   )
-  plan = commands.add_parser(
-    'plan', help='what a run would take: memory, FLOPs, time, growth', add_help=False
-  )
+  plan = add('plan', help='what a run would take: memory, FLOPs, time, growth', add_help=False)
   plan.add_argument('file', nargs='?', help='as for run')
-  listing = commands.add_parser('list', help='what there is: transforms, methods, ...')
+  listing = add('list', help='what there is: transforms, methods, ...')
   listing.add_argument('kind', help='peft, methods, presets, benchmarks or backbones')
   listing.add_argument('--json', action='store_true', help='as JSON')
-  reporting = commands.add_parser('report', help='write the page of a run, or compare several')
+  reporting = add('report', help='write the page of a run, or compare several')
   reporting.add_argument('dirs', nargs='+', type=pathlib.Path, help='work directories')
-  reporting.add_argument('--out', type=pathlib.Path, default=pathlib.Path('report.html'),
-                      help='page of a comparison (default: report.html)')  # fmt: skip
+  reporting.add_argument(
+    '--out', type=pathlib.Path, help='the page (default: DIR/report.html; of several, report.html)'
+  )
   reporting.add_argument('--markdown', action='store_true', help='print the comparison as Markdown')
-  inspecting = commands.add_parser(
+  inspecting = add(
     'inspect',
     help='what a work directory holds: checkpoints, their state, and what is damaged',
     description='Changes nothing, and may be used while a run goes on. The exit status is 1 where '
@@ -48,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                           help='also read all arrays, and check their digests')  # fmt: skip
   inspecting.add_argument('--leaves', action='store_true', help='each leaf with its shape')
   inspecting.add_argument('--json', action='store_true', help='as JSON')
-  exporting = commands.add_parser(
+  exporting = add(
     'export',
     help='save the adapter of a run for another library',
     description='The delta and the classifier that a run had after a task, as an adapter.',
@@ -73,11 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   from rich.console import Console
 
+  from pecft_jax.commands.failures import ERRORS, told
+
   try:
-    return _run(known, rest, Console())
-  except (ValueError, ArithmeticError, OSError) as error:
-    Console(stderr=True).print(f'error: {error}', style='red', highlight=False, markup=False)
+    status = _run(known, rest, Console())
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Who read the output has gone, as `head` does. What is left of it goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _NO_READER
+  except ERRORS as error:
+    if known.debug:
+      raise
+    Console(stderr=True).print(told(error), style='red', highlight=False, markup=False)
     return 1
+  return status
 
 
 def _run(known: argparse.Namespace, rest: list[str], console: Any) -> int:

@@ -1,5 +1,8 @@
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -190,3 +193,162 @@ def test_seeds_that_learn_different_things_are_refused(capsys, tmp_path):
   command = ['run', str(file), '--workdir', str(tmp_path / 'run'), '--seeds', '2']
   assert cli.main(command) == 1
   assert 'run them one by one' in ' '.join(capsys.readouterr().err.split())
+
+
+FILE = 'def experiment(*, seed: int = 0):\n  {}\n'
+
+
+def ran(tmp_path, body, *flags, command='run'):
+  """The exit status of a command on a file with such a function."""
+  (tmp_path / 'mine.py').write_text(body if body.startswith(('def', 'x')) else FILE.format(body))
+  where = ['--workdir', str(tmp_path / 'run')] if command == 'run' else []
+  return cli.main([command, str(tmp_path / 'mine.py'), *where, *flags])
+
+
+def said(capsys):
+  return ' '.join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize('command', ['run', 'plan'])
+@pytest.mark.parametrize(
+  ('body', 'got'),
+  [
+    ('return None', 'got NoneType; does it lack a return?'),
+    ('return (1, 2)', 'got tuple'),
+    ("return {'model': 1}", 'got dict'),
+    ('yield 1', 'got generator'),
+  ],
+)
+def test_a_function_that_returns_no_experiment_is_refused(capsys, tmp_path, command, body, got):
+  assert ran(tmp_path, body, command=command) == 1
+  text = said(capsys)
+  assert 'expected experiment(...) to return an Experiment' in text
+  assert got in text
+
+
+@pytest.mark.parametrize(
+  ('body', 'message'),
+  [
+    ('def experiment(*args): ...\n', 'expected names, got *args'),
+    ('def experiment(**more): ...\n', 'expected names, got *more'),
+    ('def experiment(*, workdir: str = ""): ...\n', '--workdir is a flag of pecft itself'),
+    ('def experiment(*, debug: bool = False): ...\n', '--debug is a flag of pecft itself'),
+    ('def experiment(:\n', 'mine.py, line 1: invalid syntax'),
+  ],
+)
+def test_a_file_whose_parameters_cannot_be_flags_is_refused(capsys, tmp_path, body, message):
+  assert ran(tmp_path, body) == 1
+  assert message in said(capsys)
+
+
+@pytest.mark.parametrize('command', ['run', 'plan'])
+@pytest.mark.parametrize(
+  ('body', 'message'),
+  [
+    ("raise ValueError('mine')", 'error: mine'),
+    ('return 1 / 0', 'error: ZeroDivisionError: division by zero'),
+    ("open('/no/such/file')", 'error: FileNotFoundError: [Errno 2]'),
+    ('from pecft_jax.peft import lora; lora(rank=0)', 'error: rank must be at least 1, got 0'),
+  ],
+)
+def test_an_error_in_the_users_file_shows_where(capsys, tmp_path, command, body, message):
+  assert ran(tmp_path, body, command=command) == 1
+  text = said(capsys)
+  assert message in text
+  assert f'mine.py, line 2, in experiment {body}' in text
+  assert 'pecft_jax/' not in text.replace(str(tmp_path), '')
+  assert '--debug shows the whole traceback' in text
+
+
+@pytest.mark.parametrize('flags', [['--debug'], ['--seed', '1', '--debug']])
+def test_debug_shows_everything(tmp_path, flags):
+  with pytest.raises(ValueError, match='mine') as raised:
+    ran(tmp_path, "raise ValueError('mine')", *flags)
+  files = {pathlib.Path(str(entry.path)).name for entry in raised.traceback}
+  assert {'mine.py', 'run.py', 'cli.py'} <= files
+  with pytest.raises(ValueError, match='no directory'):
+    cli.main(['--debug', 'inspect', str(tmp_path / 'absent')])
+
+
+def test_an_error_of_the_library_alone_shows_no_code(capsys, tmp_path):
+  assert cli.main(['inspect', str(tmp_path / 'absent')]) == 1
+  assert said(capsys) == f'error: there is no directory {tmp_path}/absent'
+
+
+def test_an_error_in_a_users_method_shows_where_it_was_traced(capsys, tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parent)
+  body = (
+    'def experiment():\n'
+    '  from tiny_runs import tiny_experiment\n'
+    '  made = tiny_experiment()\n'
+    '  def loss(params, memory, env, batch, key):\n'
+    '    raise ArithmeticError("no loss today")\n'
+    '  return made.replace(method=made.method._replace(loss=loss))\n'
+  )
+  assert ran(tmp_path, body) == 1
+  text = said(capsys)
+  assert 'error: ArithmeticError: no loss today' in text
+  assert 'mine.py, line 5, in loss raise ArithmeticError' in text
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--mesh', 'data=1,data=1'], "axis 'data' comes twice"),
+    (['--mesh', 'data=0'], 'expected a mesh as data=4,model=2'),
+    (['--wrap', 'ewc,ewc'], "wrapper 'ewc' is named twice"),
+    (['--wrap', 'ewc,,lwf'], "unknown wrapper ''"),
+    (['--method', 'ewc'], "'ewc' is a wrapper, not a method: give it as --wrap ewc"),
+    (['--peft', ''], "unknown transform ''"),
+    (['--method', 'math:sqrt'], 'math:sqrt cannot be called as a method'),
+    (['--learning-rate', 'nan'], 'learning_rate: expected a finite number, got nan'),
+    (['--learning-rate', '1e39'], 'learning_rate: expected a finite number, got 1e+39'),
+    (['--set', 'adaptformer.scale=inf'], 'scale: expected a finite number, got inf'),
+    (['--batch-size', '100000'], 'batch_size 100000 is above all that task'),
+    (['--save-every', 'nan'], 'save_every must be at least 0, got nan'),
+    (['--save-every', '-1'], 'save_every must be at least 0'),
+    (['--branch', 'runs/trunk', '--after-task', '0'], '--after-task counts tasks from 1'),
+  ],
+)
+def test_odd_values_of_flags_are_refused_before_anything_runs(capsys, tmp_path, flags, message):
+  assert cli.main(['run', DIGITS, '--workdir', str(tmp_path / 'run'), *flags]) == 1
+  assert message in said(capsys)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('flags', [['--workdir', ''], ['--workdir=']])
+def test_a_directory_that_is_named_by_nothing_is_refused(capsys, flags):
+  assert cli.main(['run', DIGITS, *flags]) == 1
+  assert '--workdir names no directory' in said(capsys)
+
+
+def test_the_page_of_one_run_goes_where_it_is_asked(capsys, tmp_path):
+  run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'results.json').write_text('{"method": "ewc", "accuracy_matrix": [[1.0]]}')
+  assert cli.main(['report', str(run), '--out', str(tmp_path / 'pages' / 'mine.html')]) == 0
+  assert (tmp_path / 'pages' / 'mine.html').exists()
+  assert not (run / 'report.html').exists()
+  assert cli.main(['report', str(run)]) == 0
+  assert (run / 'report.html').exists()
+  assert cli.main(['report', str(run), str(run / '.')]) == 1
+  assert 'is named twice' in said(capsys)
+  assert cli.main(['report', str(run), '--markdown', '--out', str(tmp_path / 'a.html')]) == 1
+  assert 'give one of them' in said(capsys)
+
+
+@pytest.mark.parametrize('flags', [['list', 'methods'], ['list', 'methods', '--json']])
+def test_a_reader_that_goes_away_is_no_error(flags):
+  # As `| head -c 0` does.
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    [sys.executable, '-m', 'pecft_jax', *flags],
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  os.close(write)
+  assert done.stderr == ''
+  assert done.returncode != 0

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from pecft_jax.commands.failures import quiet_libraries
-from pecft_jax.commands.files import find_experiment, load_experiment, parse_flags
+from pecft_jax.commands.files import find_experiment, load_experiment, made, parse_flags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.local import local_path
 from pecft_jax.sources import files_beside
@@ -51,7 +51,7 @@ def export(
         'holds; --accept-changes if what was changed has no part in what is computed'
       )
     values, _ = parse_flags(function, command['arguments'], f'pecft run {file}', RunFlags)
-    experiment = function(**values)
+    experiment = made(function, values)
   from pecft_jax.interop import save_hf_peft
   from pecft_jax.train import adapted_after
   from pecft_jax.train.experiment import configuration, identified

@@ -6,10 +6,41 @@ import logging
 import pathlib
 import shutil
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
+# Of users' mistakes, and of users' own code; anything else shows Python's traceback.
+ERRORS = (ValueError, ArithmeticError, OSError)
+_OURS = str(pathlib.Path(__file__).resolve().parents[1])
+_MOST = 6  # Lines of users' code in a message: the last ones.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def told(error: BaseException) -> str:
+  """An error in words, with the lines of the user's own files that led to it.
+
+  Lines of this library, of Python and of installed packages are left out; `--debug` shows them.
+  """
+  frames = traceback.extract_tb(error.__traceback__)
+  mine = [frame for frame in frames if _is_users(frame.filename)]
+  ours = not frames or frames[-1].filename.startswith(_OURS)
+  kind = '' if ours or type(error) is ValueError else f'{type(error).__name__}: '
+  lines = [f'error: {kind}{error}']
+  for frame in mine[-_MOST:]:
+    lines += [f'  {frame.filename}, line {frame.lineno}, in {frame.name}', f'    {frame.line}']
+  if mine or not ours:
+    lines.append('  (--debug shows the whole traceback)')
+  return '\n'.join(lines)
+
+
+def _is_users(file: str) -> bool:
+  """Whether a file is neither of this library, nor of Python, nor of an installed package."""
+  places = sysconfig.get_paths()
+  other = [_OURS, *(places[name] for name in ('stdlib', 'platstdlib', 'purelib', 'platlib'))]
+  found = pathlib.Path(file)
+  return found.is_absolute() and found.is_file() and not any(map(found.is_relative_to, other))
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Annotated, Any
 
 import docstring_parser
 import tyro
@@ -21,6 +21,9 @@ import tyro
 from pecft_jax.benchmarks import benchmarks, file_of
 from pecft_jax.local import local_path
 from pecft_jax.text import unknown
+
+if TYPE_CHECKING:
+  from pecft_jax.train import Experiment
 
 
 def find_experiment(name: str) -> str:
@@ -65,6 +68,24 @@ def load_experiment(path: str) -> Callable[..., Any]:
   return function
 
 
+def made(function: Callable[..., Any], values: Mapping[str, Any]) -> 'Experiment':
+  """The experiment that the function of a file returns.
+
+  Raises:
+    ValueError: if it returns something else.
+  """
+  from pecft_jax.train import Experiment
+
+  found = function(**values)
+  if not isinstance(found, Experiment):
+    hint = '; does it lack a return?' if found is None else ''
+    raise ValueError(
+      'expected experiment(...) to return an Experiment of pecft_jax.train, got '
+      f'{type(found).__name__}{hint}'
+    )
+  return found
+
+
 def _importable_from(folder: pathlib.Path, *, first: bool) -> None:
   if str(folder) not in sys.path:
     sys.path.insert(0 if first else len(sys.path), str(folder))
@@ -79,7 +100,10 @@ def _module_of(file: pathlib.Path) -> types.ModuleType:
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   sys.modules[file.stem] = module
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ValueError(f'{error.filename}, line {error.lineno}: {error.msg}') from error
   return module
 
 
@@ -90,6 +114,8 @@ def parse_flags(
   fields = dataclasses.fields(own_flags)
   keyword = inspect.Parameter.KEYWORD_ONLY
   own = _with_preset(list(inspect.signature(function).parameters.values()), args)
+  _check_parameters(own, {field.name for field in fields})
+  _check_given(args)
   runs = [inspect.Parameter(f.name, keyword, default=f.default) for f in fields]
 
   def collect(**values: Any) -> dict[str, Any]:
@@ -108,6 +134,27 @@ def parse_flags(
   values = tyro.cli(collect, args=list(args), prog=prog)
   flags = own_flags(**{f.name: values.pop(f.name) for f in fields})
   return values, flags
+
+
+def _check_parameters(parameters: Sequence[inspect.Parameter], taken: Set[str]) -> None:
+  """Raises ValueError for parameters that cannot be flags."""
+  for each in parameters:
+    if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+      raise ValueError(
+        f'the parameters of experiment(...) are flags: expected names, got *{each.name}'
+      )
+    if each.name in taken:
+      flag = each.name.replace('_', '-')
+      raise ValueError(
+        f'--{flag} is a flag of pecft itself: rename the parameter {each.name} of experiment(...)'
+      )
+
+
+def _check_given(args: Sequence[str]) -> None:
+  """Raises ValueError for a directory whose name is empty, as of a variable that is not set."""
+  for flag, value in zip(args, [*args[1:], None], strict=False):
+    if flag in ('--workdir=', '--branch=') or (flag in ('--workdir', '--branch') and value == ''):
+      raise ValueError(f'{flag.rstrip("=")} names no directory: the value is empty')
 
 
 def _with_preset(

@@ -28,18 +28,33 @@ def list_names(kind: str, as_json: bool, console: Console) -> int:
 
 
 def report(
-  dirs: Sequence[pathlib.Path], out: pathlib.Path, markdown: bool, console: Console
+  dirs: Sequence[pathlib.Path], out: pathlib.Path | None, markdown: bool, console: Console
 ) -> int:
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
 
+  if markdown and out is not None:
+    raise ValueError('--markdown prints a table, --out names a page: give one of them')
   # A run of several seeds stands for the directories of all of them.
   dirs = [each for path in map(local_path, dirs) for each in sorted(path.glob('seed_*')) or [path]]
+  _check_different(dirs)
   if markdown:
     print(comparison_markdown(dirs))
     return 0
-  page = write_page(dirs[0]) if len(dirs) == 1 else write_comparison(dirs, local_path(out))
+  out = None if out is None else local_path(out)
+  if len(dirs) == 1:
+    page = write_page(dirs[0], out)
+  else:
+    page = write_comparison(dirs, out or pathlib.Path('report.html'))
   console.print(f'report: {page}', highlight=False)
   return 0
+
+
+def _check_different(dirs: Sequence[pathlib.Path]) -> None:
+  """Raises ValueError for a directory that is named twice: its run would count as two seeds."""
+  places = [path.resolve() for path in dirs]
+  for path, place in zip(dirs, places, strict=True):
+    if places.count(place) > 1:
+      raise ValueError(f'{path} is named twice')
 
 
 def inspect_directory(

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from pecft_jax.commands.files import find_experiment, load_experiment, parse_flags
-from pecft_jax.commands.meshes import parse_mesh, rules_of
+from pecft_jax.commands.files import find_experiment, load_experiment, made, parse_flags
+from pecft_jax.commands.meshes import parse_mesh, rules_of, split_of
 from pecft_jax.text import size
 
 
@@ -26,6 +26,8 @@ class PlanFlags:
   """In which the weights of the backbone are stored; as the experiment loads them by default."""
   utilisation: float = 0.5
   """Share of a chip's roofline that is assumed to be reached."""
+  debug: bool = False
+  """Show the whole traceback of an error."""
 
 
 def plan_file(path: str, args: Sequence[str], console: Console) -> int:
@@ -40,8 +42,9 @@ def plan_file(path: str, args: Sequence[str], console: Console) -> int:
   axes = parse_mesh(flags.mesh) if flags.mesh else {}
   if flags.fsdp and not axes:
     raise ValueError('--fsdp says how to use a mesh: give one, as in --mesh data=8')
-  experiment = function(**values)
-  rules = rules_of(axes, flags.fsdp, own=experiment.rules) if axes else ()
+  experiment = made(function, values)
+  split = split_of(experiment.backbone)
+  rules = rules_of(axes, flags.fsdp, own=experiment.rules, split=split) if axes else ()
   layout = abstract_layout(axes or {'data': 1}, rules)
   found = plan_experiment(experiment, layout, flags.frozen_dtype or None)
   grown = _growth(function, values, experiment)
@@ -61,7 +64,7 @@ def _growth(
   for tasks in (1, 10, 100) if 'tasks' in values else ():
     # Data need not be divisible into so many tasks.
     with contextlib.suppress(ValueError):
-      exact.setdefault(tasks, room(function(**{**values, 'tasks': tasks})))
+      exact.setdefault(tasks, room(made(function, {**values, 'tasks': tasks})))
   text = {tasks: size(carried) for tasks, carried in exact.items()}
   if len(exact) > 1:
     low, high = min(exact), max(exact)

@@ -8,8 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from pecft_jax.commands.failures import quiet_libraries, room_in
-from pecft_jax.commands.files import default_workdir, find_experiment, load_experiment, parse_flags
-from pecft_jax.commands.meshes import layout_of
+from pecft_jax.commands.files import (
+  default_workdir,
+  find_experiment,
+  load_experiment,
+  made,
+  parse_flags,
+)
+from pecft_jax.commands.meshes import layout_of, split_of
 from pecft_jax.local import local_path, work_directory
 from pecft_jax.sources import files_beside
 
@@ -53,6 +59,8 @@ class RunFlags:
   change has no part in what is computed. It is recorded."""
   process_id: int | None = None
   """Number of this process, from 0; needs --coordinator."""
+  debug: bool = False
+  """Show the whole traceback of an error."""
 
 
 def run_file(path: str, args: Sequence[str], console: Console) -> int:
@@ -119,10 +127,12 @@ def _run_experiment(
   if flags.seeds > 1 and flags.tensorboard:
     raise ValueError('--tensorboard shows one seed; run it without --seeds')
   branch = _branch(flags)
-  experiment = function(**values)
+  experiment = made(function, values)
   writing = flags.tensorboard and is_first()
   options = RunOptions(
-    layout=layout_of(flags.mesh, flags.fsdp, flags.rules, experiment.rules),
+    layout=layout_of(
+      flags.mesh, flags.fsdp, flags.rules, experiment.rules, split=split_of(experiment.backbone)
+    ),
     save_every=flags.save_every,
     keep_tasks=flags.keep_tasks,
     branch=branch,
@@ -149,6 +159,8 @@ def _branch(flags: RunFlags) -> Any:
     return None
   if flags.branch is None or flags.after_task is None:
     raise ValueError('--branch DIR and --after-task K go together')
+  if flags.after_task < 1:
+    raise ValueError(f'--after-task counts tasks from 1, got {flags.after_task}')
   return Branch(flags.branch, flags.after_task)
 
 
@@ -161,7 +173,7 @@ def _check_seeds(
   if values.get('seed') is None:
     return
   flat = lambda found: {**found['identity'], 'method': found['method'], **found['training']}
-  last = flat(configuration(function(**{**values, 'seed': seeds[-1]})))
+  last = flat(configuration(made(function, {**values, 'seed': seeds[-1]})))
   differing = sorted(k for k, v in flat(configuration(experiment)).items() if last.get(k) != v)
   if differing:
     raise ValueError(

@@ -13,11 +13,12 @@ from pecft_jax.report.read import Run, read_run
 _ROW = 4  # Tiles in a row; what does not fill a row stands just in the table.
 
 
-def write_page(run_dir: str | Path) -> Path:
-  """Writes `report.html` into a work directory, finished or not, and returns its path.
+def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
+  """Writes the page of a work directory, finished or not, and returns its path.
 
   Args:
     run_dir: a work directory.
+    out: the HTML file to write, or a directory for a `report.html`; the work directory by default.
 
   Returns:
     The path of the page.
@@ -41,7 +42,9 @@ def write_page(run_dir: str | Path) -> Path:
   if run.config:
     body.append(section('Configuration', _pairs(facts.configuration(run))))
   body.append(element('footer', f'Made by pecft_jax from {run.path.resolve().name}/results.json.'))
-  path = run.path / 'report.html'
+  path = run.path if out is None else Path(out)
+  path = path / 'report.html' if path.is_dir() else path
+  path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(document(headline(at), *body), encoding='utf-8')
   return path
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pecft_jax.arguments import check_fields
 from pecft_jax.data import Augmentation, Scenario, Split
 from pecft_jax.data.scenario import data_sha256
 from pecft_jax.devices.digest import tree_sha256
@@ -85,6 +86,10 @@ class Experiment:
   labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rules: tuple[Rule | tuple[Any, ...], ...] = ()
 
+  def __post_init__(self) -> None:
+    """Raises ValueError for a field of another type."""
+    check_fields(self)
+
   @property
   def backbone(self) -> Backbone:
     """The frozen model."""
@@ -107,6 +112,7 @@ def check_experiment(experiment: Experiment) -> None:
     ValueError: if two parts do not fit.
   """
   scenario, method, training = experiment.scenario, experiment.method, experiment.training
+  check_fields(training)
   spec = experiment.backbone.inputs
   for task in scenario.tasks:
     _check_inputs(experiment.backbone, f'task {task.name!r}', task.train)

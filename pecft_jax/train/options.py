@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pecft_jax.arguments import at_least, check_arguments
 from pecft_jax.devices.sharding import Layout
 from pecft_jax.workdir.branch import Branch
 from pecft_jax.workdir.record import Writer
@@ -50,3 +51,8 @@ class RunOptions:
   command: Mapping[str, Any] | None = None
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   accept_changes: bool = False
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for seconds that are no number, or negative."""
+    check_arguments(RunOptions, {'save_every': self.save_every, 'keep_tasks': self.keep_tasks})
+    at_least(0, save_every=self.save_every)

@@ -24,6 +24,7 @@ from pecft_jax.train.experiment import (
 from pecft_jax.train.job import Job, run_job
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.results import metrics
+from pecft_jax.train.schedule import check_batch_size
 from pecft_jax.train.signals import stop_signals
 from pecft_jax.typing import ContinualMethod
 from pecft_jax.workdir.branch import copy_branch, find_branch
@@ -146,6 +147,7 @@ def _run(
     if not 0 <= seed < 2**32:
       raise ValueError(f'expected seeds in 0..2**32 - 1, got {seed}')
   check_experiment(experiment)
+  check_batch_size(experiment)
   layout = _default_layout() if options.layout is None else options.layout
   sizes = {name: getattr(experiment.training, name) for name in ('batch_size', 'eval_batch_size')}
   check_batches(layout, sizes)

@@ -34,6 +34,18 @@ def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> i
   return steps_for(n, training.batch_size, training.epochs)
 
 
+def check_batch_size(experiment: Experiment) -> None:
+  """Raises ValueError where a batch is larger than all that a task trains on, over all epochs."""
+  method, training = experiment.method, experiment.training
+  for t, task in enumerate(experiment.scenario.tasks):
+    n = len(training_split(experiment, method, t).rows) + stored_examples(experiment, method, t)
+    if method.trains(t) and training.batch_size > n * training.epochs:
+      raise ValueError(
+        f'batch_size {training.batch_size} is above all that task {task.name!r} trains on: {n} '
+        f'examples in {training.epochs} epochs fill no batch'
+      )
+
+
 def progress_of(experiment: Experiment, method: ContinualMethod, t: int, step: int) -> float:
   """`Env.progress` of an update of task t: of the task, or of a stream without boundaries."""
   if experiment.scenario.boundaries:
