@@ -1,6 +1,6 @@
 """Writes the tables of methods and transforms anew, from what the library has.
 
-    python experiments/tables.py
+python experiments/tables.py
 """
 
 import pathlib

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_runs import (
   TRAINING,
@@ -23,7 +24,7 @@ from tiny_runs import (
 
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, sgd
+from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, recipe, run, sgd
 from pecft_jax.typing import Capacity
 from pecft_jax.workdir.stored import Damaged
 
@@ -323,7 +324,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 @pytest.mark.filterwarnings('ignore:overflow encountered in cast')
 def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
-  experiment = tiny_experiment(training=TRAINING._replace(recipe=sgd(1e39)))
+  experiment = tiny_experiment(training=TRAINING._replace(recipe=recipe(optax.scale(1e10), 1e38)))
   with pytest.raises(NonFiniteLoss, match='not finite after task 0, step 1') as info:
     run(experiment, tmp_path, silent(save_every=0))
   newest = max(os.listdir(tmp_path / 'checkpoints'), key=int)
