@@ -5,10 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tinies import METHOD_NAMES, WRAPPED_NAMES, tiny
+from tinies import WRAPPED_NAMES, needs_of, tiny, without
 
-from pecft_jax.about import about_of, tinies
-from pecft_jax.continual import METHODS, WRAPPERS, ease
+from pecft_jax.about import tinies
+from pecft_jax.continual import WRAPPERS, ease
 from pecft_jax.continual.core import normalised
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import adaptformer
@@ -41,7 +41,8 @@ NESTED = (
   *('er(lwf(olora))', 'derpp(ease)'),
 )
 ON_A_VIT = 'ease on a vit'
-ALL = (*METHOD_NAMES, *WRAPPED_NAMES, *NESTED, ON_A_VIT)
+# A method for texts is run as a whole in tests/train/test_common.py.
+ALL = (*without('texts'), *WRAPPED_NAMES, *NESTED, ON_A_VIT)
 
 
 @functools.cache
@@ -49,8 +50,7 @@ def method_of(name: str) -> ContinualMethod:
   """A small method; on the toy, unless it needs more."""
   if name == ON_A_VIT:
     return ease(MODEL, CAPACITY, peft=adaptformer(width=3))
-  base = name.rpartition('(')[2].partition(')')[0].partition(':')[0]
-  blocks = {'adapters', 'class token'} & set(about_of(METHODS[base]).needs)
+  blocks = {'adapters', 'class token'} & needs_of(name)
   return tiny(name, MODEL if blocks else TOY, CAPACITY)
 
 

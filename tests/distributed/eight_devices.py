@@ -21,7 +21,6 @@ from tiny_runs import TRAINING, silent, tiny_experiment
 
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import finetune
-from pecft_jax.data import joined
 from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lowrank.lora import lora
@@ -98,8 +97,8 @@ def final_state(name: str, workdir: pathlib.Path) -> Any:
 def predicting(name: str) -> Any:
   """`(state) -> list`, the predictions over all test examples."""
   experiment = experiment_of(name)
-  split = joined([task.test for task in experiment.scenario.tasks])
-  x = split.inputs[split.rows]
+  tests = [task.test for task in experiment.scenario.tasks]
+  x = np.concatenate([test.inputs[test.rows] for test in tests])
   predict = jax.jit(experiment.method.predict)
 
   def run(state: Any) -> list[int]:
@@ -118,6 +117,11 @@ def distances(a: Any, b: Any) -> dict[str, float]:
   return out
 
 
+def matrix(results: dict[str, Any]) -> Any:
+  """The matrix of a run, whatever is measured."""
+  return next(value for key, value in results.items() if key.endswith('_matrix'))
+
+
 def compare(case: str, root: pathlib.Path) -> dict[str, Any]:
   """One experiment in several layouts, against one device."""
   experiment, predict = experiment_of(case), predicting(case)
@@ -128,7 +132,7 @@ def compare(case: str, root: pathlib.Path) -> dict[str, Any]:
     found = run(experiment, root / name, silent(layout=layout))
     other = final_state(case, root / name)
     out[name] = {
-      'accuracy': found['accuracy_matrix'] == whole['accuracy_matrix'],
+      'accuracy': matrix(found) == matrix(whole),
       'predictions': predict(other) == predict(state),
       'distances': distances(other, state),
       'compilations': found['compilations'],
@@ -151,7 +155,7 @@ def moving(case: str, root: pathlib.Path) -> dict[str, Any]:
   state = final_state(case, root / 'moving')
   return {
     'ticks': ticks[-1],
-    'accuracy': found['accuracy_matrix'] == whole['accuracy_matrix'],
+    'accuracy': matrix(found) == matrix(whole),
     'distances': distances(state, final_state(case, root / 'one')),
   }
 
