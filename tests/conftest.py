@@ -16,7 +16,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 
 
 def pytest_addoption(parser):
-  """Adds `--kills`."""
+  """Adds `--kills` and `--fuzz`."""
   parser.addoption(
     '--kills',
     type=int,
@@ -24,6 +24,23 @@ def pytest_addoption(parser):
     metavar='N',
     help='how often tests/faults kills each run; a few times by default',
   )
+  parser.addoption(
+    '--fuzz',
+    type=int,
+    default=None,
+    metavar='N',
+    help='how many damaged inputs tests/test_fuzz.py tries of each kind; some dozens by default',
+  )
+
+
+def pytest_configure(config):
+  """Takes `--fuzz` as the number of examples of tests that set none, drawn anew each time."""
+  from hypothesis import settings
+
+  number = config.getoption('--fuzz')
+  settings.register_profile('same', derandomize=True, database=None)
+  settings.register_profile('fuzz', max_examples=number or 1, database=None)
+  settings.load_profile('fuzz' if number else 'same')
 
 
 @pytest.fixture

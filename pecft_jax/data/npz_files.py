@@ -19,10 +19,11 @@ from pecft_jax.local import local_path
 _UNREADABLE = (
   zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError,
   KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError,
-  TypeError, ValueError,
+  SystemError, TypeError, ValueError,
 )  # fmt: skip
 _REQUIRED = ('images', 'labels', 'class_names')
 _OPTIONAL = ('domains', 'domain_names')
+_NAMES = ('class_names', 'domain_names')
 
 
 def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
@@ -54,17 +55,15 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
       name or path.stem,
       fields['images'],
       fields['labels'],
-      np.atleast_1d(fields['class_names']).tolist(),
+      fields['class_names'],
       domains=fields.get('domains'),
-      domain_names=np.atleast_1d(fields['domain_names']).tolist()
-      if 'domain_names' in fields
-      else None,
+      domain_names=fields.get('domain_names'),
     )
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, Any]:
   try:
     # Opened by hand, since np.load takes other formats than .npz too.
     with zipfile.ZipFile(path) as archive:
@@ -82,9 +81,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return {key: _entry(path, file, key) for key in wanted}
 
 
-def _entry(path: Path, file: Any, key: str) -> np.ndarray:
+def _entry(path: Path, file: Any, key: str) -> Any:
   try:
-    return file[key]
+    # Text may hold numbers that are no characters, which shows when it is taken out.
+    return np.atleast_1d(file[key]).tolist() if key in _NAMES else file[key]
   except _UNREADABLE as error:
     # Not only where it is damaged: object arrays are pickles, which may run code.
     raise ValueError(f'{path}: the entry {key!r} cannot be read: {error}') from error

@@ -13,6 +13,7 @@ from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import local_path
 from pecft_jax.measures import ACCURACY, Measure, check_measure
 from pecft_jax.metrics import average_accuracy, summarise, validate
+from pecft_jax.report.recorded import check_results, row_problem
 
 REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
 # A reference that differs in one of these is not a bound of the run.
@@ -100,8 +101,9 @@ def read_run(directory: str | Path) -> Run:
   path = local_path(directory)
   results = _json(path / 'results.json')
   where = path / 'results.json'
+  check_results(results, where)
   axis = results.get('axis')
-  if axis is not None and list(axis) != ['time', 'task']:
+  if axis is not None and axis != ['time', 'task']:
     raise ValueError(f"{where}: expected axis ['time', 'task'], got {axis}")
   measure = _measure(results.get('measure'), where)
   field = f'{measure.key}_matrix'
@@ -110,8 +112,14 @@ def read_run(directory: str | Path) -> Run:
   matrix = _matrix(results[field], results, measure, where)
   aware = results.get(f'task_aware_{field}')
   references, problems = _references(path, results, measure, matrix.shape[1])
-  rows = read_rows(path / 'metrics.jsonl')
-  damaged = [row.problem for row in rows if row.problem]
+  log = path / 'metrics.jsonl'
+  rows, damaged = [], []
+  for number, row in enumerate(read_rows(log), 1):
+    wrong = row_problem(row.value) if row.value is not None else None
+    if wrong or row.value is None:
+      damaged.append(row.problem or f'{log}, line {number}, is damaged: {wrong}')
+    else:
+      rows.append(row.value)
   if damaged:
     more = f', and {len(damaged) - 1} more' if len(damaged) > 1 else ''
     problems.append(f'Left out: {damaged[0]}{more}')
@@ -119,7 +127,7 @@ def read_run(directory: str | Path) -> Run:
     path=path,
     results=results,
     config=_json(path / 'config.json') if (path / 'config.json').exists() else {},
-    log=tuple(row.value for row in rows if row.value is not None),
+    log=tuple(rows),
     measure=measure,
     matrix=matrix,
     task_aware=None if aware is None else _matrix(aware, results, measure, where),

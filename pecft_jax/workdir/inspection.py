@@ -50,7 +50,7 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   problems: list[str] = []
   config = _read_json(path / 'config.json', problems)
   # Of seeds side by side each has a log and results of its own.
-  outputs = [path / f'seed_{seed}' for seed in config.get('seeds_together') or ()] or [path]
+  outputs = [path / f'seed_{seed}' for seed in _seeds(config, problems)] or [path]
   begun = (outputs[0] / 'results.json').exists() or (path / 'checkpoints').exists()
   results = _read_json(outputs[0] / 'results.json', problems) if begun else {}
   process = holder(path / '.lock')
@@ -129,6 +129,15 @@ def bytes_of(path: pathlib.Path) -> int:
   return sum(map(_bytes_of_file, files))
 
 
+def _seeds(config: dict[str, Any], problems: list[str]) -> list[int]:
+  """The seeds that ran side by side; none for a run of one."""
+  seeds = config.get('seeds_together') or []
+  if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+    problems.append(f'config.json is damaged: seeds_together is {seeds!r:.60}')
+    return []
+  return seeds
+
+
 def _method(config: dict[str, Any]) -> str | None:
   settings = config.get('method')
   return settings.get('name') if isinstance(settings, dict) else settings
@@ -151,7 +160,7 @@ def _same(one: pathlib.Path, other: pathlib.Path) -> bool:
 def _status(results: dict[str, Any], process: int | None) -> str:
   if process is not None:
     return 'running'
-  return {'done': 'done', 'running': 'stopped'}.get(results.get('status', ''), 'unknown')
+  return {'done': 'done', 'running': 'stopped'}.get(str(results.get('status')), 'unknown')
 
 
 def _read_json(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:

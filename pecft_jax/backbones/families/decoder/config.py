@@ -160,10 +160,10 @@ def _arguments(path: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]
     if not any(type(value) is type(each) and value == each for each in allowed):
       expected = ', '.join(map(repr, allowed))
       raise ValueError(f'{path}: {key}={value!r} is not supported, only {expected}')
-  entries = {'num_key_value_heads': entries.get('num_attention_heads'), **entries}
-  if entries['num_key_value_heads'] is None:
+  entries = dict(entries)
+  if entries.get('num_key_value_heads') is None:
     entries['num_key_value_heads'] = entries.get('num_attention_heads')
-  sizes = {key: entries.get(key) for key in _SIZES}
+  sizes: dict[str, Any] = {key: entries.get(key) for key in _SIZES}
   check_sizes(str(path), **sizes)
   found = {_SIZES[key]: value for key, value in sizes.items()}
   head = entries.get('head_dim')
