@@ -72,7 +72,7 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
   ('flags', 'message'),
   [
     (['--method', 'easse'], "did you mean 'ease'"),
-    (['--peft', 'lroa'], "did you mean 'lora'"),
+    (['--peft', 'lorra'], "did you mean 'lora'"),
     (['--wrap', 'derp'], "did you mean 'derpp'"),
     (['--method', 'simplecil', '--peft', 'lora'], 'it takes no PEFT'),
     (['--method', 'olora', '--peft', 'houlsby'], 'O-LoRA needs'),

@@ -21,7 +21,7 @@ from pecft_jax.backbones.registry import FAMILIES
 from pecft_jax.files import read_object
 from pecft_jax.local import local_path
 from pecft_jax.paths import unknown
-from pecft_jax.typing import Backbone, Pretrained
+from pecft_jax.typing import Backbone, Pretrained, WeightsIdentity
 
 _ENTRIES = ('name', 'summary', 'family', 'architecture', 'file', 'sha256')
 # Where weights come from, and what is known of them: of any form, and without effect.
@@ -218,7 +218,7 @@ def pretrained(
       f'{path} is not the checkpoint that the card {card.name} describes: '
       f'expected sha256 {card.sha256}, got {checkpoint.sha256}'
     )
-  identity = {'backbone_sha256': checkpoint.sha256}
+  identity = WeightsIdentity({'backbone_sha256': checkpoint.sha256}, checkpoint.params)
   return Pretrained(backbone, checkpoint.params, checkpoint.head, identity)
 
 
@@ -239,4 +239,5 @@ def random_weights(name: str | pathlib.Path, /, seed: int = 0, **options: Any) -
   """
   backbone = architecture(name, **{'name': f'{find_card(name).name}-random', **options})
   params = backbone.init(jax.random.key(seed))
-  return Pretrained(backbone, params, None, {'backbone_sha256': f'random, seed {seed}'})
+  identity = WeightsIdentity({'backbone_sha256': f'random, seed {seed}'}, params)
+  return Pretrained(backbone, params, None, identity)

@@ -31,6 +31,8 @@ from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
 from pecft_jax.peft.lowrank.pissa import PissaDelta as PissaDelta
 from pecft_jax.peft.lowrank.pissa import pissa as pissa
+from pecft_jax.peft.lowrank.rosa import RosaDelta as RosaDelta
+from pecft_jax.peft.lowrank.rosa import rosa as rosa
 from pecft_jax.peft.lowrank.vera import VeraDelta as VeraDelta
 from pecft_jax.peft.lowrank.vera import vera as vera
 from pecft_jax.peft.merge import Merged as Merged
@@ -43,6 +45,8 @@ from pecft_jax.peft.scaling.ia3 import scaled_inputs as scaled_inputs
 from pecft_jax.peft.scaling.ia3 import scaled_outputs as scaled_outputs
 from pecft_jax.peft.scaling.ssf import SsfDelta as SsfDelta
 from pecft_jax.peft.scaling.ssf import ssf as ssf
+from pecft_jax.peft.selective.fish import FishDelta as FishDelta
+from pecft_jax.peft.selective.fish import fish as fish
 from pecft_jax.peft.selective.select import bitfit as bitfit
 from pecft_jax.peft.selective.select import full as full
 from pecft_jax.peft.selective.select import linear_probe as linear_probe

@@ -51,7 +51,7 @@ def chain(**parts: PeftTransform) -> PeftTransform:
     any site is reached.
 
   Raises:
-    ValueError: if nothing is given.
+    ValueError: if nothing is given, or for parts whose calibrations go through other examples.
 
   >>> import jax
   >>> from pecft_jax.peft import adaptformer, chain, lora
@@ -122,24 +122,45 @@ def chain(**parts: PeftTransform) -> PeftTransform:
 def _calibrated_together(parts: Mapping[str, PeftTransform]) -> Calibration:
   """One pass over the data for all parts that ask for one."""
   asking = {name: part.calibrate for name, part in parts.items() if part.calibrate is not None}
+  watching = {name: each.watch for name, each in asking.items() if each.watch is not None}
+  passes = {name: (each.examples, each.each) for name, each in asking.items()}
+  if len(set(passes.values())) > 1:
+    raise ValueError(
+      'parts of a chain share one pass for their calibration: expected equal `examples` and '
+      f'`each`, got {passes}'
+    )
 
   def watch(site: Site, args: tuple[Any, ...], out: Array) -> Any:
-    found = {name: each.watch(site, args, out) for name, each in asking.items()}
+    found = {name: fn(site, args, out) for name, fn in watching.items()}
     found = {name: tree for name, tree in found.items() if tree is not None}
     return found or None
 
-  def empty(delta: Delta) -> Any:
-    return {name: each.empty(delta[name]) for name, each in asking.items()}
+  def names_of(name: str, delta: Delta) -> Sequence[str]:
+    gradients = asking[name].gradients
+    return () if gradients is None else gradients(delta[name])
+
+  def gradients(delta: Delta) -> Sequence[str]:
+    return sorted({each for name in asking for each in names_of(name, delta)})
+
+  def empty(delta: Delta, weights: Mapping[str, Any]) -> Any:
+    own = lambda name: {each: weights[each] for each in names_of(name, delta)}
+    return {name: each.empty(delta[name], own(name)) for name, each in asking.items()}
 
   def add(statistics: Any, taps: dict[str, Any], valid: Array) -> Any:
-    own = lambda name: {at: found[name] for at, found in taps.items() if name in found}
+    gradient = {at: found for at, found in taps.items() if at.startswith('gradient:')}
+    seen = {at: found for at, found in taps.items() if at not in gradient}
+    own = lambda name: {at: found[name] for at, found in seen.items() if name in found} | gradient
     return {name: each.add(statistics[name], own(name), valid) for name, each in asking.items()}
 
   def finish(delta: Delta, statistics: Any) -> Delta:
     new = {name: each.finish(delta[name], statistics[name]) for name, each in asking.items()}
     return {**delta, **new}
 
-  return Calibration(watch, empty, add, finish)
+  asked = any(each.gradients is not None for each in asking.values())
+  (examples, each) = next(iter(passes.values()))
+  return Calibration(
+    watch if watching else None, empty, add, finish, gradients if asked else None, each, examples
+  )
 
 
 def _around(

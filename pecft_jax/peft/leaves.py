@@ -17,6 +17,8 @@ from pecft_jax.paths import map_named, named_leaves, shortened
 from pecft_jax.peft.fused import parts_of
 from pecft_jax.typing import Array, Params, SiteSpec
 
+MAIN = ('kernel', 'w', 'weight', 'scale')  # Names of the main weights of sites.
+
 
 class Block(NamedTuple):
   """One block of a stack."""
@@ -123,19 +125,56 @@ def read_leaves(params: Params, sites: Sequence[SiteSpec]) -> dict[str, Any]:
   return found
 
 
+def leaf_named(name: str, leaves: Collection[str]) -> str:
+  """The leaf that a name stands for: itself, or the main weight of a site.
+
+  Raises:
+    ValueError: if it is neither.
+  """
+  found = [full for full in (name, *(f'{name}/{main}' for main in MAIN)) if full in leaves]
+  if not found:
+    raise ValueError(f'no leaf or site {name!r}; leaves: {shortened(sorted(leaves))}')
+  return found[0]
+
+
+def weights_named(
+  names: Collection[str], params: Params, sites: Sequence[SiteSpec]
+) -> dict[str, Array]:
+  """Leaves, and the main weights of sites, by the names that were given."""
+  leaves = read_leaves(params, sites)
+  return {name: leaves[leaf_named(name, leaves)]() for name in names}
+
+
+def put_named(values: Mapping[str, Array], params: Params, sites: Sequence[SiteSpec]) -> Params:
+  """The inverse of `weights_named`: a tree with these in place."""
+  leaves = read_leaves(params, sites)
+  return put_leaves({leaf_named(name, leaves): value for name, value in values.items()}, params)
+
+
 def put_leaves(values: Mapping[str, Array], params: Params) -> Params:
   """A tree with the named leaves in place; shares all others.
 
   Raises:
     ValueError: if the tree has no leaf of some name.
   """
+  return change_leaves(
+    {name: lambda _, value=value: value for name, value in values.items()}, params
+  )
+
+
+def change_leaves(changes: Mapping[str, Callable[[Array], Array]], params: Params) -> Params:
+  """A tree whose named leaves are functions of what they were; shares all others.
+
+  Raises:
+    ValueError: if the tree has no leaf of some name.
+  """
   used: set[str] = set()
-  blocks = [(block, key) for key in values if (block := block_of(key))]
+  blocks = [(block, key) for key in changes if (block := block_of(key))]
 
   def new(name: str, leaf: Array) -> Array | None:
-    if name in values:
+    if name in changes:
       used.add(name)
-      return values[name]
+      return changes[name](leaf)
     stack, rest = _in_stack(name)
     if rest:
       wanted = {rest, *_parts(rest)}
@@ -144,7 +183,7 @@ def put_leaves(values: Mapping[str, Array], params: Params) -> Params:
         return _stacked([(new(_of_block(stack, i, rest), a), a) for i, a in enumerate(leaf)])
       return None
     fused = _parts(name)
-    if any(part in values for part in fused) and len(leaf) == len(fused):
+    if any(part in changes for part in fused) and len(leaf) == len(fused):
       return _stacked([(new(n, a), a) for n, a in zip(fused, leaf, strict=True)])
     return None
 
@@ -153,7 +192,7 @@ def put_leaves(values: Mapping[str, Array], params: Params) -> Params:
     return leaf if value is None else value
 
   params = map_named(keep_or_new, params)
-  if missing := sorted(set(values) - used):
+  if missing := sorted(set(changes) - used):
     names = [name for name, _ in named_leaves(params)]
     raise ValueError(f'no leaves {shortened(missing)} to put; leaves: {shortened(names)}')
   return params

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.peft.fused import parts_of
-from pecft_jax.peft.leaves import block_of
+from pecft_jax.peft.leaves import MAIN, block_of
 from pecft_jax.typing import Array, Params, Site, SiteSpec
 
-KERNELS = ('kernel', 'w', 'weight')
-SCALES = ('scale',)
+KERNELS, SCALES = MAIN[:3], MAIN[3:]
 BIASES = ('bias', 'b')
 
 

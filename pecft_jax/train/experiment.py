@@ -16,7 +16,7 @@ from pecft_jax.devices.rules import Rule
 from pecft_jax.paths import named_leaves
 from pecft_jax.recipes import Recipe
 from pecft_jax.settings import settings_of
-from pecft_jax.typing import Backbone, ContinualMethod, Params, Pretrained
+from pecft_jax.typing import Backbone, ContinualMethod, Params, Pretrained, WeightsIdentity
 
 _ROWS = 1 << 14  # Examples whose ids are checked at once.
 
@@ -177,8 +177,11 @@ def _check_inputs(backbone: Backbone, what: str, split: Split) -> None:
 
 def identified(experiment: Experiment) -> Experiment:
   """The experiment with digests of its backbone's weights and of its data in its identity."""
-  model, known = experiment.model, {**experiment.model.identity, **experiment.identity}
+  model = experiment.model
   identity = dict(model.identity)
+  if isinstance(model.identity, WeightsIdentity) and not model.identity.is_of(model.params):
+    identity.pop('backbone_sha256', None)  # It is that of other weights.
+  known = {**identity, **experiment.identity}
   if 'backbone_sha256' not in known:
     identity['backbone_sha256'] = tree_sha256(model.params)
   if 'data_sha256' not in known:

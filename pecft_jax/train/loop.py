@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.continual.plan import Calibrating, Step, has_phase, plan_of
@@ -20,12 +21,13 @@ from pecft_jax.train.phases import not_numbers
 from pecft_jax.train.schedule import (
   boundary_of,
   fit_steps,
+  gathered_split,
   stored_examples,
   task_arrays,
   training_split,
   training_steps,
 )
-from pecft_jax.typing import Fit, Gather, TrainState
+from pecft_jax.typing import ContinualMethod, Fit, Gather, TrainState
 from pecft_jax.workdir.position import Position
 
 
@@ -115,7 +117,7 @@ def _once(loop: Loop, state: TrainState, position: Position, step: Any) -> Itera
 def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
   """One pass over the task's training data, as they are and in order."""
   run = getattr(loop.steps, step) if isinstance(step, str) else loop.steps.own[step.name]
-  split = training_split(loop.experiment, loop.method, position.task)
+  split = gathered_split(loop.experiment, loop.method, step, position.task)
   for batch in in_order(loop, split, position.batch):
     state = run(state, loop.frozen, batch)
     position.batch += 1
@@ -127,8 +129,24 @@ def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Ite
       f'{shortened(bad, 4)} hold NaN after the pass {name!r} over the data of task {position.task}'
     )
 
+  if isinstance(step, Calibrating):
+    _check_gradients(loop.method, state, step)
+
 
 _not_numbers = jax.jit(not_numbers)
+_any_numbers = jax.jit(lambda tree: jax.tree.map(jnp.any, tree))
+
+
+def _check_gradients(method: ContinualMethod, state: TrainState, step: Calibrating) -> None:
+  """Raises ValueError where all gradients were zero: a choice by them means nothing."""
+  calibration = method.transforms[step.entry].calibrate
+  if calibration is None or calibration.gradients is None:
+    return
+  if not any(map(np.any, jax.tree.leaves(jax.device_get(_any_numbers(state.extra[step.name]))))):
+    raise ValueError(
+      f'{step.name}: all gradients are zero, so nothing can be chosen by them; the output does not '
+      'depend on the weights at these sites, as with a head of zeros of a type other than Head'
+    )
 
 
 def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterator[TrainState]:

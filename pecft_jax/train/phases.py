@@ -1,17 +1,20 @@
 """The phases of a task besides training, as pure functions of the train state."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.core import model
+from pecft_jax.continual.core import Head, mean_of_valid, model
 from pecft_jax.continual.plan import Calibrated, Calibrating
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.halves import split_kept
+from pecft_jax.peft.leaves import put_named, weights_named
 from pecft_jax.problems import Judged
 from pecft_jax.recipes import Recipe
 from pecft_jax.train.guard import calling, carried, pair
-from pecft_jax.train.state import fresh_extra, key_for, own_key
+from pecft_jax.train.state import fresh_extra, key_for, no_statistics, own_key
 from pecft_jax.train.update import env_of
 from pecft_jax.typing import (
   Array,
@@ -19,6 +22,7 @@ from pecft_jax.typing import (
   ContinualMethod,
   Env,
   GatherHook,
+  Key,
   Once,
   Params,
   Task,
@@ -146,16 +150,82 @@ def not_numbers(state: TrainState) -> dict[str, Array]:
 
 
 def calibrate(
-  method: ContinualMethod, step: Calibrating, state: TrainState, frozen: Params, batch: Batch
+  method: ContinualMethod,
+  step: Calibrating,
+  number: int,
+  state: TrainState,
+  frozen: Params,
+  batch: Batch,
 ) -> TrainState:
-  """Statistics of one batch more for the calibration of a delta."""
-  transform = method.transforms[step.entry]
-  assert transform.calibrate is not None
-  run = model(method.backbone, transform).run
-  watch = transform.calibrate.watch
-  taps = run(frozen, state.params[step.entry], batch.x, watch=watch, rows=None).taps
-  statistics = transform.calibrate.add(state.extra[step.name], taps, batch.valid)
-  return state._replace(extra={**state.extra, step.name: statistics})
+  """Statistics of one batch more for the calibration of a delta.
+
+  Args:
+    method: that owns it.
+    step: the pass.
+    number: of the phase among those of the method.
+    state: of the run.
+    frozen: the backbone's weights.
+    batch: of the task's data.
+  """
+  transform, delta = method.transforms[step.entry], state.params[step.entry]
+  calibration = transform.calibrate
+  assert calibration is not None
+
+  def add(statistics: Any, part: Batch) -> Any:
+    taps = {}
+    if calibration.watch is not None:
+      run = model(method.backbone, transform).run
+      taps = run(frozen, delta, part.x, watch=calibration.watch, rows=None).taps
+    if calibration.gradients is not None:
+      names = calibration.gradients(delta)
+      found = frozen_gradients(method, names, state, frozen, part, own_key(state, number))
+      taps = {**taps, **{f'gradient:{name}': leaf for name, leaf in found.items()}}
+    return calibration.add(statistics, taps, part.valid)
+
+  statistics = state.extra[step.name]
+  if calibration.each:
+    ones = jax.tree.map(lambda rows: rows[:, None], batch)
+    statistics = jax.lax.scan(lambda s, one: (add(s, one), None), statistics, ones)[0]
+  else:
+    statistics = add(statistics, batch)
+  after = state._replace(extra={**state.extra, step.name: statistics})
+  return carried(method, step.name, state, after)
+
+
+def frozen_gradients(
+  method: ContinualMethod,
+  names: Sequence[str],
+  state: TrainState,
+  frozen: Params,
+  batch: Batch,
+  key: Key,
+) -> dict[str, Array]:
+  """Of the problem's mean loss with respect to frozen weights, as `Calibration` says: float32."""
+  sites, problem = method.backbone.sites, method.capacity.problem
+  params = with_random_columns(state.params, key)
+
+  def loss_of(weights: dict[str, Array]) -> Array:
+    env = env_of(state, put_named(weights, frozen, sites))
+    with calling(method, 'forward'):
+      logits = method.forward(params, state.memory, env, batch.x, None).logits
+    losses = problem.losses(logits, batch.y, state.task.classes)
+    return mean_of_valid(losses, batch.valid)
+
+  weights = weights_named(names, frozen, sites)
+  return jax.grad(loss_of)({name: leaf.astype(jnp.float32) for name, leaf in weights.items()})
+
+
+def with_random_columns(params: Params, key: Key) -> Params:
+  """Parameters whose heads have normal columns of deviation 1 / sqrt(D) where these are zero."""
+
+  def one(node: Any) -> Any:
+    if not isinstance(node, Head):
+      return node
+    noise = jax.random.normal(key, node.kernel.shape) / jnp.sqrt(node.kernel.shape[0])
+    untrained = (node.kernel == 0).all(0)
+    return node._replace(kernel=jnp.where(untrained, noise, node.kernel))
+
+  return jax.tree.map(one, params, is_leaf=lambda node: isinstance(node, Head))
 
 
 def calibrated(run: Run, step: Calibrated, state: TrainState, frozen: Params) -> TrainState:
@@ -165,7 +235,10 @@ def calibrated(run: Run, step: Calibrated, state: TrainState, frozen: Params) ->
   assert calibration is not None
   statistics = state.extra[f'calibrate {step.entry}']
   delta = calibration.finish(state.params[step.entry], statistics)
-  after = state._replace(params={**state.params, step.entry: delta})
+  # What was summed up has been read.
+  start = no_statistics(run.method, calibration, delta)
+  extra = {**state.extra, f'calibrate {step.entry}': start}
+  after = state._replace(params={**state.params, step.entry: delta}, extra=extra)
   return _optimised(run, carried(run.method, step.name, state, after))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
 from pecft_jax.data import Split, steps_for
 from pecft_jax.train.experiment import Experiment
-from pecft_jax.train.schedule import fit_steps, training_split, training_steps
+from pecft_jax.train.schedule import fit_steps, gathered_split, training_split, training_steps
 from pecft_jax.typing import ContinualMethod, Fit, Gather
 from pecft_jax.workdir.position import Position
 
@@ -37,8 +37,10 @@ def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[st
       if not has_phase(method, step, t):
         continue
       match step:
-        case Gather() | Calibrating():
+        case Gather():
           found[name] = float(n)
+        case Calibrating():
+          found[name] = len(gathered_split(experiment, method, step, t).rows) * _TRAIN_COST
         case Fit(steps=None):
           found[name] = n * step.epochs * _TRAIN_COST
         case _:
@@ -62,7 +64,8 @@ def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> di
     if isinstance(step, Fit):
       found[step.name] = fit_steps(experiment, method, step, t)
     elif isinstance(step, Gather | Calibrating):
-      found[step.name] = gathered
+      split = gathered_split(experiment, method, step, t)
+      found[step.name] = steps_for(len(split.rows), training.eval_batch_size, 1)
   return found
 
 

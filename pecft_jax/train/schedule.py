@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pecft_jax.continual.plan import Step, plan_of
+from pecft_jax.continual.plan import Calibrating, Step, plan_of
 from pecft_jax.data import Split, joined, steps_for, task_masks
+from pecft_jax.data.counter import permutation
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.typing import ContinualMethod, Fit, Task
 
@@ -14,6 +15,20 @@ def training_split(experiment: Experiment, method: ContinualMethod, t: int) -> S
   """What a method trains on in task t: its data, or those of all tasks so far."""
   first = 0 if method.cumulative else t
   return joined([task.train for task in experiment.scenario.tasks[first : t + 1]])
+
+
+def gathered_split(experiment: Experiment, method: ContinualMethod, step: Step, t: int) -> Split:
+  """What a pass of task t goes through: its training data, or some of them for a calibration."""
+  split = training_split(experiment, method, t)
+  if not isinstance(step, Calibrating):
+    return split
+  calibration = method.transforms[step.entry].calibrate
+  assert calibration is not None
+  if calibration.examples is None:
+    return split
+  # A function of the task alone, so that seeds side by side share their batches.
+  some = permutation(0, t, len(split.rows))[: calibration.examples]
+  return split._replace(rows=split.rows[some], labels=split.labels[some])
 
 
 def stored_examples(experiment: Experiment, method: ContinualMethod, t: int) -> int:

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 
 from pecft_jax.continual.plan import Calibrating, plan_of
 from pecft_jax.peft.halves import split_kept
+from pecft_jax.peft.leaves import weights_named
 from pecft_jax.recipes import Recipe
 from pecft_jax.train.guard import calling, check_start, pair
 from pecft_jax.typing import (
   Array,
+  Calibration,
   Capacity,
   ContinualMethod,
+  Delta,
   Fit,
   Key,
   Params,
@@ -53,8 +56,18 @@ def fresh_extra(method: ContinualMethod, params: Params) -> dict[str, Any]:
     if isinstance(step, Calibrating):
       calibration = method.transforms[step.entry].calibrate
       assert calibration is not None
-      extra[step.name] = calibration.empty(params[step.entry])
+      extra[step.name] = no_statistics(method, calibration, params[step.entry])
   return extra
+
+
+def no_statistics(method: ContinualMethod, calibration: Calibration, delta: Delta) -> Any:
+  """Statistics of a calibration at their start."""
+  if calibration.gradients is None:
+    return calibration.empty(delta, {})
+  names, backbone = calibration.gradients(delta), method.backbone
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  weights = jax.eval_shape(lambda k: weights_named(names, backbone.init(k), backbone.sites), key)
+  return calibration.empty(delta, weights)
 
 
 def key_for(state: TrainState, task: Task, number: Array | int) -> Key:

@@ -172,7 +172,7 @@ def compile_steps(
         inputs = (state_s, frozen_s, one, one)
         return jit(on_memory, inputs, (state_s, one), (0, None, None, None))
       case Calibrating():
-        run = functools.partial(phases.calibrate, method, step)
+        run = functools.partial(phases.calibrate, method, step, number)
         return jit(run, (state_s, frozen_s, batch_s), state_s, (0, None, None))
       case _:
         run = functools.partial(phases.calibrated, shared, step)

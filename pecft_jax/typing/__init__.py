@@ -4,7 +4,7 @@ Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes
 """
 
 from pecft_jax.typing.arrays import Array, Delta, Inputs, Key, Params
-from pecft_jax.typing.backbones import Backbone, Features, InputSpec, Pretrained
+from pecft_jax.typing.backbones import Backbone, Features, InputSpec, Pretrained, WeightsIdentity
 from pecft_jax.typing.hooks import (
   EndHook,
   FitLoss,
@@ -63,4 +63,5 @@ __all__ = (
   'TrainState',
   'Update',
   'Watch',
+  'WeightsIdentity',
 )

@@ -3,9 +3,11 @@
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from pecft_jax.typing.arrays import Array, Key, Params
@@ -114,6 +116,20 @@ class Backbone(NamedTuple):
   family: str = ''
 
 
+class WeightsIdentity(dict[str, Any]):
+  """What is known of certain arrays, as JSON: it says nothing of others put in their place."""
+
+  def __init__(self, values: Mapping[str, Any], params: Params):
+    super().__init__(values)
+    self._leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+
+  def is_of(self, params: Params) -> bool:
+    """Whether these are the very arrays that it was made for."""
+    leaves = jax.tree.leaves(params)
+    same = (known() is leaf for known, leaf in zip(self._leaves, leaves, strict=False))
+    return len(leaves) == len(self._leaves) and all(same)
+
+
 class Pretrained(NamedTuple):
   """A backbone with its weights.
 
@@ -122,7 +138,8 @@ class Pretrained(NamedTuple):
     params: its weights.
     head: the classifier that came with the weights; None where there is none.
     identity: what the record of a run says of the weights, as JSON, such as
-      `backbone_sha256`; a run computes the digest where it is missing.
+      `backbone_sha256`; a run computes the digest where it is missing, and where weights were
+      put in the place of those that a `WeightsIdentity` is of.
   """
 
   backbone: Backbone

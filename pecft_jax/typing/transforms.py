@@ -3,7 +3,7 @@
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pecft_jax.typing.arrays import Array, Delta, Key, Params
@@ -22,18 +22,38 @@ class Kept(NamedTuple):
 class Calibration(NamedTuple):
   """Statistics of one pass over a task's data before training, and what a delta makes of them.
 
+  Gradients are those of the problem's loss among the task's own classes, without dropout and
+  without what methods and wrappers add to it, at the parameters at the start of the task. Columns
+  of a head that are zero, as those of new classes are, would give none: for this pass they are
+  random, normal with deviation 1 / sqrt(D). A batch costs a forward and a backward pass, and while
+  it runs the gradients of the named weights, in float32, beside what `empty` holds.
+
   Attributes:
-    watch: what is wanted of the sites, as in `Backbone.apply`; the delta is in place.
-    empty: `(delta) -> statistics`, at their start: a pytree of arrays.
+    watch: what is wanted of the sites, as in `Backbone.apply`; the delta is in place. None:
+      nothing, and no forward pass is made for it.
+    empty: `(delta, weights) -> statistics`, at their start: a pytree of arrays. `weights` has shape
+      and dtype of each weight that `gradients` names.
     add: `(statistics, taps, valid) -> statistics`, one batch more. `taps` is
-      what `watch` gave by `kind:path`, `valid` [B] bool says which rows count.
+      what `watch` gave by `kind:path`, and the gradient of the mean loss over the valid rows with
+      respect to each weight by `gradient:name`; `valid` [B] bool says which rows count.
     finish: `(delta, statistics) -> delta`, of the same shapes.
+    gradients: `(delta) -> names` of frozen weights: leaves, as in `block_3/attn/q/bias`, or sites,
+      as in `block_3/attn/q`, whose main weight is meant. Names are the same however layers and
+      projections are stored. None: no gradients.
+    each: whether `add` gets examples one by one (B = 1), as per-example gradients need: B backward
+      passes of one example in the place of one of B. On a mesh each is computed on all devices of
+      the axis `data`.
+    examples: how many of the task's, drawn at random, the same for all seeds; None for all of
+      them, in order.
   """
 
-  watch: Watch
-  empty: Callable[[Delta], Any]
+  watch: Watch | None
+  empty: Callable[[Delta, Mapping[str, Any]], Any]
   add: Callable[[Any, dict[str, Any], Array], Any]
   finish: Callable[[Delta, Any], Delta]
+  gradients: Callable[[Delta], Sequence[str]] | None = None
+  each: bool = False
+  examples: int | None = None
 
 
 class PeftTransform(NamedTuple):
@@ -57,7 +77,7 @@ class PeftTransform(NamedTuple):
       (AdaLoRA's budget). `grads` is a tree like the delta with None in the place
       of what is `Kept`; `progress` [] in [0, 1] is that of the task.
     penalty: `(delta) -> []`, added to the training loss.
-    calibrate: a pass over the data before a fresh delta is trained (EVA).
+    calibrate: a pass over the data before a fresh delta is trained (EVA, FISH).
     selective: whether replacing weights is all that the transform does.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """

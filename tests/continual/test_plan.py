@@ -41,7 +41,7 @@ def test_a_wrappers_phases_stand_behind_those_of_the_method_inside():
 
 
 def test_a_calibrated_transform_has_a_pass_behind_begin():
-  empty = Calibration(lambda *_: None, lambda d: (), lambda s, t, v: s, lambda d, s: d)
+  empty = Calibration(lambda *_: None, lambda d, w: (), lambda s, t, v: s, lambda d, s: d)
   method = PLAIN._replace(transforms={'delta': FC._replace(calibrate=empty)})
   assert phase_names(method)[:3] == ('begin', 'calibrate delta', 'calibrated delta')
   step = plan_of(method)[1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_passes import passed
 from tiny_runs import (
   outcome,
   quiet,
@@ -15,8 +16,12 @@ from tiny_runs import (
 )
 
 from pecft_jax.continual import ease, finetune
-from pecft_jax.peft import chain, lora, scaled_outputs
+from pecft_jax.continual.core import Head
+from pecft_jax.continual.plan import plan_of
+from pecft_jax.peft import chain, fish, full, lora, rosa, scaled_outputs
 from pecft_jax.train import RunOptions, Stopped, run
+from pecft_jax.train.phases import with_random_columns
+from pecft_jax.train.schedule import gathered_split
 from pecft_jax.typing import Calibration, Capacity
 
 PATH = 'block_0/attn/q'
@@ -39,7 +44,7 @@ def directions():
     leaf = delta[PATH]
     return {PATH: leaf._replace(a=jnp.linalg.eigh(moments)[1][:, ::-1][:, :2])}
 
-  empty = lambda delta: jnp.zeros((delta[PATH].a.shape[0],) * 2)
+  empty = lambda delta, weights: jnp.zeros((delta[PATH].a.shape[0],) * 2)
   return peft._replace(calibrate=Calibration(watch, empty, add, finish))
 
 
@@ -104,6 +109,66 @@ def test_a_run_that_stops_within_goes_on_as_if_it_had_not(tmp_path, monkeypatch,
   assert again['state_sha256'] == whole['state_sha256']
   assert outcome(tmp_path / 'parts') == outcome(tmp_path / 'whole')
   assert set(whole['compilations'].values()) == {1}
+
+
+# Six of a task's twelve examples, five a batch.
+BY_GRADIENTS = {
+  'fish': lambda: fish('attn/q', share=0.1, examples=6),
+  'rosa': lambda: rosa('attn/q$', rank=2, density=0.1, examples=6),
+}
+
+
+@pytest.mark.parametrize('name', BY_GRADIENTS)
+def test_a_run_that_stops_within_a_pass_over_gradients_goes_on(tmp_path, monkeypatch, name):
+  method = finetune(tiny_backbone(), CAPACITY, peft=BY_GRADIENTS[name]())
+  whole = run(experiment(method), tmp_path / 'whole', RunOptions(console=quiet()))
+  with monkeypatch.context() as patch, pytest.raises(Stopped):
+    stopping_at('calibrate delta', patch)
+    run(experiment(method), tmp_path / 'parts', RunOptions(console=quiet(), save_every=0.0))
+  again = run(experiment(method), tmp_path / 'parts', RunOptions(console=quiet()))
+  assert again['state_sha256'] == whole['state_sha256']
+  assert outcome(tmp_path / 'parts') == outcome(tmp_path / 'whole')
+  assert set(whole['compilations'].values()) == {1}
+
+
+def test_a_pass_over_gradients_takes_as_many_examples_as_asked_drawn_from_all():
+  each = experiment(finetune(tiny_backbone(), CAPACITY, peft=BY_GRADIENTS['fish']()))
+  step = plan_of(each.method)[1]
+  some = [gathered_split(each, each.method, step, t) for t in range(2)]
+  for t, split in enumerate(some):
+    own = each.scenario.tasks[t].train
+    assert len(split.rows) == 6 and set(split.rows) < set(own.rows)
+    labels = dict(zip(own.rows, own.labels, strict=True))
+    assert [labels[row] for row in split.rows] == list(split.labels)
+  assert len(set(some[0].labels)) == 2  # The data are sorted by class.
+
+
+def test_gradients_that_are_all_zero_are_refused(tmp_path):
+  peft = chain(whole=full(), some=BY_GRADIENTS['fish']())  # No frozen weight is left.
+  with pytest.raises(ValueError, match='calibrate delta: all gradients are zero'):
+    run(
+      experiment(finetune(tiny_backbone(), CAPACITY, peft=peft)),
+      tmp_path,
+      RunOptions(console=quiet()),
+    )
+
+
+def test_only_columns_of_a_head_that_are_zero_become_random():
+  kernel = jnp.eye(3, 4)
+  new = with_random_columns({'head': Head(kernel, jnp.ones(4)), 'rest': kernel}, jax.random.key(0))
+  np.testing.assert_array_equal(new['head'].kernel[:, :3], kernel[:, :3])
+  assert (new['head'].kernel[:, 3] != 0).all()
+  np.testing.assert_array_equal(new['rest'], kernel)
+
+
+def test_parts_of_a_chain_share_a_pass_over_the_same_examples():
+  part = rosa('attn/q$', rank=2, density=0.1)
+  both = chain(low=directions(), sparse=part)
+  (before, statistics, after), alone = passed(both), passed(part)
+  np.testing.assert_allclose(statistics['sparse'][PATH], alone[1][PATH], rtol=1e-5)
+  assert np.abs(after['low'][PATH].a - before['low'][PATH].a).max() > 1e-3
+  with pytest.raises(ValueError, match='share one pass'):
+    chain(low=directions(), sparse=BY_GRADIENTS['rosa']())
 
 
 def test_fresh_deltas_are_calibrated_in_every_task_others_once(tmp_path):

@@ -1,11 +1,15 @@
 """Parts that do not fit are found before anything is computed."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import TRAINING, tiny_experiment, tiny_method
 
+from pecft_jax.backbones import random_weights
 from pecft_jax.data import random_crop
-from pecft_jax.train.experiment import check_experiment, describe
+from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.train.experiment import check_experiment, describe, identified
 
 
 def test_a_good_experiment():
@@ -51,3 +55,16 @@ def test_identity():
   assert found['backbone_sha256'] == 'f00'
   assert found['class_order'] == [0, 1, 2, 3]
   assert found['value_range'] == '(x / 255 - [0.5]) / [0.25]'
+
+
+def test_weights_put_in_the_place_of_others_have_a_digest_of_their_own():
+  model = random_weights('vit_glyphs16', image_size=8, depth=1, width=8, heads=2)
+  digest = lambda each: identified(tiny_experiment(model=each)).model.identity['backbone_sha256']
+  assert digest(model) == digest(model._replace(head=None)) == 'random, seed 0'
+  others = model._replace(params={**model.params, 'pos': model.params['pos'] + 1})
+  assert digest(others) == tree_sha256(others.params)
+  copied = model._replace(params=jax.tree.map(jnp.copy, model.params))
+  assert digest(copied) == tree_sha256(model.params)
+  model.params['pos'] = model.params['pos'] + 1  # In place.
+  assert digest(model) == tree_sha256(model.params)
+  assert jax.eval_shape(lambda: random_weights('vit_glyphs16', depth=1).params)['pos'].shape[0] == 1
