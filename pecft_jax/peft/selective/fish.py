@@ -60,7 +60,7 @@ def fish(pattern: str = '', share: float = 0.005, *, examples: int = 1024) -> Pe
   >>> transform = fish('mlp', share=0.01)
   >>> delta = transform.init(jax.random.key(0), model.backbone.sites, model.params)
   >>> delta.values.shape, delta.index.value.dtype.name
-  ((4450,), 'int32')
+  ((4452,), 'int32')
   """
   if not 0 < share <= 1 or examples < 1:
     raise ValueError(
