@@ -48,6 +48,13 @@ class _Rows:
     return self.inputs[self.rows[rows]]
 
 
+def is_in_memory(inputs: Any) -> bool:
+  """Whether inputs are an array in memory, or rows of one, so that reading all of them is quick."""
+  while isinstance(inputs, _Rows):
+    inputs = inputs.inputs
+  return isinstance(inputs, np.ndarray) and not isinstance(inputs, np.memmap)
+
+
 def input_shape(source: Source) -> tuple[int, ...]:
   """The shape of one example, [H, W, C]; reads the first row."""
   return tuple(source.inputs[np.zeros(1, np.int64)].shape[1:])

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
+from pecft_jax import data
 from pecft_jax.data import Split, arrays, class_incremental, joined, task_masks
+from pecft_jax.data.scenario import data_sha256
+from pecft_jax.data.source import select_rows
 from pecft_jax.typing import Capacity
 
 
@@ -62,3 +65,49 @@ def test_the_digest_sees_every_part_of_the_split():
     class_incremental(source([0, 1, 2, 3] * 3), source([3, 2, 0, 1]), tasks=2).digest,
   }
   assert len(digests) == 5
+
+
+class Read:
+  """Inputs that are read on demand, and count how often."""
+
+  def __init__(self, array):
+    self.array, self.read = array, 0
+
+  def __len__(self):
+    return len(self.array)
+
+  def __getitem__(self, rows):
+    self.read += len(rows)
+    return self.array[rows]
+
+
+def of_inputs(wrapped, images):
+  """Two tasks of 200 training and 4 test examples each."""
+  labels = np.arange(400) % 4
+  train = data.arrays('mine', images, labels)
+  test = data.arrays('mine', images[:8], labels[:8])
+  train = train._replace(inputs=wrapped(train.inputs))
+  return data.class_incremental(train, test, tasks=2)
+
+
+def test_every_byte_of_data_in_memory_counts():
+  images = np.random.default_rng(0).integers(0, 255, (400, 5, 6, 1), np.uint8)
+  whole = data_sha256(of_inputs(lambda inputs: inputs, images))
+  for row, column in ((0, 0), (201, 3), (399, 5)):
+    other = images.copy()
+    other[row, 4, column] ^= 1
+    assert data_sha256(of_inputs(lambda inputs: inputs, other)) != whole
+  # However the rows lie.
+  turned = select_rows(data.arrays('mine', images[::-1].copy(), np.zeros(400, int)), np.arange(400))
+  assert data_sha256(of_inputs(lambda _: turned.inputs, images)) != whole
+  back = select_rows(turned, np.arange(400)[::-1])
+  assert data_sha256(of_inputs(lambda _: back.inputs, images)) == whole
+
+
+def test_of_data_that_is_read_on_demand_a_sample_counts():
+  images = np.random.default_rng(0).integers(0, 255, (400, 5, 6, 1), np.uint8)
+  scenario = of_inputs(Read, images)
+  found, inputs = data_sha256(scenario), scenario.tasks[0].train.inputs
+  assert inputs.read == 2 * 64
+  assert data_sha256(of_inputs(Read, images)) == found
+  assert data_sha256(of_inputs(Read, 255 - images)) != found

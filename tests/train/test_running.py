@@ -22,9 +22,10 @@ from tiny_runs import (
   unmeasured,
 )
 
+from pecft_jax import recipes
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, recipe, run, sgd
+from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, sgd
 from pecft_jax.typing import Capacity
 from pecft_jax.workdir.stored import Damaged
 
@@ -324,7 +325,9 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 @pytest.mark.filterwarnings('ignore:overflow encountered in cast')
 def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
-  experiment = tiny_experiment(training=TRAINING._replace(recipe=recipe(optax.scale(1e10), 1e38)))
+  experiment = tiny_experiment(
+    training=TRAINING._replace(recipe=recipes.recipe(optax.scale(1e10), 1e38))
+  )
   with pytest.raises(NonFiniteLoss, match='not finite after task 0, step 1') as info:
     run(experiment, tmp_path, silent(save_every=0))
   newest = max(os.listdir(tmp_path / 'checkpoints'), key=int)
