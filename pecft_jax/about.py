@@ -1,7 +1,7 @@
-"""What is known of a method, a wrapper or a transform beside how it computes.
+"""Facts about a method, a wrapper or a transform: its sources, needs and costs.
 
 `about` stands above each factory. Listings, the tables of README.md, names on the command line and
-the common tests are made of what it says, so a new factory is one file and one line in its facade.
+the common tests are made from it, so a new factory is one file and one line in its facade.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ F = TypeVar('F', bound=Callable[..., Any])
 
 KINDS = ('method', 'wrapper', 'transform')
 
-# What a factory may need of what it is combined with, or of a run.
+# What a factory may need from the parts that it is combined with, or from a run.
 NEEDS: Mapping[str, str] = {
   'adapters': 'a transform whose delta is a bottleneck adapter at every site',
   'biases': 'linear layers with biases',
@@ -39,7 +39,7 @@ class Paper(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-  """What is known of one factory.
+  """Facts about one factory.
 
   Attributes:
     kind: of `KINDS`.
@@ -69,7 +69,7 @@ class About:
   identity: bool
 
   def as_json(self) -> dict[str, Any]:
-    """All but the functions, for listings; what says nothing of a kind is left out."""
+    """All fields except functions, for listings; those without meaning for a kind are left out."""
     facts: dict[str, Any] = {
       'summary': self.summary,
       'kind': self.kind,
@@ -93,12 +93,12 @@ def about(
   passes: str = '1',
   identity: bool = True,
 ) -> Callable[[F], F]:
-  """Decorates a factory with what is known of it, as its attribute `about`.
+  """Attaches an `About` to a factory, as its attribute `about`.
 
   Args:
     kind: `method`, `wrapper` or `transform`.
     family: as `About.family`.
-    *papers: the sources; none for what needs none, as sequential fine-tuning.
+    *papers: the sources; none for sequential fine-tuning, for example.
     tiny: makes a small instance; several by variant, the first of which is named ''.
     name: on the command line; the factory's own by default.
     needs: of `NEEDS`.
@@ -107,7 +107,7 @@ def about(
     identity: as `About.identity`.
 
   Raises:
-    ValueError: for a kind or a need that there is not, an arXiv id of another form, no small
+    ValueError: for an unknown kind or need, a malformed arXiv id, no small
       instance, or a factory whose docstring does not begin with one sentence on one line.
 
   >>> @about('transform', 'low-rank', Paper('LoRA', '2106.09685'), tiny=lambda: mine(rank=1))
@@ -153,7 +153,7 @@ def about(
 
 
 def about_of(factory: Any) -> About:
-  """What is known of a factory.
+  """The `About` of a factory.
 
   Raises:
     ValueError: if it is not decorated with `about`.
@@ -204,7 +204,7 @@ def exported(namespace: Mapping[str, Any]) -> list[str]:
 
 
 def tinies(*registries: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-  """What makes the small instances of all factories: `ease`, `finetune: masked`, ...
+  """Functions that make the small instances of all factories: `ease`, `finetune: masked`, ...
 
   >>> from pecft_jax.peft import PEFTS
   >>> tinies(PEFTS)['lora']().init.__name__

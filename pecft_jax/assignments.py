@@ -9,12 +9,12 @@ from typing import Any
 
 from pecft_jax.paths import unknown
 
-# What a factory is given by other means than options.
+# Parameters of a factory that are not options.
 _GIVEN = ('backbone', 'capacity', 'peft', 'inner')
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """The options of a factory by name: its parameters, but for those that parts are put in.
+  """The options of a factory by name: its parameters, except those that take other parts.
 
   >>> from pecft_jax.continual import ewc
   >>> list(options_of(ewc))
@@ -40,7 +40,7 @@ def assign(
 
   Raises:
     ValueError: for a text of another form, a part that is not in use, an option that its factory
-      has not, a value of another type, or an option that is set twice.
+      does not have, a value of another type, or an option that is set twice.
 
   >>> from pecft_jax.continual import ewc
   >>> assign(['ewc.strength=10'], {'ewc': ewc})

@@ -31,11 +31,11 @@ from pecft_jax.paths import join
 Axes = tuple[str | EllipsisType | None, ...]
 
 
-class Split(NamedTuple):
+class LayerSplit(NamedTuple):
   """How the layers of a model are split over devices that share one example.
 
   The parts of a sublayer go in pairs: one layer is split by its outputs, the
-  one behind it by its inputs, so that what is between them stays where it is.
+  one after it by its inputs, so that activations between them stay where they are.
 
   Attributes:
     columns: regex of the paths of layers that are split by their outputs.

@@ -69,7 +69,7 @@ def _imported(name: str) -> Factory:
   try:
     module = importlib.import_module(path)
   except ModuleNotFoundError as error:
-    # What the module itself imports, and does not find, is another matter.
+    # A module that exists but imports a missing one raises its own error.
     if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
       raise ValueError(f'{path} cannot be imported: {error}') from error
     raise ValueError(
@@ -145,7 +145,7 @@ def choose(
     peft: of `PEFTS`; the method's own default where None.
     wrap: of `WRAPPERS`, the first innermost; `'ewc,derpp'` or a sequence.
     set: options as `NAME.option=value`, of parts that are in use.
-    options: arguments by the name of a part, which `set` goes before.
+    options: arguments by the name of a part; `set` overrides them.
 
   Raises:
     ValueError: for an unknown name or option, a value of another type, a wrapper that is named
@@ -229,7 +229,7 @@ def _check_takes_peft(factory: Factory, method: str, peft: str) -> None:
 
 
 def peft_by_name(name: str, **options: Any) -> PeftTransform:
-  """A transform with its defaults, but for the options given.
+  """A transform with its defaults, except for the options given.
 
   Raises:
     ValueError: for an unknown name; suggests the nearest.

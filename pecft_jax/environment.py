@@ -1,4 +1,4 @@
-"""Where a run computes: versions, commit, devices, processor. No part of what identifies a run.
+"""Where a run computes: versions, commit, devices, processor. It does not identify a run.
 
 A run may be resumed in another environment; it then says so once.
 """
@@ -26,8 +26,8 @@ def environment() -> dict[str, Any]:
   """The environment of this process, as JSON.
 
   Returns:
-    `versions` by package, `commit` of this library's checkout (None where it was installed, with
-    `-dirty` behind it where files were changed), `python`, `device` (kind), `platform`, `devices`
+    `versions` by package, `commit` of this library's checkout (None where it was installed; it ends
+    in `-dirty` where files were changed), `python`, `device` (kind), `platform`, `devices`
     and `processes` (counts), `processor` and `system` of the host.
 
   >>> sorted(environment())[:4]
@@ -53,7 +53,7 @@ def now() -> str:
 
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-  """What is another version, device or commit here than there, in words.
+  """The versions, devices and commits that differ between two environments, in words.
 
   >>> changes({'versions': {'jax': '0.10.0'}}, {'versions': {'jax': '0.10.1'}})
   ['jax 0.10.0 -> 0.10.1']
@@ -79,7 +79,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit(root: pathlib.Path) -> str | None:
-  """Of a checkout; None where there is none, or no git to ask."""
+  """Of a checkout; None without a checkout, or without git."""
   if not (root / '.git').exists():
     return None
   ask = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*']

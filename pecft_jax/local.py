@@ -19,7 +19,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
       directory `gs:`.
   """
   text = os.fspath(path)
-  # A `pathlib.Path` has one slash left of two.
+  # `pathlib.Path` reduces two slashes to one.
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):
     raise ValueError(
       f'expected a local path, got the URL {text!r}; mount the bucket (with gcsfuse, for example) '

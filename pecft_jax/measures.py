@@ -46,7 +46,7 @@ ACCURACY = Measure('accuracy', 0.0, 1.0)
 
 
 def check_measure(measure: Measure) -> Measure:
-  """The measure, if it is one.
+  """Checks a measure, and returns it.
 
   Raises:
     ValueError: for a name other than words, or an empty range.

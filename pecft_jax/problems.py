@@ -1,4 +1,4 @@
-"""What is asked of a model, and how its answers are judged.
+"""What a model is to predict, and how its predictions are judged.
 
 Axis letters: B batch, C classes, T tokens, V vocabulary.
 """
@@ -57,14 +57,14 @@ class HostJudge(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """What one example is to be answered with, and how answers are judged.
+  """What is to be predicted for an example, and how predictions are judged.
 
   Attributes:
     name: for reports and errors.
-    target: shape and dtype of what one example is to be answered with.
+    target: shape and dtype of the target of one example.
     losses: `(answers, y, allowed) -> [B]`, the training loss of each example.
       `answers` are `Output.logits`; `allowed` [C] bool are the classes that
-      may be chosen, ignored where answers are no classes.
+      may be chosen; ignored where answers are not classes.
     divergence: `(old, new, known, temperature) -> [B]`, of new answers from
       old ones, for distillation. Times temperature^2, its gradient has the
       size of that of `losses`.
@@ -188,7 +188,7 @@ def regression(width: int) -> Problem:
 
   def losses(answers: Array, y: Array, allowed: Array) -> Array:
     del allowed
-    if answers.shape != y.shape:  # Broadcasting would give a loss of something else.
+    if answers.shape != y.shape:  # Broadcasting would silently give another loss.
       raise ValueError(f'expected answers {list(y.shape)}, got {list(answers.shape)}')
     return jnp.square(answers.astype(jnp.float32) - y).mean(-1)
 
@@ -279,7 +279,7 @@ def host_scores(problem: Problem, answers: np.ndarray, targets: np.ndarray) -> n
 
 
 def need_classes(problem: Problem, name: str) -> None:
-  """Raises ValueError for a method that means classes on a problem that has none."""
+  """Raises ValueError for a method that needs classes on a problem without classes."""
   if not problem.classes:
     raise ValueError(
       f'{name} needs classes, but the problem is {problem.name}: choose a method whose answers are '

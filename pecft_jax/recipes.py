@@ -21,8 +21,8 @@ class Recipe(NamedTuple):
 
   Attributes:
     tx: its `update` takes `progress` [] in [0, 1] as an extra argument, so tasks
-      of different lengths share one compiled step. Its state starts afresh
-      with each task.
+      of different lengths share one compiled step. Its state is reset
+      at each task.
     rate: progress -> learning rate, for the log.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """

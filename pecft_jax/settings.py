@@ -39,7 +39,7 @@ from pecft_jax.sources import (
 
 P = ParamSpec('P')
 R = TypeVar('R')
-# What was identified already, by its id, and itself, which keeps the id.
+# Values identified so far, by id; holding the value keeps its id valid.
 Seen = dict[int, tuple[Any, Any]]
 
 _REMEDY = (
@@ -53,8 +53,8 @@ class Settings(dict[str, Any]):
   """The settings that a factory gave to a record.
 
   Attributes:
-    fields: the record's other fields as the factory made them: what was put in the place of one
-      of them (`_replace`) counts, too.
+    fields: the record's other fields as the factory made them: a field that was
+      changed later (`_replace`) counts, too.
   """
 
   fields: Mapping[str, Any]
@@ -97,7 +97,7 @@ def recorded(
     factory: returns a NamedTuple or a dataclass with a field `settings`, or a function.
     name: in the settings; the factory's own by default.
     ignored: arguments that change no result (`remat`).
-    defaults: makes what stands for an argument that is None, so that it counts as if given.
+    defaults: functions that make the value of an argument that is None, which counts as if given.
 
   Raises:
     ValueError: when the factory is called with something that cannot be identified, or that is not
@@ -132,7 +132,7 @@ def recorded(
 
 
 def defaults_of(factory: Callable[..., Any]) -> Mapping[str, Callable[[], Any]]:
-  """What makes the arguments that are None by default, of a factory that is `recorded`.
+  """Functions that make the arguments that are None by default, of a `recorded` factory.
 
   >>> from pecft_jax.continual import ease
   >>> defaults_of(ease)['peft'].__name__
@@ -332,7 +332,7 @@ def _function(value: types.FunctionType, where: str, seen: Seen) -> dict[str, An
 
 
 def _global(value: Any, where: str, seen: Seen) -> Any:
-  """What a module's name stands for; None for modules, classes and objects without identity."""
+  """The value of a module's name; None for modules, classes and objects without identity."""
   if isinstance(value, types.ModuleType | type) or (callable(value) and counts_by_name(value)):
     return None
   try:

@@ -1,6 +1,6 @@
 """How numbers and names are written, everywhere: tables, pages, messages.
 
-Bytes and counts are decimal (1 kB is 1000 bytes), as memory is sold.
+Bytes and counts are decimal: 1 kB is 1000 bytes.
 """
 
 import difflib

@@ -4,7 +4,7 @@ A card is a JSON file: `name`, `summary`, `family` (a name of `FAMILIES`),
 `architecture` (arguments of the family's factory), the value range where its
 factory takes one (`mean` and `std` of images), `file` (bundled with the
 library, or null), `sha256` (of the weights file, or null where any will do),
-and what tells where the weights come from: `about`, in any form, and some
+and entries that say where the weights come from: `about`, in any form, and some
 others of `_ABOUT`. Other entries are refused: they may be misspelt.
 """
 
@@ -35,13 +35,13 @@ _FAMILY_FOLDERS = pathlib.Path(__file__).parent / 'families'
 
 
 class Card(NamedTuple):
-  """What is known of a checkpoint."""
+  """Facts about a checkpoint."""
 
   name: str
   summary: str
   family: str
   architecture: Mapping[str, Any]
-  ranges: Mapping[str, tuple[float, ...]]  # Such as `mean` and `std`, one value a channel.
+  ranges: Mapping[str, tuple[float, ...]]  # Such as `mean` and `std`, one value per channel.
   file: pathlib.Path | None
   sha256: str | None
   path: pathlib.Path  # Of the card itself.

@@ -20,7 +20,7 @@ RATES = {'l2p': 1e-2, 'ranpac': 1e-3, 'ease': 1e-2}
 DEFAULT_RATE = 2e-3
 
 OPTIONS = {
-  # As in LAMDA-PILOT but for fewer tokens: an image has 16 here, not 196.
+  # As in LAMDA-PILOT, except for fewer tokens: an image has 16 here, not 196.
   'l2p': {'pool': 10, 'length': 2, 'top_k': 5, 'pull': 0.1},
   'ranpac': {'projection': 2000},
   'adaptformer': {'width': 64},

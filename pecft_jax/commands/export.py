@@ -91,7 +91,7 @@ def card_of(experiment: Any, tasks: int, head: bool) -> str:
   if head:
     lines += [
       f'The classifier `{naming.head}` has {len(scenario.class_order)} outputs and a bias: give '
-      'the model one like that first. Classes learnt so far, by output:',
+      'the model one like that first. Classes learned so far, by output:',
       '',
       *(f'- {name}' for name in names),
     ]

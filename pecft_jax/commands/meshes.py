@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pecft_jax.axes import Split
+from pecft_jax.axes import LayerSplit
 from pecft_jax.typing import Backbone
 
 
@@ -25,7 +25,7 @@ def parse_mesh(text: str) -> dict[str, int]:
   return sizes
 
 
-def split_of(backbone: Backbone) -> Split:
+def split_of(backbone: Backbone) -> LayerSplit:
   """How the layers of a model are split: as its family declares, or as usual transformers' are."""
   from pecft_jax.backbones import FAMILIES
   from pecft_jax.devices.rules import TRANSFORMER
@@ -40,7 +40,7 @@ def layout_of(
   written: Sequence[str] = (),
   own: Sequence[Any] = (),
   *,
-  split: Split | None = None,
+  split: LayerSplit | None = None,
 ) -> Any:
   """The mesh and the sharding rules of the flags; None for the first device alone.
 
@@ -71,7 +71,7 @@ def rules_of(
   written: Sequence[str] = (),
   own: Sequence[Any] = (),
   *,
-  split: Split | None = None,
+  split: LayerSplit | None = None,
 ) -> tuple[Any, ...]:
   """The table of rules for a mesh with these axes; other arguments as those of `layout_of`."""
   from pecft_jax.devices import rules

@@ -178,7 +178,7 @@ def _check_seeds(
   if differing:
     raise ValueError(
       f'with another seed this experiment has another {", ".join(differing)}: such seeds cannot '
-      'be learnt in one program; run them one by one'
+      'be learned in one program; run them one by one'
     )
 
 

@@ -56,12 +56,12 @@ def normalised(inputs: InputSpec, x: Array) -> Array:
 
 
 def raw(x: Inputs) -> Array:
-  """The images or token ids of a batch, without what else is known of them."""
+  """The images or token ids of a batch, without further values per example."""
   return x.x if isinstance(x, Given) else x
 
 
 def query_of(x: Inputs) -> Array | None:
-  """What the frozen backbone makes of each example [B, D], where it is at hand."""
+  """The cached feature of the frozen backbone [B, D], or None."""
   return x.query if isinstance(x, Given) else None
 
 
@@ -84,7 +84,7 @@ class Model(NamedTuple):
 def model(backbone: Backbone, peft: PeftTransform) -> Model:
   """Joins a backbone and a transform; by default computes just what the pooled feature reads.
 
-  `run` also gives tokens (with `rows=None` all of them) and what `watch` wants of the sites, in
+  `run` also gives tokens (with `rows=None` all of them) and what `watch` reads from the sites, in
   `Features.taps`.
 
   Raises:
@@ -154,7 +154,7 @@ def from_forward(
 
   Args:
     name: for reports.
-    backbone: that it stands on.
+    backbone: the frozen model.
     capacity: of its state.
     init: as in `ContinualMethod`.
     forward: as in `ContinualMethod`.
@@ -203,6 +203,6 @@ def check_output(name: str, out: Any) -> Output:
 
 
 def held_of(inner: ContinualMethod, params: Params) -> Params:
-  """What a wrapper may tie to old values: trained, and not started afresh with each task."""
+  """What a wrapper may tie to old values: trained, and not reset at each task."""
   lasting = {name: tree for name, tree in params.items() if name not in inner.renewed}
   return split_kept(lasting)[0]

@@ -45,8 +45,8 @@ def class_incremental(
   >>> scenario.tasks[1].classes
   (2, 3)
   """
-  plan = _plan(len(train.class_names), tasks, increments, classes_per_task, order)
-  return _split_classes('class', train, test, plan, name)
+  ordered = _order_and_sizes(len(train.class_names), tasks, increments, classes_per_task, order)
+  return _split_classes('class', train, test, ordered, name)
 
 
 @checked
@@ -80,8 +80,8 @@ def task_incremental(
   >>> len(scenario.tasks)
   2
   """
-  plan = _plan(len(train.class_names), tasks, increments, classes_per_task, order)
-  return _split_classes('task', train, test, plan, name)
+  ordered = _order_and_sizes(len(train.class_names), tasks, increments, classes_per_task, order)
+  return _split_classes('task', train, test, ordered, name)
 
 
 @checked
@@ -136,7 +136,7 @@ def domain_incremental(
   return _scenario('domain', train, classes, tasks, name)
 
 
-def _plan(
+def _order_and_sizes(
   classes: int,
   tasks: int | None,
   increments: Sequence[int] | None,
@@ -146,7 +146,7 @@ def _plan(
   """The class order, and the number of classes of each task."""
   given = sum(way is not None for way in (tasks, increments, classes_per_task))
   if given != 1:
-    raise ValueError(f'expected just one of tasks, increments and classes_per_task, got {given}')
+    raise ValueError(f'expected exactly one of tasks, increments and classes_per_task, got {given}')
   if classes_per_task is not None:
     if not isinstance(order, str) or order != 'natural':
       raise ValueError(f'classes_per_task gives the class order, got also order={order!r}')
@@ -175,9 +175,13 @@ def _equal_parts(classes: int, tasks: int) -> list[int]:
 
 
 def _split_classes(
-  kind: str, train: Source, test: Source, plan: tuple[tuple[int, ...], list[int]], name: str | None
+  kind: str,
+  train: Source,
+  test: Source,
+  ordered: tuple[tuple[int, ...], list[int]],
+  name: str | None,
 ) -> Scenario:
-  labels, sizes = plan
+  labels, sizes = ordered
   _check_same(train, test)
   _check_covered(train, test, 'labels', labels)
   position = np.full(len(train.class_names), -1, np.int64)

@@ -1,4 +1,4 @@
-"""The order in which a sequence meets the classes."""
+"""The order of the classes in a sequence."""
 
 from collections.abc import Sequence
 

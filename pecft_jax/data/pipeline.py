@@ -1,7 +1,7 @@
 """Batches of constant shape, as grain iterators.
 
-A stream is a long row of positions: epoch after epoch of the split, shuffled
-anew each time. Batch s of size B holds positions s * B up to (s + 1) * B,
+A stream is a sequence of positions: epoch after epoch of the split, shuffled
+for each epoch. Batch s of size B holds positions s * B up to (s + 1) * B,
 across epoch boundaries. Everything about a position (its example, its view)
 is a pure function of the seed and the position, so an iterator's whole state
 is the number of the next batch: `get_state` and `set_state` resume exactly,
@@ -64,11 +64,11 @@ def train_batches(
     augment: applied to the images; token ids have none.
     process_index: of this process, which gets its contiguous part of each batch.
     process_count: must divide `batch_size`.
-    query: float32 [n, D], what the frozen backbone makes of each example; `x`
+    query: float32 [n, D], the feature of the frozen backbone for each example; `x`
       then is a `Given`.
     stored: number of further examples that each epoch visits, which the method
       has in its memory: their rows have a `slot` in 0..stored - 1, all others -1,
-      and an input and a label that stand for nothing. None leaves slots out.
+      and an input and a label without meaning. None leaves slots out.
 
   Returns:
     An iterator over `Batch`es of numpy arrays, with B / process_count rows each.

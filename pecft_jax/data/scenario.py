@@ -34,7 +34,7 @@ class TaskData(NamedTuple):
 
 
 class Probe(NamedTuple):
-  """A test set that is no task's: what the model was able to do before, or should transfer to."""
+  """A test set outside the tasks: what the model could do before, or should transfer to."""
 
   name: str
   split: Split
@@ -49,7 +49,7 @@ class Scenario(NamedTuple):
       known at test time) or 'domain' (each task has all classes).
     class_order: label in the data of each position.
     class_names: in the class order.
-    tasks: in the order in which they are met.
+    tasks: in the order in which they are learned.
     digest: sha256 of everything that makes the split: the kind, the class
       order, and each task's rows and labels. Equal digests over the same data
       mean the same benchmark.

@@ -129,7 +129,7 @@ def first_per_class(source: Source, n: int) -> Source:
 
 @checked
 def only_classes(source: Source, classes: Sequence[int]) -> Source:
-  """The rows of some classes, which are numbered anew in the given order.
+  """The rows of some classes, renumbered in the given order.
 
   Args:
     source: any.

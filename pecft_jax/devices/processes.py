@@ -1,8 +1,8 @@
 """Several processes as one job: joining it, deciding together, and ending together.
 
 Every process runs the same program on its share of each batch. What is written
-to the work directory is written by the first process, but for checkpoints,
-to which each adds what lies on its devices. One process is the smallest job:
+to the work directory is written by the first process, except checkpoints,
+to which each adds the arrays on its devices. One process is the smallest job:
 nothing here then costs anything.
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _MESSAGE_BYTES = 4096
-# A process that is silent for so long is taken for dead, and ends the job.
+# A process that is silent for so long counts as dead, and the job ends.
 HEARTBEAT_SECONDS = 25
-# Between two moments at which all processes ask one another whether to save or to stop.
+# Seconds between two agreements of all processes on saving and stopping.
 _ASKING_SECONDS = 1.0
 
 
@@ -37,7 +37,7 @@ def join(
     process_id: of this one, from 0; likewise.
 
   Raises:
-    ValueError: if the environment does not tell what is missing, or the parts
+    ValueError: if the environment does not say what is missing, or the parts
       do not fit together.
   """
   if coordinator is None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from pecft_jax.axes import Axes, Split
+from pecft_jax.axes import Axes, LayerSplit
 
 
 class Rule(NamedTuple):
@@ -15,14 +15,14 @@ class Rule(NamedTuple):
 
   Attributes:
     pattern: regex searched in the leaf's path.
-    axes: of the mesh, or None, for the leaf's last axes: a rule for a weight
-      so holds for a bank or a stack of it too; for its first axes if an
+    axes: of the mesh, or None, for the leaf's last axes: so a rule for a weight
+      also holds for a bank or a stack of it; for its first axes if an
       ellipsis follows. Empty: whole on every device. Or a mapping from axes that
       the leaf's type declares (see `pecft_jax.axes`) to those of the mesh: it
       decides about leaves that have one of them.
-    optional: leave those leaves to the rules after it that the axes do not
-      fit, or all where the mesh lacks one of them, and do not mind if there is
-      no leaf of that name.
+    optional: whether to leave to later rules those leaves that the axes do not
+      fit (all of them, where the mesh lacks an axis), and to accept that no leaf
+      matches.
   """
 
   pattern: str
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 
 
 # Of transformers whose layers have the usual names here; families declare their own.
-TRANSFORMER = Split(
+TRANSFORMER = LayerSplit(
   columns=r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))',
   rows=r'(attn/out|mlp/(fc2|down))',
   tables=r'embed/table',
@@ -39,7 +39,7 @@ TRANSFORMER = Split(
 
 
 def tensor_parallel(
-  axis: str = 'model', gathered: str | None = None, *, split: Split = TRANSFORMER
+  axis: str = 'model', gathered: str | None = None, *, split: LayerSplit = TRANSFORMER
 ) -> tuple[Rule, ...]:
   """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
@@ -87,7 +87,7 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
   return (
     Rule(r'/kernel$', (axis, None), optional=True),
     Rule('', {'in': axis}, optional=True),
-    # Of tables few rows are used: not the table moves, but what is looked up in it.
+    # Few rows of a table are used: what is looked up moves between devices, not the table.
     Rule(r'embed/table$', (None, axis), optional=True),
   )
 
@@ -128,7 +128,7 @@ def read_rule(text: str) -> Rule:
   try:
     re.compile(pattern)
   except re.error as error:
-    raise ValueError(f'the pattern of sharding rule {text!r} is none: {error}') from error
+    raise ValueError(f'sharding rule {text!r} has no regular expression: {error}') from error
   if not pattern or not equals or not all(names) or names.count('...') > 1:
     raise ValueError(f'expected a sharding rule as PATTERN=axis,axis, got {text!r}')
   given: dict[str, Any] = {'-': None, '...': ...}

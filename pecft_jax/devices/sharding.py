@@ -1,4 +1,4 @@
-"""Which device holds what: a mesh, and what lies on it by an ordered table of rules."""
+"""Meshes, and the sharding of trees on them by an ordered table of rules."""
 
 import functools
 import math
@@ -17,14 +17,14 @@ from pecft_jax.text import size as in_bytes
 
 
 class Layout(NamedTuple):
-  """A mesh with the rules for what lies on it.
+  """A mesh with its sharding rules.
 
   Attributes:
     mesh: with at least the axis `data`, which batches are split over.
     rules: for the leaves of state and backbone: `Rule`s, or plain tuples of
       their fields. The first whose pattern is found in a leaf's path decides;
-      a leaf that none decides about is whole on every device. Rules of one's
-      own go before a table that they are to overrule.
+      a leaf that none decides about is whole on every device. Your own rules
+      go before a table that they override.
   """
 
   mesh: Mesh
@@ -90,7 +90,7 @@ def _seed_axis(mesh: Any) -> str | None:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-  """Arrays on their devices; each process puts down what it has, and asks no other.
+  """Puts arrays on their devices; each process handles its own devices only.
 
   Args:
     tree: of host arrays, or of arrays on one device, equal in all processes.
@@ -125,7 +125,7 @@ def batch_part(layout: Layout) -> tuple[int, int]:
 
 
 def check_batches(layout: Layout, sizes: Mapping[str, int]) -> None:
-  """Holds batch sizes against a mesh.
+  """Checks batch sizes against a mesh.
 
   Raises:
     ValueError: if `data` does not divide one; names it.
@@ -137,7 +137,7 @@ def check_batches(layout: Layout, sizes: Mapping[str, int]) -> None:
 
 
 def traced_on(layout: Layout, fn: Callable[..., Any]) -> Callable[..., Any]:
-  """A function that sees the mesh while it is traced, to hold activations to it."""
+  """A function that sees the mesh while it is traced, to constrain activations."""
 
   @functools.wraps(fn)
   def run(*args: Any) -> Any:
@@ -152,7 +152,7 @@ def tree_shardings(layout: Layout, tree: Any) -> Any:
 
   Raises:
     ValueError: if a rule, unless it is optional, names an axis that the mesh
-      has not, splits more axes than a leaf has, or does not divide it.
+      does not have, splits more axes than a leaf has, or does not divide it.
   """
   rules = _rules(layout)
 
@@ -187,7 +187,7 @@ def describe_rules(layout: Layout, *trees: Any) -> str:
     *trees: of arrays or of their shapes: state and backbone.
 
   Returns:
-    One line a rule, in order, with the bytes of its leaves in all and per device.
+    One line per rule, in order, with the bytes of its leaves in all and per device.
 
   >>> import jax.numpy as jnp
   >>> layout = Layout(one_device().mesh, (Rule('kernel$', ('data', None)),))

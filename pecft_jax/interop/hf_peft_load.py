@@ -38,8 +38,8 @@ def load_hf_peft(
 ) -> Adapted:
   """Reads a LoRA, rsLoRA, DoRA or (IA)^3 adapter onto a backbone.
 
-  Of a layer that holds q, k and v each becomes a site of its own; they share A.
-  Layers of other scales than the most have theirs in B.
+  A layer that holds q, k and v becomes three sites, which share A.
+  Where layers differ in scale, the difference goes into B.
 
   Args:
     directory: with `adapter_config.json` and `adapter_model.safetensors`.
@@ -92,7 +92,7 @@ def _adapted(
   sites = _sites(backbone, naming)
   if unknown := sorted(name for name in parts if _site_name(name, sites) is None):
     raise ValueError(
-      f'it adapts {shortened(unknown)}, which {backbone.name} has not; linear layers: '
+      f'it adapts {shortened(unknown)}, but {backbone.name} has no such layers; linear layers: '
       f'{shortened(sorted(sites))}'
     )
   if not parts:

@@ -22,7 +22,7 @@ from pecft_jax.peft.scaling.ia3 import Ia3Delta
 from pecft_jax.peft.weights import read
 from pecft_jax.typing import Adapted, Backbone, Params
 
-CONFIG, TENSORS, CARD = 'adapter_config.json', 'adapter_model.safetensors', 'README.md'
+CONFIG, TENSORS, MODEL_CARD = 'adapter_config.json', 'adapter_model.safetensors', 'README.md'
 PREFIX = 'base_model.model.'
 _DEFAULTS = {
   'base_model_name_or_path': None,
@@ -49,14 +49,14 @@ def save_hf_peft(
   """Writes an adapter that `peft.PeftModel.from_pretrained(model, directory)` reads.
 
   Args:
-    directory: made if need be; must be empty.
+    directory: made if it does not exist; must be empty.
     backbone: that is adapted.
     adapted: transform, delta and classifier; no classifier is written for None.
     frozen: the backbone's weights, whose norms DoRA needs where q, k and v are
       one layer and not all of them are adapted.
     naming: of the layers of the model that the adapter is for: `TIMM_VIT` or
       `LLAMA` by the backbone's inputs, or one of your own.
-    card: text of its README.md.
+    card: text of the model card, its README.md.
     facts: further entries of `pecft.json`, as JSON; it names the base by the digest of `frozen`.
 
   Raises:
@@ -105,7 +105,7 @@ def save_hf_peft(
   (directory / CONFIG).write_text(json.dumps({**_DEFAULTS, **config}, indent=2) + '\n')
   write_base(directory, backbone, frozen, {} if facts is None else facts)
   if card:
-    (directory / CARD).write_text(card, encoding='utf-8')
+    (directory / MODEL_CARD).write_text(card, encoding='utf-8')
 
 
 def _lora(modules: _Modules, frozen: Params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -206,5 +206,5 @@ def _last_parts(names: Iterable[str]) -> list[str]:
 
 
 def _whole(alpha: float) -> float | int:
-  """As an integer where it is one, which is what the format has in mind."""
+  """As an integer where it is one, as the format expects."""
   return round(alpha) if abs(alpha - round(alpha)) < 1e-6 * abs(alpha) else alpha

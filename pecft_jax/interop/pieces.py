@@ -1,4 +1,4 @@
-"""A delta taken apart into what other libraries know: one adapter of one linear layer each."""
+"""A delta as other libraries store it: one adapter for each linear layer."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a model does at any time, where a run evaluates within tasks, too."""
+"""Any-time metrics, for runs that also evaluate within tasks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,8 +13,8 @@ class Evaluation(NamedTuple):
   """One evaluation of a run.
 
   Attributes:
-    task: index of the task at hand, from 0.
-    values: of the tasks seen so far, the one at hand included, by index [task + 1];
+    task: index of the current task, from 0.
+    values: of the tasks seen so far, the current one included, by index [task + 1];
       further entries, of tasks not seen, are ignored.
   """
 

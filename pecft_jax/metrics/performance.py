@@ -1,4 +1,4 @@
-"""What is reached: averages over tasks, over time, and over examples."""
+"""Performance: averages over tasks, over time, and over examples."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What new tasks are learned to, and what earlier tasks add to that."""
+"""Plasticity: how well new tasks are learned, and what earlier tasks add."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def learning_accuracy(matrix: Matrix) -> float:
 
 
 def intransigence(matrix: Matrix, joint: PerTask) -> float:
-  """IM = (1/T) sum_k (a*_k - a[k, k]) (RWalk, arXiv:1801.10112): what is missing in plasticity.
+  """IM = (1/T) sum_k (a*_k - a[k, k]) (RWalk, arXiv:1801.10112): the shortfall in plasticity.
 
   Args:
     matrix: [k, T].

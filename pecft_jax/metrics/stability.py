@@ -1,4 +1,4 @@
-"""What is kept of earlier tasks: forgetting and backward transfer."""
+"""Stability: forgetting and backward transfer."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""All metrics of a run, from whatever evidence there is."""
+"""All metrics of a run that its evidence allows."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a model does on tasks that it has not learned yet.
+"""Metrics on tasks that are not learned yet.
 
 All need the entries above the diagonal: a run with `Training(evaluate='all')`.
 """

@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning as pure functions: transforms, and what is done with them.
+"""Parameter-efficient fine-tuning as pure functions: transforms, and operations on them.
 
 A transform has one line here. `PEFTS` is all of them by name. Flax linen modules that are not of
 this library: `pecft_jax.peft.linen_bridge`.

@@ -1,4 +1,4 @@
-"""Putting transforms together, and handling whole deltas as values."""
+"""Composition of transforms, and operations on whole deltas."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -33,7 +33,7 @@ def mask_of(pattern: str, tree: Params) -> Mask:
 
 
 def trained(tree: Params) -> Mask:
-  """True but for what is `Kept`: a prefix of the tree's structure."""
+  """True except for what is `Kept`: a prefix of the tree's structure."""
   is_kept = lambda node: isinstance(node, Kept)
   return jax.tree.map(lambda node: not is_kept(node), tree, is_leaf=is_kept)
 
@@ -72,7 +72,7 @@ def partition(tree: Params, mask: Mask) -> tuple[Params, Params]:
   for leaf in jax.tree.leaves(mask):
     if not _whole(leaf):
       raise ValueError(f'partition() needs one bool for each leaf, got {type(leaf).__name__}')
-  return _kept(mask, tree), _kept(jax.tree.map(lambda m: not m, mask), tree)
+  return _selected(mask, tree), _selected(jax.tree.map(lambda m: not m, mask), tree)
 
 
 def combine(first: Params, second: Params) -> Params:
@@ -119,11 +119,11 @@ def masked(tx: optax.GradientTransformation, mask: Mask) -> optax.GradientTransf
   tx = optax.with_extra_args_support(tx)
 
   def init(params):
-    return tx.init(_kept(mask, params))
+    return tx.init(_selected(mask, params))
 
   def update(updates, state, params=None, **extra):
-    inner = None if params is None else _kept(mask, params)
-    new, state = tx.update(_kept(mask, updates), state, inner, **extra)
+    inner = None if params is None else _selected(mask, params)
+    new, state = tx.update(_selected(mask, updates), state, inner, **extra)
 
     def fill(m: Any, old: Params, new: Params) -> Params:
       if not _whole(m):
@@ -143,7 +143,7 @@ def _zeroed(m: Array, leaf: Array) -> Array:
   return jnp.where(m, leaf, jnp.zeros((), leaf.dtype))
 
 
-def _kept(mask: Mask, tree: Params) -> Params:
+def _selected(mask: Mask, tree: Params) -> Params:
   """The tree with None for frozen leaves and zeros for frozen elements."""
 
   def keep(m: Any, part: Params) -> Params:

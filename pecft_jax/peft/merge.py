@@ -1,4 +1,4 @@
-"""Weights with a delta merged into them, and back."""
+"""Merging a delta into weights, and undoing it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from pecft_jax.typing import Array, Delta, Inputs, Params, PeftTransform
 
 
 class Merged(NamedTuple):
-  """Merged parameters, and what to put back."""
+  """Merged parameters, with the originals of the leaves that were replaced."""
 
   params: Params
   originals: dict[str, Array]  # The replaced leaves, by path.
@@ -22,7 +22,7 @@ def merged(peft: PeftTransform, delta: Delta, params: Params) -> Merged:
 
   The arithmetic is done in float32 whatever the weights are stored in; each
   leaf keeps its type, so the same compiled program serves the merged model.
-  `merge_error` measures what rounding to that type does.
+  `merge_error` measures the effect of rounding to that type.
 
   Args:
     peft: a transform with a weight-space form.
@@ -61,7 +61,7 @@ def merged(peft: PeftTransform, delta: Delta, params: Params) -> Merged:
 
 
 def unmerge(merged: Merged) -> Params:
-  """The parameters from before `merged`, bit by bit.
+  """The parameters before merging, bit by bit.
 
   Args:
     merged: what `merged` returned.

@@ -1,7 +1,7 @@
 """Dropout within a transform (Srivastava et al., 2014), in training alone.
 
-A delta is told to be noisy, for one forward pass, by a key at each of its
-sites: sites themselves are given none.
+For one forward pass, a delta carries a key at each of its sites, since sites
+themselves are given none.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Drop = Callable[[Array], Array]
 
 
 def no_drop(x: Array) -> Array:
-  """What takes the place of dropout outside of training."""
+  """The identity, in place of dropout outside of training."""
   return x
 
 

@@ -16,7 +16,7 @@ from pecft_jax.typing import SITE_KINDS, Array, Delta, Key, Params, PeftTransfor
 WEIGHTED = ('linear', 'norm')
 
 
-def select(sites: Sequence[SiteSpec], kind: str, pattern: str) -> list[SiteSpec]:
+def matching_sites(sites: Sequence[SiteSpec], kind: str, pattern: str) -> list[SiteSpec]:
   """The sites of a kind whose path a regular expression is found in.
 
   Raises:
@@ -92,7 +92,7 @@ def per_site(
         spec,
         weights.read(params, spec.site.path) if kind in WEIGHTED else None,
       )
-      for spec in select(sites, kind, pattern)
+      for spec in matching_sites(sites, kind, pattern)
     }
 
   def intercept(delta: Delta, site: Site, next_fn: Callable[..., Array], *args: Any) -> Array:

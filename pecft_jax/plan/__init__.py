@@ -1,7 +1,4 @@
-"""Scale on paper: memory, FLOPs, time and growth of a run, from the shapes of its arrays alone.
-
-Not to be confused with `pecft_jax.train.schedule`, what a method trains on in each task.
-"""
+"""Estimates before a run: device memory, FLOPs, time and growth, from shapes alone."""
 
 from pecft_jax.plan.carried import carried_bytes, checkpoint_bytes, growth
 from pecft_jax.plan.chips import CHIPS, Chip, find_chip

@@ -1,4 +1,4 @@
-"""How what is carried from task to task grows with the number of tasks."""
+"""Growth of the carried state with the number of tasks."""
 
 from collections.abc import Callable, Iterable
 

@@ -80,7 +80,7 @@ def temporaries(function: Callable[..., Any], *args: Any) -> int:
 
 
 def _peak(jaxpr: Any, free: set[Any]) -> int:
-  """The most bytes that what a jaxpr makes takes at once, but for the free ones."""
+  """The most bytes that the results of a jaxpr take at once, except the free ones."""
   shown: dict[Any, Any] = {}  # What a view shows.
   last: dict[Any, int] = {}  # Where a value is read for the last time.
   for i, eqn in enumerate(jaxpr.eqns):

@@ -30,7 +30,7 @@ from pecft_jax.typing import (
 
 
 class Plan(NamedTuple):
-  """What is known before a run.
+  """The estimates for one training step of a run.
 
   Attributes:
     backbone: its name.
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
       data (`consolidate`).
     backbone_parameters: number of frozen weights.
     trained_parameters: number of scalars that the optimizer updates.
-    memory: on each device.
+    memory: bytes on each device.
     dtype: of the backbone's computation.
     step: FLOPs of one training step on each device.
     predict: FLOPs of one prediction, per example.
@@ -93,11 +93,11 @@ def plan(
 
   Args:
     method: that trains.
-    backbone: that it stands on.
+    backbone: its frozen model.
     frozen: its weights, or their shapes.
     recipe: the optimizer.
     batch_size: examples per step, over all devices.
-    layout: mesh and rules, of devices that need not be there; one device by default.
+    layout: mesh and rules, of devices that need not exist; one device by default.
     frozen_dtype: that the backbone's weights are stored in; as given by default.
     cache_queries: as in `Training`.
 

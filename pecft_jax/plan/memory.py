@@ -1,4 +1,4 @@
-"""What lies on each device, in bytes."""
+"""Bytes of device memory by use."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Memory(NamedTuple):
     trained: what the optimizer updates: delta, head, ...
     optimizer: its state.
     continual: what the method carries besides.
-    record: the task at hand, counters and keys.
+    record: the current task, counters and keys.
     batch: one batch.
     gradients: of `trained`, laid out like it.
     gathered: the largest weight that is split over `data`, made whole where it is used.
@@ -48,7 +48,7 @@ class Memory(NamedTuple):
 
 
 def abstract_layout(axes: Mapping[str, int], rules: tuple[Rule, ...] = ()) -> Layout:
-  """A layout over devices that need not be there: for shapes only.
+  """A layout over devices that need not exist: for shapes only.
 
   Args:
     axes: sizes of the mesh by axis.
@@ -108,7 +108,7 @@ def held(layout: Layout, state: TrainState, frozen: Params) -> dict[str, int]:
   }
 
 
-class Split(NamedTuple):
+class SplitLeaf(NamedTuple):
   """A leaf of a tree with the mesh axes that it is split over, from first axis to last."""
 
   name: str
@@ -117,17 +117,17 @@ class Split(NamedTuple):
   axes: tuple[str | None, ...]
 
 
-def splits(layout: Layout, tree: Any) -> list[Split]:
+def splits(layout: Layout, tree: Any) -> list[SplitLeaf]:
   """All leaves with the axes that they are split over."""
   shardings = jax.tree.leaves(tree_shardings(layout, tree))
   return [
-    Split(name, tuple(leaf.shape), leaf.size * leaf.dtype.itemsize, tuple(sharding.spec))
+    SplitLeaf(name, tuple(leaf.shape), leaf.size * leaf.dtype.itemsize, tuple(sharding.spec))
     for (name, leaf), sharding in zip(named_leaves(tree), shardings, strict=True)
   ]
 
 
 def gathered(layout: Layout, frozen: Params) -> int:
-  """Bytes of the largest weight that is split over `data`, whole but for other axes.
+  """Bytes of the largest weight that is split over `data`, whole except for other axes.
 
   Of layers that are stacked (`blocks`), one.
   """

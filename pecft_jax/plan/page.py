@@ -12,7 +12,7 @@ from pecft_jax.plan.estimate import Plan
 from pecft_jax.plan.roofline import times
 from pecft_jax.text import amount, count
 
-Rows = list[tuple[str, str]]
+Lines = list[tuple[str, str]]
 
 _LINES = {
   'frozen': 'frozen weights',
@@ -26,7 +26,7 @@ _LINES = {
 }
 
 
-def memory_rows(plan: Plan) -> Rows:
+def memory_rows(plan: Plan) -> Lines:
   """What lies on each device, line by line."""
   memory = plan.memory
   exact = {name: getattr(memory, name) for name in _LINES}
@@ -42,7 +42,7 @@ def memory_rows(plan: Plan) -> Rows:
   ]
 
 
-def step_rows(plan: Plan) -> Rows:
+def step_rows(plan: Plan) -> Lines:
   """What a step computes and moves, on each device, and what is kept of it."""
   one = plan.unit.removesuffix('s')
   what = 'a training step' if plan.trains else 'a pass over a batch'

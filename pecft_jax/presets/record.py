@@ -58,7 +58,7 @@ class Preset(NamedTuple):
     source: repository and commit, or paper.
     where: names of values by where in the source they stand, as in
       `{'exps/l2p.json': ('epochs', 'options.l2p')}`; `options.l2p` names all below it.
-    departs: what this library does otherwise than the source.
+    departs: where this library differs from the source.
     peft: name of the transform; the method's own where None.
     wrap: names of wrappers, the first innermost.
   """

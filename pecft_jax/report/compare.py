@@ -124,8 +124,8 @@ def _top(found: Comparison, title: str) -> Raw:
   if not found.groups or found.warnings:
     return element('header', head)
   run = found.groups[0].runs[0]
-  card = run.results.get('identity') or {}
-  parts = [card.get('benchmark'), f'{run.total} tasks', card.get('backbone')]
+  identity = run.results.get('identity') or {}
+  parts = [identity.get('benchmark'), f'{run.total} tasks', identity.get('backbone')]
   kicker = element('p', ' · '.join(str(part) for part in parts if part), class_='kicker')
   lead = [element('p', _lead(found), class_='lead')] if len(found.groups) > 1 else []
   return element('header', kicker, head, *lead)

@@ -7,7 +7,7 @@ from pecft_jax.report import glossary
 from pecft_jax.report.read import Run
 from pecft_jax.text import count, duration, listed, number, size
 
-Rows = list[tuple[str, str | None]]  # Title and text; None where it was not recorded.
+Lines = list[tuple[str, str | None]]  # Title and text; None where it was not recorded.
 
 _PREDICTION = {
   'class': 'task-agnostic: the model is not told the task',
@@ -16,20 +16,20 @@ _PREDICTION = {
 }
 
 
-def identity(run: Run) -> Rows:
+def identity(run: Run) -> Lines:
   """All that a number needs beside it to be compared with another."""
-  card = run.results.get('identity') or {}
+  recorded = run.results.get('identity') or {}
   kind, seed = run.scenario, run.results.get('seed')
   rows = [
-    ('Benchmark', _text(card.get('benchmark'))),
+    ('Benchmark', _text(recorded.get('benchmark'))),
     ('Scenario', f'{kind}-incremental, {run.total} tasks' if kind else None),
     ('Measure', _measured(run)),
     ('Predictions are', _PREDICTION.get(str(kind))),
-    ('Class order', _order(card.get('class_order'))),
-    ('Split digest', _text(card.get('split_digest'))),
-    ('Backbone', _text(card.get('backbone'))),
-    ('Backbone sha256', _text(card.get('backbone_sha256'))),
-    ('Value range of inputs', _text(card.get('value_range'))),
+    ('Class order', _order(recorded.get('class_order'))),
+    ('Split digest', _text(recorded.get('split_digest'))),
+    ('Backbone', _text(recorded.get('backbone'))),
+    ('Backbone sha256', _text(recorded.get('backbone_sha256'))),
+    ('Value range of inputs', _text(recorded.get('value_range'))),
     ('Axis of the matrix', '[time, task]'),
     ('Average', 'mean over tasks, each the same weight; the union is named apart'),
     ('Forgetting', 'from the best of the past, the present not counted (RWalk)'),
@@ -38,13 +38,13 @@ def identity(run: Run) -> Rows:
     ('State sha256', _text(run.results.get('state_sha256'))),
   ]
   known = {'benchmark', 'class_order', 'split_digest', 'backbone', 'backbone_sha256', 'value_range'}
-  more = [(_title(key), _text(value)) for key, value in card.items() if key not in known]
+  more = [(_title(key), _text(value)) for key, value in recorded.items() if key not in known]
   compiled = run.results.get('compilations') or {}
   times = ', '.join(f'{name} {number}' for name, number in compiled.items())
   return rows + more + ([('Compilations', times)] if times else [])
 
 
-def efficiency(run: Run) -> Rows:
+def efficiency(run: Run) -> Lines:
   """What the accuracy costs; fields that were not recorded are None."""
   e = run.results.get('efficiency') or {}
   spent = [value for value in e.get('seconds_per_task') or () if value is not None]
@@ -64,7 +64,7 @@ def efficiency(run: Run) -> Rows:
   ]
 
 
-def configuration(run: Run) -> Rows:
+def configuration(run: Run) -> Lines:
   """config.json with nested names joined by dots, without the identity that stands elsewhere."""
   own = {key: value for key, value in run.config.items() if key != 'identity'}
   return [(key, listed(value)) for key, value in flat(own).items()]

@@ -129,8 +129,8 @@ def _peft(run: Run) -> str:
 
 def _key(run: Run) -> str:
   """Equal for runs that differ only in their seed."""
-  card, config = _stable(run.results.get('identity') or {}), _stable(run.config)
-  key = [run.title, _peft(run), run.scenario, run.measure.name, run.total, card, config]
+  identity, config = _stable(run.results.get('identity') or {}), _stable(run.config)
+  key = [run.title, _peft(run), run.scenario, run.measure.name, run.total, identity, config]
   return json.dumps(key, sort_keys=True, default=str)
 
 

@@ -175,6 +175,6 @@ def _tasks(run: Run) -> Raw:
   return section('Task by task', table(*facts.per_task(run)))
 
 
-def _pairs(rows: facts.Rows) -> Raw:
+def _pairs(rows: facts.Lines) -> Raw:
   missing = element('span', 'not recorded', class_='missing')
   return table([], [(title, missing if text is None else text) for title, text in rows], 'pairs')

@@ -30,7 +30,7 @@ _SCHEME = {
   'upper': UPPER,
 }
 
-# Told apart with every common colour-vision deficiency (after Okabe and Ito), and of a
+# Distinct for every common colour-vision deficiency (after Okabe and Ito), and of a
 # lightness that shows on white and on black.
 CYCLE = ('#2272b4', '#d9661f', '#12936b', '#c066a0', '#c99000', '#4aa3d8', '#7d6bc9', '#8a7356')
 HEAT = LinearSegmentedColormap.from_list(

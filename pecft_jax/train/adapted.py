@@ -1,4 +1,4 @@
-"""What a run has made of its backbone after a task, read from its checkpoints."""
+"""The adapted backbone of a run after a task, read from its checkpoints."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def adapted_after(
   Args:
     experiment: that of the run.
     workdir: of the run; of seeds side by side, the one with their checkpoints.
-    tasks: from 1; the last that there is a checkpoint after if None.
+    tasks: from 1; by default the last task with a checkpoint.
     seed: which of seeds side by side.
 
   Raises:
@@ -95,7 +95,7 @@ def _place(directory: pathlib.Path, seed: int | None) -> int | None:
   """Of a seed among those of one program; None where there is one alone.
 
   Raises:
-    ValueError: for a seed that was not learnt, or none where there are several.
+    ValueError: for a seed that was not learned, or none where there are several.
   """
   config = read_config(directory)
   seeds, own = config.get('seeds_together'), config.get('seed')

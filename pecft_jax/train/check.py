@@ -1,4 +1,4 @@
-"""A method of one's own, checked before it is run: every function is traced, none compiled."""
+"""Checks a method before it is run: every function is traced, none is compiled."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def check_method(
 ) -> None:
   """Traces all that a run would compile, with shapes alone, and looks for the usual mistakes.
 
-  It takes seconds, whatever the size of the model. What it finds a run would
-  find too, when it comes to that hook, but for keys that are used twice.
+  It takes seconds, whatever the size of the model. A run would find the
+  same, when it comes to that hook, except keys that are used twice.
 
   Args:
     method: any.
@@ -26,7 +26,7 @@ def check_method(
 
   Raises:
     TypeError: for a hook that does not return what it should.
-    ValueError: for a plan of phases that is none; a hook that changes a name, a
+    ValueError: for phases that cannot be ordered; a hook that changes a name, a
       shape or a dtype of what it carries, uses a traced value as a Python
       value, or uses a key twice; a leaf that cannot be trained, or is in both
       params and memory; a loss or a regulariser of another shape.

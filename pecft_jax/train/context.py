@@ -1,4 +1,4 @@
-"""What the loop over a sequence needs at hand."""
+"""The context of the loop over a sequence."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from pecft_jax.workdir.record import Record, Unwritten
 
 
 class NonFiniteLoss(ArithmeticError):
-  """Training diverged: the loss, or a parameter, is no number; the last good checkpoint stays."""
+  """Training diverged: a loss or a parameter is not a number; the last good checkpoint stays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """What a run needs at hand; the state and the position are passed along.
+  """The context of a run; the state and the position are passed separately.
 
   Attributes:
     experiment: data and training settings.
     method: that is run.
-    seeds: learnt side by side; the experiment's own is ignored.
+    seeds: learned side by side; the experiment's own is ignored.
     steps: its compiled functions.
     frozen: the backbone's weights, on their devices.
     part: index and count of the parts of a batch, of which this process has one.

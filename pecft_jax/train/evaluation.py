@@ -18,11 +18,11 @@ from pecft_jax.workdir.position import Findings, Position
 
 
 class TestSet(NamedTuple):
-  """What an evaluation goes through."""
+  """One test set of an evaluation."""
 
   split: Split
   classes: np.ndarray  # [C] bool, those of its task.
-  task: int  # -1 for a set that is no task's.
+  task: int  # -1 for a probe.
 
 
 def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
@@ -35,7 +35,7 @@ def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
 
 
 def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
-  """What the model knows before it has learnt anything."""
+  """The evaluation before the first task."""
   done = position.task or position.seeds[0].start
   if done or loop.experiment.training.evaluate != 'all':
     return

@@ -1,4 +1,4 @@
-"""What a run is made of."""
+"""The parts of a run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ class Training(NamedTuple):
   """How each task is trained.
 
   Attributes:
-    recipe: the optimizer, started afresh with each task.
+    recipe: the optimizer, reset at each task.
     epochs: passes over a task's training data.
     batch_size: of training, over all devices.
     eval_batch_size: of all other passes.
     augment: views of training images; None trains on the images as they are.
     log_every: steps between rows of the log.
-    cache_queries: compute the frozen features of each training example once a
-      task, for methods that read them (references may do without). Possible
+    cache_queries: compute the frozen features of each training example once per
+      task, for methods that read them (references need not read them). Possible
       only without augmentation.
     evaluate: 'seen': after each task, it and those before it; 'all': all tasks,
       and once before the first, for forward and zero-shot transfer. Answers are
@@ -204,7 +204,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def configuration(experiment: Experiment, method: ContinualMethod | None = None) -> dict[str, Any]:
-  """All that determines a run but its seed, as JSON: runs with equal ones compute the same.
+  """All that determines a run except its seed, as JSON: runs with equal ones compute the same.
 
   Args:
     experiment: with its identity, as `identified` gives it.

@@ -1,4 +1,4 @@
-"""Mistakes in a method of one's own, in words; checked where hooks are traced, at no run time."""
+"""Mistakes in a user's method, in words; checked where hooks are traced, at no run time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -84,9 +84,9 @@ def carried(
   Raises:
     ValueError: if a leaf of params or memory came, went, or has another shape or dtype.
   """
-  card = lambda leaf: f'{jnp.result_type(leaf)}{list(jnp.shape(leaf))}'
+  form = lambda leaf: f'{jnp.result_type(leaf)}{list(jnp.shape(leaf))}'
   cards = lambda state: {
-    name: card(leaf)
+    name: form(leaf)
     for name, leaf in named_leaves({'params': state.params, 'memory': state.memory})
   }
   old, new = cards(before), cards(after)

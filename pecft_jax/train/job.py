@@ -1,4 +1,4 @@
-"""One method, learnt by one or several seeds from wherever its checkpoints stand to its end."""
+"""One method, learned by one or several seeds from wherever its checkpoints stand to its end."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""What updates and evaluations tell, fetched from the devices, checked and written."""
+"""Results of updates and evaluations: fetched from the devices, checked, written."""
 
 import math
 from typing import Any

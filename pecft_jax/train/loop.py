@@ -77,7 +77,7 @@ def _advance(position: Position, order: list[str]) -> None:
 def _skipping(
   step: Step, run: Any, loop: Loop, state: TrainState, position: Position
 ) -> Iterator[TrainState]:
-  """The batches of a phase; none where the task at hand has no such phase."""
+  """The batches of a phase; none where the current task has no such phase."""
   scenario, t = loop.experiment.scenario, position.task
   at = t if scenario.boundaries else boundary_of(loop.method, step, t, len(scenario.tasks))
   if at is None:

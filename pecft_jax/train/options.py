@@ -1,4 +1,4 @@
-"""How a run uses its machine and its work directory; none of it changes what is learnt."""
+"""How a run uses its machine and its work directory; none of it changes results."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class RunOptions:
     save_every: seconds between checkpoints; there is one after each task, too.
     keep_tasks: keep the checkpoint after each task, to branch from; otherwise
       the two newest checkpoints stay.
-    branch: start where another run stood after a task.
+    branch: start from another run's checkpoint after a task.
     console: for progress; standard output by default.
     writers: take rows of metrics beside the files; for a single seed.
     config: settings that must be the same on resuming, as JSON.

@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 
 def begin(run: Run, state: TrainState, frozen: Params, task: Task) -> TrainState:
-  """The next task, with everything that starts afresh."""
+  """The next task, with everything that is reset."""
   method, task = run.method, task._replace(start=state.step)
   params, memory = state.params, state.memory
   if method.begin_task is not None:
@@ -65,7 +65,7 @@ def begin(run: Run, state: TrainState, frozen: Params, task: Task) -> TrainState
 
 
 def enter(state: TrainState, task: Task) -> TrainState:
-  """The next part of a stream without boundaries: no hook is called, nothing starts afresh."""
+  """The next part of a stream without boundaries: no hook is called, nothing is reset."""
   return state._replace(task=task._replace(start=state.task.start))
 
 

@@ -36,7 +36,7 @@ DEFAULTS = RunOptions()
 def run(
   experiment: Experiment, workdir: str | pathlib.Path, options: RunOptions = DEFAULTS
 ) -> dict[str, Any]:
-  """Runs the method of an experiment, then its references, and records what they find.
+  """Runs the method of an experiment, then its references, and records their results.
 
   The work directory gets `config.json`, `metrics.jsonl`, `metrics.csv`,
   `results.json` and `checkpoints/`; that of a reference lies in
@@ -49,7 +49,7 @@ def run(
 
   Args:
     experiment: what to run.
-    workdir: made if need be.
+    workdir: made if it does not exist.
     options: devices, checkpoints, log.
 
   Returns:
@@ -97,7 +97,7 @@ def run_seeds(
   Args:
     experiment: what to run; its own seed is ignored.
     seeds: all different.
-    workdir: made if need be.
+    workdir: made if it does not exist.
     options: devices, checkpoints, log; without `writers`.
 
   Returns:
@@ -242,9 +242,9 @@ def _with_references(found: dict[str, Any], references: Mapping[str, Any]) -> di
     return found
   found = {**found, 'references': {name: each['metrics'] for name, each in references.items()}}
   matrix = f'{Measure(**found["measure"]).key}_matrix'
-  learnt = {
+  learned = {
     name: [row[k] for k, row in enumerate(references[name][matrix])]
     for name in ('joint', 'alone')
     if name in references
   }
-  return {**found, 'metrics': metrics(found, learnt.get('joint'), learnt.get('alone'))}
+  return {**found, 'metrics': metrics(found, learned.get('joint'), learned.get('alone'))}

@@ -41,7 +41,7 @@ from pecft_jax.typing import (
 
 
 class Steps(NamedTuple):
-  """Compiled functions; those that take a state consume it, but for `predict`.
+  """Compiled functions; those that take a state consume it, except `predict`.
 
   With several seeds, state, training batches, logs and counts have a leading
   axis S, and `init` takes S keys; all else is shared.
@@ -112,7 +112,7 @@ def compile_steps(
 
   Raises:
     ValueError: if a rule of the layout does not fit or matches nothing, or for
-      a plan of phases that is none.
+      phases that cannot be ordered.
 
   >>> from pecft_jax.backbones import architecture
   >>> from pecft_jax.continual import simplecil

@@ -1,4 +1,4 @@
-"""One update of the parameters, in training and in the fits of a method's own."""
+"""One update of the parameters, in training and in the fits of a method."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from pecft_jax.typing import (
 
 
 class StepLog(NamedTuple):
-  """What one update tells."""
+  """The log of one update."""
 
   loss: Array  # []
   score: Array  # [], as the problem judges, among the classes seen: training examples right.
@@ -38,7 +38,7 @@ def loss_and_grads(loss_of: Any, params: Params) -> Any:
 
   Args:
     loss_of: `(params) -> (loss, aux)`.
-    params: whole; grads have None in the place of what is `Kept`.
+    params: whole; grads have None in place of what is `Kept`.
   """
   active, kept = split_kept(params)
   return jax.value_and_grad(lambda part: loss_of(combine(part, kept)), has_aux=True)(active)
@@ -80,7 +80,7 @@ def with_stored(method: ContinualMethod, memory: Any, env: Env, batch: Batch) ->
     found = method.joined.read(memory, env, jnp.maximum(batch.slot, 0))
   new_x, new_y = pair(method, 'joined', found)
   rows = lambda array: stored.reshape(-1, *[1] * (array.ndim - 1))
-  # What else is known of an input is known of none of the stored ones, so of no row.
+  # Stored examples have no further values, so no row may have them.
   x, y = raw(batch.x), batch.y
   x, y = jnp.where(rows(x), new_x, x), jnp.where(rows(y), new_y, y)
   return batch._replace(x=x, y=y, index=jnp.where(stored, -1, batch.index))

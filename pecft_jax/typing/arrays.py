@@ -1,4 +1,4 @@
-"""Names for the arrays that go around."""
+"""Names for kinds of arrays and trees."""
 
 from typing import Any
 

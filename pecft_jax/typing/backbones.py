@@ -25,8 +25,8 @@ class Features(NamedTuple):
 class InputSpec(Protocol):
   """What a backbone reads: the shape of one example, and what its values mean.
 
-  `Images` and `TokenIds` of `pecft_jax.inputs` are such records; others are
-  welcome.
+  `Images` and `TokenIds` of `pecft_jax.inputs` are such records; you may
+  write others.
   """
 
   @property
@@ -92,9 +92,9 @@ class Backbone(NamedTuple):
       leading ones of a ViT (1: the class token); of a decoder, which takes
       `rows=1` only, the last real token of each text. With `watch`, a function
       `(site, args, out) -> pytree or None`, `Features.taps` holds what it
-      returns for the arguments and the output (a transform's change included) of
-      each site, under `kind:path`: `linear:block_3/attn/k`. What it does not ask
-      for costs nothing. It is called while the pass is traced, and may be
+      returns for the arguments and the output (after the transform) of each site,
+      under `kind:path`: `linear:block_3/attn/k`. Sites for which it returns None
+      cost nothing. It is called while the pass is traced, and may be
       called more than once for a site.
     sites: every insertion point, with its shapes for a batch of one.
     inputs: the input specification.

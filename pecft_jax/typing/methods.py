@@ -23,7 +23,7 @@ from pecft_jax.typing.transforms import PeftTransform
 class ContinualMethod(NamedTuple):
   """A continual-learning method as pure functions over (params, memory, env).
 
-  `params` is exactly what the optimizer sees now, but for what is `Kept`;
+  `params` is exactly what the optimizer sees now, except what is `Kept`;
   `memory` is every other array that is carried: past slots, buffers,
   statistics. No leaf is in both. All shapes are constant over the whole
   sequence. Keys are consumed; `None` means deterministic. Hooks that are None
@@ -34,7 +34,7 @@ class ContinualMethod(NamedTuple):
 
   Attributes:
     name: for reports.
-    backbone: the frozen model that it stands on.
+    backbone: the frozen model.
     capacity: the static sizes of its state.
     init: `(key, frozen) -> (params, memory)`.
     forward: the model in training mode.
@@ -49,8 +49,8 @@ class ContinualMethod(NamedTuple):
     phases: further phases, in order.
     transforms: the entries of `params` that are deltas, with the transform of each:
       the trainer calls the transforms' `after`, `penalty` and `calibrate`.
-    query: `(frozen, x) -> [B, D]`, what may be computed once per example and
-      handed to `forward` as a `Given`; None where there is nothing to cache.
+    query: `(frozen, x) -> [B, D]`, features that may be computed once per example and
+      passed to `forward` as a `Given`; None where there is nothing to cache.
     trains: whether task `t` has a training phase, as `(t) -> bool` (SimpleCIL:
       never; RanPAC: the first task only).
     cumulative: whether the method trains on the data of all tasks so far
@@ -59,7 +59,7 @@ class ContinualMethod(NamedTuple):
     passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
     adapted: `(params, memory, env) -> Adapted`, after `end_task`, outside of
       jit; None where no single delta does what `predict` needs.
-    renewed: the top-level entries of `params` that start afresh with each
+    renewed: the top-level entries of `params` that are reset at each
       task; wrappers that tie parameters to old values leave them out.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """

@@ -42,7 +42,7 @@ class Fit(NamedTuple):
     name: as of `Once`.
     loss: `(params, memory, env, batch, key) -> []`.
     after: as of `Once`.
-    recipe: its optimizer, whose state starts afresh with each task.
+    recipe: its optimizer, whose state is reset at each task.
     trains: the top-level entries of `params` that it updates.
     steps: updates in a task on what memory holds, as `(task) -> int`, of a `Task`
       of numpy arrays; None for `epochs` passes over the task's data.

@@ -32,7 +32,7 @@ SITE_KINDS = ('linear', 'norm', 'attend', 'sublayer', 'tokens')
 
 
 class Watch(Protocol):
-  """What is wanted of the sites of a forward pass; see `Backbone.apply`."""
+  """Reads values from the sites of a forward pass; see `Backbone.apply`."""
 
   def __call__(self, site: Site, args: tuple[Any, ...], out: Array, /) -> Any:
     """Returns a pytree of arrays, or None where nothing is wanted.

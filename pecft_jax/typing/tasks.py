@@ -13,7 +13,7 @@ from pecft_jax.typing.transforms import PeftTransform
 
 
 class Task(NamedTuple):
-  """The task at hand, as arrays, so that a new task cannot recompile anything."""
+  """The current task, as arrays, so that a new task recompiles nothing."""
 
   index: Array  # [] int32, counted from 0.
   classes: Array  # [C] bool, the classes of this task.
@@ -38,10 +38,10 @@ class Env(NamedTuple):
 
 
 class Given(NamedTuple):
-  """Inputs together with what is known of them."""
+  """Inputs, with further values per example."""
 
   x: Array  # uint8 [B, H, W, C] or int32 [B, T]
-  query: Array | None = None  # [B, D], what the frozen backbone makes of each example.
+  query: Array | None = None  # [B, D], the feature of the frozen backbone.
   task: Array | None = None  # [B] int32, the task of each example; -1 where it is not known.
 
 
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 class Update(NamedTuple):
   """One update, as `observe` sees it; what is not read costs nothing."""
 
-  grads: Params  # After `project`; None in the place of what is `Kept`.
+  grads: Params  # After `project`; None in place of what is `Kept`.
   before: Params  # The parameters that they were taken at.
 
 
@@ -73,7 +73,7 @@ class Output(NamedTuple):
 
 
 class Adapted(NamedTuple):
-  """What is needed to use an adapted backbone without the method that learnt it."""
+  """What is needed to use an adapted backbone without the method that trained it."""
 
   peft: PeftTransform
   delta: Delta

@@ -20,7 +20,7 @@ class Kept(NamedTuple):
 
 
 class Calibration(NamedTuple):
-  """Statistics of one pass over a task's data before training, and what a delta makes of them.
+  """Statistics of one pass over a task's data before training, and how a delta uses them.
 
   Gradients are those of the problem's loss among the task's own classes, without dropout and
   without what methods and wrappers add to it, at the parameters at the start of the task. Columns
@@ -64,7 +64,7 @@ class PeftTransform(NamedTuple):
       sequence of `SiteSpec`; raises ValueError where a pattern matches none.
     intercept: `(delta, site, next_fn, *args) -> out`. Pure; calls `next_fn`
       at most once. Passes through at sites that the delta does not name.
-    replace: `(delta, params) -> params`. Puts trained weights in the place of
+    replace: `(delta, params) -> params`. Puts trained weights in place of
       frozen ones before the forward pass (selective methods).
     merge: `(delta, params) -> params`, the weight-space form, equal to
       `replace` and `intercept` together; None where there is none (prompts,

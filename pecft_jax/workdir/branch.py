@@ -1,4 +1,4 @@
-"""A new run from where another stood after one of its tasks, with other settings."""
+"""A new run that starts from a checkpoint of another run, with other settings."""
 
 import json
 import pathlib
@@ -107,7 +107,7 @@ def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_identity(source: pathlib.Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-  """Raises ValueError where a run learns something else than was learnt in a directory."""
+  """Raises ValueError where a run learns something else than was learned in a directory."""
   differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
   if differing:
     shown = [f'{k}: there {json.dumps(there.get(k))[:60]}, here {json.dumps(here.get(k))[:60]}'

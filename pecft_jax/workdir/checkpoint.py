@@ -22,9 +22,9 @@ from pecft_jax.typing import TrainState
 from pecft_jax.workdir.position import Position
 from pecft_jax.workdir.stored import (
   Damaged,
-  card,
   first_line,
   json_sha256,
+  leaf_of,
   leaves_sha256,
   read_arrays,
   read_contents,
@@ -86,7 +86,7 @@ class Checkpoints:
     meta = {
       'position': place,
       'position_sha256': json_sha256(place),
-      'leaves_sha256': leaves_sha256(card(leaf) for leaf in named_leaves(state)),
+      'leaves_sha256': leaves_sha256(leaf_of(leaf) for leaf in named_leaves(state)),
       'state_sha256': tree_sha256(state),
       'identity': self._identity,
     }
@@ -199,7 +199,7 @@ class Checkpoints:
 def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[TrainState, Position]:
   """`Checkpoints.load` of the directory of one checkpoint; changes nothing beside it."""
   contents = read_contents(path)
-  _check_leaves(path.name, dict(map(card, named_leaves(like))), dict(contents.leaves))
+  _check_leaves(path.name, dict(map(leaf_of, named_leaves(like))), dict(contents.leaves))
   target = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     like,
@@ -211,7 +211,7 @@ def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[Trai
 
 
 def _check_leaves(tick: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
-  """Holds a stored tree against the expected one; orbax would cast dtypes silently."""
+  """Checks a stored tree against the expected one; orbax would cast dtypes silently."""
   differing = [
     f'{name}: expected {expected.get(name, "nothing")}, stored {stored.get(name, "nothing")}'
     for name in sorted(expected.keys() | stored.keys())

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import work_directory
 from pecft_jax.workdir.checkpoint import UNFINISHED
-from pecft_jax.workdir.stored import Card, Contents, Damaged, Unread, read_contents, verify
+from pecft_jax.workdir.stored import Contents, Damaged, Leaf, Unread, read_contents, verify
 
 # Any of these makes a directory a work directory.
 _SIGNS = ('config.json', 'results.json', 'metrics.jsonl', 'checkpoints', '.lock')
@@ -25,14 +25,14 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
 
   Args:
     directory: of a run, or of a reference within one.
-    arrays: also read the arrays of each checkpoint and hold them against their
-      digest; in the memory of the host, one checkpoint at a time.
+    arrays: also read the arrays of each checkpoint and check them against their
+      digest; in host memory, one checkpoint at a time.
 
   Returns:
     `directory`; `status` (`done`, `running`, `stopped`, or `unknown` without a
     readable results.json), `process` (id of the one that runs it, or None),
     `method`, `seed` (a list of seeds side by side; what follows is the first
-    one's, but for the log, which is of all), `finished` and `total` tasks, `average_accuracy`,
+    one's, except the log, which is of all), `finished` and `total` tasks, `average_accuracy`,
     `identity`, `settings` and `training` as in config.json; `checkpoints`, the
     oldest first; `state`, the groups of leaves of the newest readable one, and
     `leaves`; `log`; `damaged` and `unfinished` directories; `files`, bytes by
@@ -213,7 +213,7 @@ def _checkpoint(path: pathlib.Path, arrays: bool) -> tuple[dict[str, Any] | None
   return facts, contents
 
 
-def _groups(leaves: Sequence[Card]) -> list[dict[str, Any]]:
+def _groups(leaves: Sequence[Leaf]) -> list[dict[str, Any]]:
   """Leaves by the top entry of their path, the largest group first."""
   groups: dict[str, dict[str, Any]] = {}
   for name, (shape, dtype) in leaves:

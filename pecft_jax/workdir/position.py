@@ -1,4 +1,4 @@
-"""Where a run is: all that a resumed one needs besides the train state, as JSON."""
+"""The position of a run: all that resuming needs besides the train state, as JSON."""
 
 import dataclasses
 from typing import Any
@@ -36,7 +36,7 @@ class Position:
   """The place in a sequence, and what was gathered on the way.
 
   Attributes:
-    task: at hand, from 0; the number of tasks when all is done.
+    task: the current one, from 0; the number of tasks when all is done.
     phase: 'start' (before the first task), one of the method's plan, or 'evaluate'.
     batch: batches done within the phase.
     inside: batches done of an evaluation within training; None outside of one.

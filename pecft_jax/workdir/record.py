@@ -110,7 +110,7 @@ def tensorboard(directory: pathlib.Path) -> Writer:
   Training has a curve for each task, over its steps; evaluations are numbered by their task.
 
   Args:
-    directory: of the events; made if need be.
+    directory: of the events; made if it does not exist.
 
   Returns:
     A function of one row of the log: an entry of `RunOptions.writers`.

@@ -1,4 +1,4 @@
-"""One checkpoint on disk: what it says of itself, and whether it still is what was written."""
+"""One checkpoint on disk: its description, and whether it still is what was written."""
 
 import errno
 import hashlib
@@ -30,11 +30,11 @@ _OUTSIDE = frozenset({
 _STATUSES = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 
 
-Card = tuple[str, tuple[tuple[int, ...], str]]  # A leaf's path, with its shape and dtype.
+Leaf = tuple[str, tuple[tuple[int, ...], str]]  # A leaf's path, with its shape and dtype.
 
 
 class Contents(NamedTuple):
-  """What a checkpoint says of itself.
+  """The description of a checkpoint.
 
   Attributes:
     leaves: of the state, in path order of the tree.
@@ -42,10 +42,10 @@ class Contents(NamedTuple):
     identity: of the run, as JSON; None where it was saved without.
     state_sha256: of the arrays.
     written: when it was complete.
-    tree: the state with its shapes in the place of arrays, in plain containers.
+    tree: the state with its shapes in place of arrays, in plain containers.
   """
 
-  leaves: list[Card]
+  leaves: list[Leaf]
   position: dict[str, Any]
   identity: dict[str, Any] | None
   state_sha256: str
@@ -54,7 +54,7 @@ class Contents(NamedTuple):
 
 
 def read_contents(path: pathlib.Path) -> Contents:
-  """What the checkpoint of a directory says of itself; its arrays are not read.
+  """Reads the description of a checkpoint, without its arrays.
 
   Raises:
     Damaged: if it is not what was written.
@@ -64,7 +64,7 @@ def read_contents(path: pathlib.Path) -> Contents:
 
   try:
     found: Any = ocp.metadata(str(path.absolute()))
-    leaves = [card(leaf) for leaf in named_leaves(found.metadata)]
+    leaves = [leaf_of(leaf) for leaf in named_leaves(found.metadata)]
     meta = found.custom_metadata
     written = meta['leaves_sha256'], meta['position_sha256']
     whole = written == (leaves_sha256(leaves), json_sha256(meta['position']))
@@ -84,7 +84,7 @@ def read_contents(path: pathlib.Path) -> Contents:
 
 
 def verify(path: pathlib.Path) -> None:
-  """Reads a checkpoint into the memory of the host, and holds it against its digests.
+  """Reads a checkpoint into host memory, and checks it against its digests.
 
   Raises:
     Damaged: if it is not what was written.
@@ -121,7 +121,7 @@ def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
   return state
 
 
-def card(named: tuple[str, Any]) -> Card:
+def leaf_of(named: tuple[str, Any]) -> Leaf:
   """What a leaf is on disk: keys are stored as their data."""
   name, leaf = named
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -129,7 +129,7 @@ def card(named: tuple[str, Any]) -> Card:
   return name, (tuple(leaf.shape), str(leaf.dtype))
 
 
-def leaves_sha256(leaves: Iterable[Card]) -> str:
+def leaves_sha256(leaves: Iterable[Leaf]) -> str:
   """Hex digest of paths, shapes and dtypes, in any order."""
   return hashlib.sha256(repr(sorted(leaves)).encode()).hexdigest()
 

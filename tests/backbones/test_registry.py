@@ -46,5 +46,5 @@ def test_the_usual_table_splits_a_family_as_it_declares(name):
 
 def test_a_model_of_ones_own_is_of_no_family():
   own = Backbone('own', lambda key: {}, lambda *_: None, (), None, 1, 1)
-  with pytest.raises(ValueError, match=r"own is of no family .* families: \['decoder', 'vit'\]"):
+  with pytest.raises(ValueError, match=r"belongs to no family .* families: \['decoder', 'vit'\]"):
     family_of(own)

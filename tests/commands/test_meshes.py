@@ -3,7 +3,7 @@ import re
 import pytest
 from tiny_runs import tiny_backbone
 
-from pecft_jax.axes import Split
+from pecft_jax.axes import LayerSplit
 from pecft_jax.backbones import FAMILIES
 from pecft_jax.commands.meshes import layout_of, parse_mesh, split_of
 from pecft_jax.devices.rules import TRANSFORMER
@@ -29,7 +29,7 @@ def test_rules_of_the_command_line_go_before_those_of_the_experiment_and_the_tab
 def test_layers_are_split_as_their_family_declares():
   assert split_of(tiny_backbone()) == FAMILIES['vit'].split
   assert split_of(tiny_backbone()._replace(family='')) == TRANSFORMER
-  own = layout_of('data=1,model=1', False, split=Split('wide', 'tall', ''))
+  own = layout_of('data=1,model=1', False, split=LayerSplit('wide', 'tall', ''))
   patterns = [rule.pattern for rule in own.rules]
   assert any(re.search('^wide/kernel', pattern) for pattern in patterns)
   assert not any('attn' in pattern for pattern in patterns)

@@ -66,7 +66,7 @@ def test_some_of_the_classes_make_a_scenario_too():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({}, 'just one of tasks, increments and classes_per_task, got 0'),
+    ({}, 'exactly one of tasks, increments and classes_per_task, got 0'),
     ({'tasks': 2, 'increments': (2, 2)}, 'got 2'),
     ({'tasks': 3}, '3 tasks do not divide 4 classes; give .* increments'),
     ({'tasks': 0}, '0 tasks do not divide'),

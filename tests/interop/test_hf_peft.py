@@ -165,7 +165,7 @@ def spoil(directory, change):
   [
     (
       lambda tensors: {name.replace('blocks.0', 'blocks.9'): t for name, t in tensors.items()},
-      r"adapts \['blocks.9.attn.qkv'\], which .* has not",
+      r"adapts \['blocks.9.attn.qkv'\], but .* has no such layers",
     ),
     (
       lambda tensors: {n: t for n, t in tensors.items() if 'blocks.0.attn.qkv.lora_B' not in n},

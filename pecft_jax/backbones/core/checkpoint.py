@@ -1,4 +1,4 @@
-"""Checkpoint files of other libraries as trees of parameters, and what is known of them."""
+"""Checkpoint files of other libraries as trees of parameters."""
 
 import hashlib
 import pathlib

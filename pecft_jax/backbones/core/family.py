@@ -1,9 +1,9 @@
-"""What the library knows of one kind of model."""
+"""One kind of model: its functions, names and cards."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pecft_jax.axes import Split
+from pecft_jax.axes import LayerSplit
 from pecft_jax.backbones.core.checkpoint import Checkpoint
 from pecft_jax.backbones.core.naming import Naming
 from pecft_jax.typing import Backbone
@@ -21,7 +21,7 @@ class Family(NamedTuple):
     save: `(path, backbone, params, head=None) -> sha256` of the file.
     naming: of its layers in the library that its adapters are exchanged with.
     split: of its layers over devices that share one example.
-    ranges: entries of a card, one value a channel, that the factory takes
+    ranges: entries of a card, one value per channel, that the factory takes
       beside the architecture.
   """
 
@@ -30,5 +30,5 @@ class Family(NamedTuple):
   load: Callable[..., Checkpoint]
   save: Callable[..., str]
   naming: Naming
-  split: Split
+  split: LayerSplit
   ranges: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a backbone tells of its sites."""
+"""The sites of a backbone, found by tracing."""
 
 from collections.abc import Sequence
 from typing import Any

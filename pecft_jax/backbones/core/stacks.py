@@ -88,7 +88,7 @@ def run_blocks(
     return x
 
   def asks(low: int, delta: Delta) -> Callable[[int], list[_Request]]:
-    """What `watch` asks of a layer that is like `low`, as a function of its number."""
+    """What `watch` reads in a layer like `low`, as a function of its number."""
     seen: list[tuple[Site, Any]] = []
     record = lambda site, args, out: seen.append((site, _shapes((args, out))))
     jax.eval_shape(lambda x: call(low, low, delta, x, None, record)[0], x)
@@ -115,8 +115,8 @@ def run_blocks(
 def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
   """A policy for `jax.checkpoint`: keeps what products of matrices and sums give.
 
-  All else the backward pass computes again. Element-wise functions cost little
-  beside products. And what it needs of a weight (its layer of a stack, its part
+  Everything else is computed again in the backward pass: element-wise functions
+  cost little beside products. What it needs of a weight (its layer of a stack, its part
   of a fused one, its cast to another dtype) is taken from the parameters, not
   kept for every layer: for a stack run by `lax.scan` that would be a second
   copy of the model, and for weights that are split over devices a whole one.
@@ -154,7 +154,7 @@ def _request(watch: Any, prefix: str, layer: int, site: Site, given: Any) -> _Re
 
 
 def _alike(some: list[_Request], others: list[_Request]) -> bool:
-  """Whether one program computes what is asked of either layer."""
+  """Whether one program computes what `watch` reads in both layers."""
   return all(
     one[:2] == other[:2]
     and len(one.constants) == len(other.constants)

@@ -1,4 +1,4 @@
-"""How a transform reaches the sites of a backbone, and how what passes there is watched."""
+"""How a transform acts at the sites of a backbone, and how `watch` reads their values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Tap = Callable[..., Array]  # (site, next_fn, *args) -> out
 def put_on(
   peft: PeftTransform | None, delta: Delta | None, params: Params, key: Key | None = None
 ) -> tuple[Delta, Params]:
-  """What a backbone does with a transform before its layers: the delta and weights of one pass.
+  """Applies a transform before the first layer: the delta and the weights of one pass.
 
   Args:
     peft: the transform, or None.

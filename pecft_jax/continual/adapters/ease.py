@@ -2,7 +2,7 @@
 
 Each task trains its own delta on the frozen backbone; its features are a
 subspace. Classes are prototypes in all subspaces; those of old classes in a
-new subspace, which no data are left to compute, are synthesised.
+new subspace, for which no data are left, are synthesised.
 
 A class that comes with several tasks (other domains of it) has prototypes from
 data in all subspaces up to the last of them, and all those tasks are its own.
@@ -188,13 +188,13 @@ def ease(
 
 
 def completed(means: Array, known: Array, home: Array) -> Array:
-  """Fills in the prototypes of classes in subspaces that none of their data went through.
+  """Fills in the prototypes of classes in subspaces that have none of their data.
 
   An old class is a mixture of the newer classes that are known in subspace j,
   weighted by the softmax of their cosines to it in its first subspace, where
   all of them are known; the same mixture of their prototypes in subspace j
-  stands for it there. As in the authors' code, mixtures are made anew after
-  each task, from ever more classes.
+  stands for it there. As in the authors' code, mixtures are computed again after
+  each task, from more classes each time.
 
   Args:
     means: [T, C, D], class means, where there are data.

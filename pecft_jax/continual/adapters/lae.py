@@ -38,10 +38,10 @@ def lae(
   decay: float = 0.9999,
   frozen_share: float = 0.6,
 ) -> ContinualMethod:
-  """Trains one online delta; its moving average is the offline one, and both are asked at test.
+  """Trains one online delta; its moving average is the offline one, and predictions use both.
 
-  From the second task on, the online delta stands still for the first part of
-  a task, while the head learns; then both are trained. After each update the
+  From the second task on, the online delta is frozen for the first part of a
+  task, while the head is trained; then both are trained. After each update the
   offline delta moves, off <- decay x off + (1 - decay) x on. A class's score is
   the larger of its softmax shares. Until the first task ends there is the
   online delta alone. Training has the softmax over the task's own classes.

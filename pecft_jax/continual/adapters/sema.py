@@ -1,8 +1,9 @@
 """SEMA: self-expansion with a mixture of adapters (Wang et al., 2025, arXiv:2403.18886).
 
 Each block has adapters, of which a router makes a mixture for each example. Each adapter
-has a descriptor, an autoencoder of what arrived at its block while it was learnt. Where a
-task's data look unlike all that the descriptors of a block know, the block gets an adapter more.
+has a descriptor, an autoencoder of the inputs of its block while it was trained. Where a
+task's data differ from what all descriptors of a block were trained on, the block gets one more
+adapter.
 """
 
 from typing import Any
@@ -74,7 +75,7 @@ def sema(
   descriptor: Recipe | None = None,
   descriptor_epochs: int = 20,
 ) -> ContinualMethod:
-  """Adds adapters where a task's data are unlike those of all adapters, and trains just these.
+  """Adds adapters where a task's data differ from those of all adapters, and trains only these.
 
   A pass before training gives the z-scores of the task's data under each descriptor: how
   many standard deviations its error is from its mean on the data that it was trained on. A block
@@ -163,7 +164,7 @@ def sema(
     return {**params, **fresh(key, env.frozen)}, memory
 
   def added(memory, p):
-    """The slot [E] bool that the task at hand fills, if the block grows."""
+    """The slot [E] bool that the current task fills, if the block grows."""
     return (jnp.arange(slots[p]) == memory['used'][p]) & memory['grows'][p]
 
   def mixtures(params, memory):

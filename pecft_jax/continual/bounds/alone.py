@@ -1,4 +1,4 @@
-"""Training on each task alone: what a method would reach without the tasks before."""
+"""Training on each task alone: the accuracy without the tasks before."""
 
 import jax.numpy as jnp
 
@@ -20,7 +20,7 @@ _NEVER = -1e4  # The logit of a class that the task has not.
 def alone(
   backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
 ) -> ContinualMethod:
-  """Trains anew on the data of each task, and answers among that task's classes.
+  """Trains from scratch on each task alone, and classifies among that task's classes.
 
   After task j its accuracy on task j is the s_j of forward transfer, the metric `fwt`
   (Razdaibiedina et al., 2023, arXiv:2301.12314); its accuracy on other tasks has no meaning. It

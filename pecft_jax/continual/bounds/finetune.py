@@ -115,9 +115,9 @@ def finetune(
 def joint(
   backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
 ) -> ContinualMethod:
-  """Trains anew, at each task, on the data of all tasks so far: the upper bound.
+  """Trains from scratch, at each task, on the data of all tasks so far: the upper bound.
 
-  It is no continual method, as it keeps all data; after task k its accuracy
+  It is not a continual method, as it needs all data; after task k its accuracy
   on task k is the a*_k of the intransigence measure (Chaudhry et al., 2018,
   arXiv:1801.10112).
 

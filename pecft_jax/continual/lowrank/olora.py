@@ -51,14 +51,14 @@ def olora(
   squared: bool = False,
   masked: bool = True,
 ) -> ContinualMethod:
-  """Learns each task in a new LoRA, kept orthogonal to those of all tasks before.
+  """Learns each task in a new LoRA, kept orthogonal to those of all earlier tasks.
 
   W + sum_i A_i B_i over past and current task; past factors are frozen. The
   penalty is `orthogonality` x sum_{i<t} sum |A_i^T A_t| over the
   down-projections, as in the authors' code (sums of absolute values; the paper
   squares them), plus `decay` x the sum of the norms of the new factors.
 
-  Past products are summed into the weights inside the step, whose cost is so
+  Past products are summed into the weights inside the step, so its cost is
   constant over tasks.
 
   Args:

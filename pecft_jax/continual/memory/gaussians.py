@@ -21,7 +21,7 @@ class Gaussians(NamedTuple):
 
 
 def no_gaussians(classes: int, width: int, *, diagonal: bool = False) -> Gaussians:
-  """Of no example at all.
+  """Gaussians of no example yet.
 
   Args:
     classes: C
@@ -33,13 +33,13 @@ def no_gaussians(classes: int, width: int, *, diagonal: bool = False) -> Gaussia
 
 
 def without(gaussians: Gaussians, classes: Array) -> Gaussians:
-  """With nothing known of some classes [C] bool, which are to be gathered anew."""
+  """Resets some classes [C] bool, which are to be gathered again."""
   keep = lambda leaf: jnp.where(classes.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
   return Gaussians(*map(keep, gaussians))
 
 
 def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: Array) -> Gaussians:
-  """The Gaussians with more examples among those they are of (Welford's update, batch-wise).
+  """The Gaussians with more examples (Welford's update, batch-wise).
 
   Args:
     gaussians: of C classes and D features.
@@ -54,7 +54,7 @@ def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: A
     many = member.sum(dtype=jnp.float32)
     count = state.count + many
     own = jnp.matmul(member, h, precision='highest') / jnp.maximum(many, 1)
-    before = jnp.where(state.count > 0, state.mean, own)  # The mean of nothing is nowhere.
+    before = jnp.where(state.count > 0, state.mean, own)  # Without examples there is no mean.
     after = before + many / jnp.maximum(count, 1) * (own - before)
     left, right = (h - before) * member[:, None], (h - after) * member[:, None]
     if state.spread.ndim == 1:
@@ -101,7 +101,7 @@ def finished(gaussians: Gaussians, classes: Array, shrinkage: float) -> Gaussian
 
 
 def draw(gaussians: Gaussians, labels: Array, key: Key, shift: Array | float = 1.0) -> Array:
-  """Features [B, D] of classes [B] int32, with roots in the place of scatters.
+  """Features [B, D] of classes [B] int32, with roots in place of scatters.
 
   Args:
     gaussians: finished.

@@ -28,7 +28,7 @@ class Exemplars(NamedTuple):
 
 
 class Blocks(NamedTuple):
-  """Which slot is whose."""
+  """The slots of each class."""
 
   owner: Array  # [K] int32, the class that a slot belongs to; -1 where none is left.
   place: Array  # [K] int32, of a slot in the block of its class.

@@ -9,11 +9,11 @@ from pecft_jax.typing import Array
 
 
 class Moments(NamedTuple):
-  """All that a linear regression needs to know of n examples (h, y), float32.
+  """The sufficient statistics of a linear regression on n examples (h, y), float32.
 
   Random ReLU features have a large common mean. Its square in a plain Gram
-  matrix, H^T H = gram + n mean mean^T, is orders of magnitude above what tells
-  examples apart, which then drowns in rounding. So products are of centred rows.
+  matrix, H^T H = gram + n mean mean^T, is orders of magnitude larger than the
+  differences between examples, which are then lost in rounding. So products are of centred rows.
   """
 
   AXES = {'mean_y': ('class',), 'gram': ('row', 'column'), 'cross': (None, 'class')}
@@ -26,13 +26,13 @@ class Moments(NamedTuple):
 
 
 def no_moments(features: int, classes: int) -> Moments:
-  """Of no example at all, with M features and C classes."""
+  """Moments of no example yet, with M features and C classes."""
   shapes = (), (features,), (classes,), (features, features), (features, classes)
   return Moments(*map(jnp.zeros, shapes))
 
 
 def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
-  """The moments with more examples among those they are of.
+  """The moments with more examples.
 
   Welford's update, for a whole batch: with the means before and after it,
   sum (h - before)(h - after)^T over its rows is what the centred products grow
@@ -59,7 +59,7 @@ def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
   def centred(mean: Array, rows: Array) -> tuple[Array, Array, Array]:
     """The mean after the rows, and the rows less the mean before, and after."""
     own = dot(share, rows)
-    # The means of nothing are not zero, but nowhere.
+    # Without examples there is no mean.
     before = jnp.where(moments.count > 0, mean, own)
     after = before + step * (own - before)
     return after, (rows - before) * valid[:, None], (rows - after) * valid[:, None]

@@ -14,15 +14,15 @@ RIDGES = tuple(10.0**power for power in range(-8, 9))
 TIE = 1e-3
 
 
-class Rows(NamedTuple):
-  """Examples of a regression."""
+class Examples(NamedTuple):
+  """The examples of a regression."""
 
   h: Array  # [N, M] float32
   y: Array  # [N, C] float32
-  valid: Array  # [N] bool; other rows count for nothing.
+  valid: Array  # [N] bool; other rows are ignored.
 
 
-def best_ridge(fit: Rows, held: Rows, *, least: Array | float) -> Array:
+def best_ridge(fit: Examples, held: Examples, *, least: Array | float) -> Array:
   """The ridge of `RIDGES` with the least squared error on `held` after a regression on `fit`.
 
   Of ridges whose errors are within `TIE` of the least it is the strongest, so
@@ -48,7 +48,7 @@ def best_ridge(fit: Rows, held: Rows, *, least: Array | float) -> Array:
   return ridges[jnp.where(jnp.isfinite(lowest), at, ridges.size - 1)]
 
 
-def held_out_error(fit: Rows, held: Rows) -> Callable[[Array], Array]:
+def held_out_error(fit: Examples, held: Examples) -> Callable[[Array], Array]:
   """ridge [] -> squared error [] on `held` of the regression on `fit`.
 
   Products are of centred rows A = H - 1 m^T, with m the mean of the n rows of

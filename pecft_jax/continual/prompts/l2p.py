@@ -23,7 +23,7 @@ from pecft_jax.continual.core import (
 )
 from pecft_jax.peft.compose import chain, nothing
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.peft.sites import select
+from pecft_jax.peft.sites import matching_sites
 from pecft_jax.problems import need_row_of_answers
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
@@ -81,7 +81,7 @@ def l2p(
     top_k: prompts selected for each example.
     pull: weight of the term that draws selected keys to their queries, the
       sum over the selected keys of 1 - cos(query, key).
-    batchwise: select the prompts that most examples of the batch ask for, for
+    batchwise: select the prompts that most examples of the batch vote for, for
       all of them, also at test. Predictions then depend on what else is in
       the batch, its padding included; where test batches hold one task, it
       leaks the task identity.
@@ -104,10 +104,10 @@ def l2p(
     raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')
   at_least(1, length=length)
   at_least(0, pull=pull)
-  (encoder,) = select(backbone.sites, 'tokens', r'^encoder$')
+  (encoder,) = matching_sites(backbone.sites, 'tokens', r'^encoder$')
   if not encoder.site.lead:
     raise ValueError(
-      f'l2p reads its prompts in the place of a class token, which {backbone.name} has not: '
+      f'l2p reads its prompts in place of a class token, and {backbone.name} has none: '
       'before a causal text they would see nothing of it'
     )
   beside = nothing() if peft is None else peft
@@ -169,8 +169,8 @@ def _vote(similarity: Array, top_k: int) -> Array:
 
 
 def _read_at_prompts() -> PeftTransform:
-  """Inserts prompts [B, P, D] before the encoder, and puts the mean of what
-  comes out at them in the place of the class token, where the head reads."""
+  """Inserts prompts [B, P, D] before the encoder, and puts the mean of the outputs at
+  the prompts in place of the class token, where the head reads."""
 
   def intercept(prompts, site, next_fn, *args):
     if site.kind != 'tokens' or site.path != 'encoder':

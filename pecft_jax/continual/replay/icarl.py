@@ -60,11 +60,11 @@ def icarl(
   """Trains on new data and herded exemplars together, and classifies by nearest mean of exemplars.
 
   The loss is a binary cross-entropy for each class seen, summed over classes. The
-  targets of old classes are what the model of before the task answers (distillation), those of
-  new classes the label. Each epoch visits every stored exemplar once.
+  targets of old classes are the predictions of the model from before the task (distillation), those
+  of new classes the label. Each epoch visits every stored exemplar once.
 
   After training, class means and the features of the task are gathered in one pass, exemplars are
-  chosen by herding, and a second pass fetches their images: no other image is ever held.
+  chosen by herding, and a second pass fetches their images: no other image is ever stored.
   Features have length 1 wherever they are compared or averaged.
 
   Exemplars are replayed as they are: augmentation is of the task's own data. A class that comes
@@ -130,7 +130,7 @@ def icarl(
       old = env.task.past & ~env.task.classes
       return jnp.where(old, jax.nn.sigmoid(jax.lax.stop_gradient(before)), labels)
 
-    # The first task has no teacher, and is not to pay for one.
+    # The first task has no teacher, and computes none.
     targets = jax.lax.cond(env.task.past.any(), distilled, lambda: labels)
     losses = jnp.where(env.task.seen, binary_cross_entropy(out.logits, targets), 0).sum(-1)
     return mean_of_valid(losses, batch.valid), out
@@ -149,7 +149,7 @@ def icarl(
 
   def end_task(params, memory, env):
     buffer = memory['buffer']
-    # Some at a time: of all K images at once activations would not fit.
+    # In parts: the activations of all K images at once would not fit.
     one = lambda x: features_of(params, env, x[None])[0]
     features = jax.lax.map(one, buffer.items['x'], batch_size=min(size, 64))
     sums, _ = class_sums(features, buffer.label, buffer.label >= 0, classes)

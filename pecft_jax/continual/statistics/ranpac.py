@@ -14,7 +14,7 @@ from pecft_jax.continual.core import (
 )
 from pecft_jax.continual.memory import sample as sampling
 from pecft_jax.continual.memory.moments import no_moments, with_rows
-from pecft_jax.continual.memory.ridge import Rows, best_ridge, least_ridge, solve_surely
+from pecft_jax.continual.memory.ridge import Examples, best_ridge, least_ridge, solve_surely
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.peft.adapters.bottleneck import adaptformer
@@ -61,7 +61,7 @@ def ranpac(
   The ridge is the one of 10^-8 .. 10^8 with the least squared error on a fifth
   of the task's examples after a regression on the others, as in the authors'
   code; of a task with more than `sample` examples, on a uniform sample of them.
-  Their features f(x) are held until the end of the task; M-wide ones never are.
+  Their features f(x) are stored until the end of the task; M-wide ones never are.
 
   Sums and solves are in float32 at the highest matmul precision. Ridges that
   are lost in the rounding of the sums (`least_ridge`) are left out.
@@ -73,7 +73,7 @@ def ranpac(
       the backbone as it is.
     projection: M.
     sample: examples of a task that the ridge is chosen on, at most; at least 5.
-    seed: of R, which is drawn anew wherever it is needed and carried nowhere.
+    seed: of R, which is drawn again wherever it is needed and never stored.
 
   Raises:
     ValueError: if the transform finds no site in the backbone, `sample` is below 5,
@@ -135,10 +135,10 @@ def ranpac(
       },
     }
 
-  def rows_of(examples: Sample) -> Rows:
+  def rows_of(examples: Sample) -> Examples:
     features, labels = examples.items
     valid = examples.filled
-    return Rows(projected(features), one_hot(labels, valid, classes), valid)
+    return Examples(projected(features), one_hot(labels, valid, classes), valid)
 
   def end_task(params, memory, env):
     del env

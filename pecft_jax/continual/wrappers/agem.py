@@ -23,12 +23,12 @@ from pecft_jax.typing import ContinualMethod, Params
 )
 @recorded
 def agem(inner: ContinualMethod, *, size: int = 500) -> ContinualMethod:
-  """Keeps each step from raising the loss of a batch of examples from past tasks.
+  """Projects each gradient so that it does not raise the loss on stored examples.
 
   Where g . r < 0, with r the gradient of a stored batch over all classes seen,
-  g becomes g - (g . r / r . r) r (eq. 11). The memory takes a task's examples
-  after it was trained, by reservoir sampling, so the first task is trained as
-  it is.
+  g becomes g - (g . r / r . r) r (eq. 11). The buffer takes a task's examples
+  after the task was trained, by reservoir sampling, so the first task is
+  trained without projection.
 
   Args:
     inner: any method that trains on every task.
@@ -70,7 +70,7 @@ def agem(inner: ContinualMethod, *, size: int = 500) -> ContinualMethod:
       losses = problem.losses(out.logits, stored['y'], env.task.seen)
       return mean_of_valid(losses, valid)
 
-    # The first task has no memory yet, and does not pay for one.
+    # In the first task the buffer is empty, and no gradient is computed for it.
     return jax.lax.cond(
       env.task.index > 0, lambda g: projected(g, jax.grad(replayed)(active)), lambda g: g, grads
     )

@@ -155,7 +155,7 @@ def task_norm(logits: Array, home: Array, index: Array, tasks: int) -> Array:
   Args:
     logits: [B, C]
     home: [C] int32, the task of each class, -1 for those not seen.
-    index: [] int32, the task at hand.
+    index: [] int32, the current task.
     tasks: T
   """
   member = jax.nn.one_hot(home, tasks)  # Zero rows for classes not seen.

@@ -28,7 +28,7 @@ from pecft_jax.typing import ContinualMethod
 def derpp(
   inner: ContinualMethod, *, size: int = 500, alpha: float = 0.3, beta: float = 0.5
 ) -> ContinualMethod:
-  """Replays stored examples with the logits that the model gave them then.
+  """Replays stored examples with the logits that they had when they were stored.
 
   Adds alpha x MSE(logits(x'), z') + beta x CE(x'', y'') on two independent
   draws from one reservoir; the MSE is over all C logits, as in the authors'

@@ -25,14 +25,14 @@ from pecft_jax.typing import Array, ContinualMethod
 )
 @recorded
 def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) -> ContinualMethod:
-  """Holds parameters that mattered for past tasks near their old values.
+  """Penalises changes of parameters by their Fisher information on past tasks.
 
   Adds strength / 2 x sum_i F_i (theta_i - anchor_i)^2. After each task
   F <- decay x F + F_t, with F_t the mean over its examples of squared
   gradients of the log-likelihood of the true label among all classes seen (the
-  empirical Fisher), and the anchor moves to the new parameters. What the inner
-  method starts afresh with each task (`renewed`) is not held. Mammoth's code
-  has no 1 / 2, and weighs each example with the probability of its label.
+  empirical Fisher), and the anchor moves to the new parameters. Parameters that
+  the inner method resets at each task (`renewed`) are left out. Mammoth's code
+  has no 1 / 2, and weights each example with the probability of its label.
 
   Args:
     inner: any method that trains on every task.
@@ -40,8 +40,8 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
     decay: gamma; 1 weighs all past tasks alike.
 
   Raises:
-    ValueError: if wrapping `inner` has no meaning; at init, if it has nothing
-      to hold.
+    ValueError: if wrapping `inner` has no meaning; at init, if all its parameters
+      are reset at each task.
 
   >>> from pecft_jax.continual import ewc, finetune
   >>> from pecft_jax.backbones import pretrained
@@ -60,7 +60,7 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)
     if not jax.tree.leaves(held(params)):
-      raise ValueError(f'ewc has nothing to hold in {inner.name}: all its parameters start afresh')
+      raise ValueError(f'ewc has no parameters to hold in {inner.name}: all are reset at each task')
     zeros = lambda: jax.tree.map(jnp.zeros_like, held(params))
     extra = {'anchor': zeros(), 'fisher': zeros(), 'squares': zeros(), 'count': jnp.zeros(())}
     return params, {'inner': memory, **extra}
@@ -85,7 +85,7 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
       return jax.tree.map(lambda g: jnp.where(valid, jnp.square(g), 0.0), grads)
 
     def add(squares, examples):
-      # Each example has a gradient of its own, on the device that the example is on.
+      # One gradient per example, on the device of the example.
       each = jax.vmap(squared, spmd_axis_name='data')(*examples)
       return jax.tree.map(lambda s, g: s + g.sum(0), squares, each), None
 

@@ -22,7 +22,7 @@ from pecft_jax.typing import ContinualMethod
 def lwf(
   inner: ContinualMethod, *, strength: float = 1.0, temperature: float = 2.0
 ) -> ContinualMethod:
-  """Distils the model of before the task, on the new data, over the classes it knew.
+  """Distils the model from before the task, on the new data, over the old classes.
 
   Adds strength x tau^2 KL(p_old^tau || p_new^tau).
 
@@ -53,7 +53,7 @@ def lwf(
 
   def loss(params, memory, env, batch, key):
     value, out = inner.loss(params, memory['inner'], env, batch, key)
-    # Answers that are no classes are known once there was a task.
+    # Without classes, all answers are known from the second task on.
     known = env.task.past
 
     def distilled(logits):
@@ -62,7 +62,7 @@ def lwf(
       losses = inner.capacity.problem.divergence(old, logits, known, temperature)
       return temperature**2 * mean_of_valid(losses, batch.valid)
 
-    # The first task has no teacher, and is not to pay for one.
+    # The first task has no teacher, and computes none.
     first = lambda logits: jnp.zeros(())
     term = jax.lax.cond(env.task.index > 0, distilled, first, out.logits)
     return value + strength * term, out

@@ -19,13 +19,13 @@ from pecft_jax.typing import ContinualMethod
 )
 @recorded
 def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) -> ContinualMethod:
-  """Holds parameters by what they contributed to the fall of the loss on their way.
+  """Penalises changes of parameters by how much they reduced the loss of past tasks.
 
   Adds strength x sum_i Omega_i (theta_i - anchor_i)^2 (eq. 4). Over the steps of
   a task omega_i adds up -g_i x (change of theta_i), with g the gradient of the
   loss without this term; after it Omega_i grows by max(omega_i, 0) / (D_i^2 +
-  damping), D_i being the parameter's way in the task (eq. 5). What the inner
-  method starts afresh with each task (`renewed`) is not held.
+  damping), D_i being the change of the parameter over the task (eq. 5). Parameters
+  that the inner method resets at each task (`renewed`) are left out.
 
   Args:
     inner: any method that trains on every task.
@@ -34,7 +34,7 @@ def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) 
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, for a negative strength or a
-      damping that is not positive; at init, if it has nothing to hold.
+      damping that is not positive; at init, if all its parameters are reset at each task.
 
   >>> from pecft_jax.continual import finetune, si
   >>> from pecft_jax.backbones import pretrained
@@ -51,13 +51,13 @@ def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)
     if not jax.tree.leaves(held(params)):
-      raise ValueError(f'si has nothing to hold in {inner.name}: all its parameters start afresh')
+      raise ValueError(f'si has no parameters to hold in {inner.name}: all are reset at each task')
     zeros = lambda: jax.tree.map(jnp.zeros_like, held(params))
     return params, {'inner': memory, 'anchor': zeros(), 'importance': zeros(), 'path': zeros()}
 
   def begin_task(params, memory, env, key):
     params, new = begun(inner, params, memory['inner'], env, key)
-    # The first task's way starts where the inner method does.
+    # The path of the first task starts at the inner method's initial parameters.
     start = lambda anchor, now: jnp.where(env.task.index == 0, now, anchor)
     anchor = jax.tree.map(start, memory['anchor'], held(params))
     path = jax.tree.map(jnp.zeros_like, memory['path'])

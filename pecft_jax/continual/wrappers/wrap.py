@@ -23,7 +23,7 @@ from pecft_jax.typing import (
 def wrap(
   inner: ContinualMethod, name: str, *, phases: tuple[Phase, ...] = (), **hooks: Any
 ) -> ContinualMethod:
-  """A method that does what `inner` does, but for the given hooks.
+  """A method that does what `inner` does, except for the given hooks.
 
   Args:
     inner: any method.

@@ -50,7 +50,7 @@ def bottleneck(
 ) -> PeftTransform:
   """Adds a small MLP to matching branches of a residual block.
 
-  A sublayer site is a branch behind its norm: with `parallel` the adapter reads
+  A sublayer site is a branch after its norm: with `parallel` the adapter reads
   the normalised input of the branch, otherwise its output.
 
   Args:

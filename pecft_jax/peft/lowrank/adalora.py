@@ -50,14 +50,14 @@ def adalora(
   beta: float = 0.85,
   orthogonality: float = 0.5,
 ) -> PeftTransform:
-  """Learns P diag(l) Q at each site, and gives ever fewer triplets to those that matter least.
+  """Learns P diag(l) Q at each site, and moves a shrinking budget of ranks between sites.
 
   The importance of an entry is |w g|, smoothed by beta, times the smoothed
   distance from that mean (eqs. 9 to 11); that of a triplet is l's plus the
   means over its column of P and row of Q. All sites share a budget, which falls
   from `rank` to `target` triplets a site along a cubic between the first and
   the last part of a task (eq. 12); the l of all others are set to zero after
-  each update. In the last part the choice stands still. Adds orthogonality x
+  each update. In the last part the choice is fixed. Adds orthogonality x
   mean over P and Q of |P^T P - 1| and |Q Q^T - 1|. Where sources disagree this
   is Hugging Face's: norms are not squared, scores are sums.
 

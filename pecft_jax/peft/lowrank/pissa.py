@@ -42,8 +42,8 @@ def pissa(
   """Trains the leading part of each weight's singular value decomposition.
 
   W = U S V^T becomes (W - A_0 B_0) + A B (eqs. 2 to 4): the function is the
-  same at init, and the frozen rest is what the leading part does not hold. 2 r
-  (d_in + d_out) numbers a site are carried, half of them trained.
+  same at init, and the frozen rest is W without its leading part. Each site stores
+  2 r (d_in + d_out) numbers, half of them trained.
 
   Args:
     pattern: regex searched in the site path.

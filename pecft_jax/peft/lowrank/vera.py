@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
-from pecft_jax.peft.sites import per_site, select
+from pecft_jax.peft.sites import matching_sites, per_site
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Delta, Key, Params, PeftTransform, SiteSpec
@@ -38,7 +38,7 @@ def vera(
 ) -> PeftTransform:
   """Rescales one random low-rank product at matching linear sites.
 
-  A and B are drawn anew from the seed wherever they are needed, and are no part
+  A and B are drawn again from the seed wherever they are needed, and are not part
   of the delta. Every site reads the leading rows of the same A and the leading
   columns of the same B. Keep the seed with a saved delta.
 
@@ -84,7 +84,7 @@ def vera(
   each = per_site('linear', pattern, init_one, run, update=update)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
-    widths = {spec.args[1].shape[0] for spec in select(sites, 'linear', pattern)}
+    widths = {spec.args[1].shape[0] for spec in matching_sites(sites, 'linear', pattern)}
     if (fan_in is None and len(widths) > 1) or (fan_in or max(widths)) < max(widths):
       raise ValueError(
         f'sites have inputs of widths {sorted(widths)}: vera() needs fan_in={max(widths)}, '

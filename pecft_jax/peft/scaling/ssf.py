@@ -41,8 +41,8 @@ def ssf(pattern: str = '', *, spread: float = 0.02) -> PeftTransform:
   Args:
     pattern: regex searched in the site path; everything by default. There must
       be a match of either kind.
-    spread: standard deviation at init, 0.02 in the published code; so the
-      start is the frozen model only about. With 0 it is so exactly.
+    spread: standard deviation at init, 0.02 in the published code, which starts near
+      the frozen model; 0 starts exactly at it.
 
   Returns:
     A chain: its delta is `{'linear': {site: …}, 'norm': {site: …}}`.

@@ -14,7 +14,7 @@ from pecft_jax.about import Paper, about
 from pecft_jax.paths import shortened
 from pecft_jax.peft.compose import nothing
 from pecft_jax.peft.leaves import Block, block_of, put_leaves, read_leaves, stacks_named
-from pecft_jax.peft.sites import select as select_sites
+from pecft_jax.peft.sites import matching_sites
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Delta, Key, Params, PeftTransform, SiteSpec
 
@@ -107,7 +107,7 @@ def ln_tuning() -> PeftTransform:
   """
 
   def choose(sites, names):
-    paths = {spec.site.path for spec in select_sites(sites, 'norm', '')}
+    paths = {spec.site.path for spec in matching_sites(sites, 'norm', '')}
     return [name for name in names if name.rpartition('/')[0] in paths]
 
   return _chosen(choose)

@@ -41,8 +41,8 @@ def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -
   Args:
     pattern: regex searched in the path of `attend` sites.
     length: P, at least 1.
-    spread: standard deviation of keys and values at init. No choice of it makes
-      the prefix invisible at the start: also keys of zero take attention away.
+    spread: standard deviation of keys and values at init. No value leaves the model
+      unchanged at init: keys of zero still receive attention.
 
   Raises:
     ValueError: for a length below 1, or a negative spread.

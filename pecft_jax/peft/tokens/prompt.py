@@ -1,6 +1,6 @@
 """Prompts: learned tokens in the sequence.
 
-At the encoder's input: Lester et al., 2021, arXiv:2104.08691, and VPT-shallow; anew
+At the encoder's input: Lester et al., 2021, arXiv:2104.08691, and VPT-shallow; new ones
 in every block: VPT-deep (both Jia et al., 2022, arXiv:2203.12119).
 """
 
@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.peft.sites import select as select_sites
-from pecft_jax.peft.sites import site_key
+from pecft_jax.peft.sites import matching_sites, site_key
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Key, PeftTransform
 
@@ -41,7 +40,7 @@ def _xavier(key: Key, shape: tuple[int, ...]) -> Array:
 
 @recorded
 def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _normal) -> PeftTransform:
-  """Inserts learned tokens at matching sites and removes what becomes of them.
+  """Inserts learned tokens at matching sites, and removes their outputs after the site.
 
   They stand behind the site's leading tokens (the class token of a ViT). All
   tokens see them. Where there is a mask, they see each other and what the last
@@ -74,7 +73,7 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
       spec.site.path: PromptDelta(
         draw(site_key(key, spec.site.path), (length, spec.args[0].shape[-1]))
       )
-      for spec in select_sites(sites, 'tokens', pattern)
+      for spec in matching_sites(sites, 'tokens', pattern)
     }
 
   def intercept(delta, site, next_fn, *args):

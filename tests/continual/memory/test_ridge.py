@@ -9,7 +9,7 @@ from pecft_jax.continual.memory.moments import no_moments, with_rows
 from pecft_jax.continual.memory.ridge import (
   RIDGES,
   TIE,
-  Rows,
+  Examples,
   best_ridge,
   held_out_error,
   least_ridge,
@@ -54,7 +54,7 @@ def exact_errors(h, y, held):
 def rows(h, y, padding=0):
   """As the library takes them, with invalid rows of large numbers behind."""
   pad = lambda a: jnp.asarray(np.pad(a, [(0, padding), (0, 0)], constant_values=77), jnp.float32)
-  return Rows(pad(h), pad(y), jnp.arange(len(h) + padding) < len(h))
+  return Examples(pad(h), pad(y), jnp.arange(len(h) + padding) < len(h))
 
 
 @pytest.mark.parametrize('seed', range(8))

@@ -147,5 +147,5 @@ def test_impossible_selections_are_refused():
 
 def test_a_decoder_is_refused_for_it_has_no_class_token():
   reader = decoder(vocabulary=9, width=8, depth=1, heads=2, kv_heads=1, hidden=6, length=5)
-  with pytest.raises(ValueError, match='in the place of a class token, which decoder has not'):
+  with pytest.raises(ValueError, match='in place of a class token, and decoder has none'):
     l2p(reader, CAPACITY)

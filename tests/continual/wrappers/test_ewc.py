@@ -125,7 +125,7 @@ def test_what_starts_afresh_is_not_held():
 
 def test_a_method_that_renews_everything_is_refused_at_init():
   method = ewc(ease(TOY, CAPACITY, peft=FC))
-  with pytest.raises(ValueError, match='ewc has nothing to hold in ease'):
+  with pytest.raises(ValueError, match='ewc has no parameters to hold in ease'):
     jax.eval_shape(method.init, jax.random.key(0), frozen_of(TOY))
 
 

@@ -88,7 +88,7 @@ def test_the_path_is_that_of_the_loss_without_the_penalty():
 
 def test_nothing_to_hold_and_odd_numbers_are_refused():
   method = si(ease(TOY, CAPACITY, peft=FC))
-  with pytest.raises(ValueError, match='si has nothing to hold in ease'):
+  with pytest.raises(ValueError, match='si has no parameters to hold in ease'):
     method.init(jax.random.key(0), frozen_of(TOY))
   with pytest.raises(ValueError, match='damping > 0'):
     si(INNER, damping=0.0)

@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
 
 
 class Attention(nn.Module):
-  """Grouped-query self-attention; a token stands behind those that it sees."""
+  """Grouped-query self-attention, causal."""
 
   sizes: Sizes
   tap: Tap
@@ -58,7 +58,7 @@ class Attention(nn.Module):
     sizes = self.sizes
     size = sizes.width // sizes.heads
     frequencies = sizes.rope.frequencies(size)
-    # Pads count for nothing, prompts before the text count like any token.
+    # Pads have no position; prompts before the text count like any token.
     positions = mask.sum(-1) - 1
 
     def project(name: str, heads: int) -> Array:
@@ -145,8 +145,8 @@ def decoder(
   finite number. `rows` is None or 1: then the MLP of the last block is computed
   of those tokens only, and `tokens` [B, 1, D] holds them.
 
-  The language-model head is no part of it: what has been read of a checkpoint
-  has it apart.
+  The language-model head is not part of it: a checkpoint that was read holds it
+  separately (`Checkpoint.head`).
 
   Args:
     name: for reports.
@@ -247,7 +247,7 @@ def causal(length: int) -> Array:
 
 
 def embedded(table: Array, ids: Array, real: Array) -> Array:
-  """Rows of the table [V, D] for ids [B, T]: zeros for pads, NaN for ids that it has not."""
+  """Rows of the table [V, D] for ids [B, T]: zeros for pads, NaN for ids outside of the table."""
   rows = table.at[ids].get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
   return jnp.where(real[..., None], rows, 0)
 
