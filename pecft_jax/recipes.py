@@ -1,8 +1,8 @@
 """The optimizer of a task: any optax transformation, with a schedule over the task's progress."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,18 @@ from pecft_jax.paths import map_named, matching
 from pecft_jax.settings import recorded
 
 Array = jax.Array
-Schedule = Callable[[Array], Array]  # progress in [0, 1] through a task -> factor of the rate
+
+
+class Schedule(Protocol):
+  """How the learning rate changes over a task."""
+
+  def __call__(self, progress: Array, /) -> Array:
+    """Returns the factor of the peak rate [].
+
+    Args:
+      progress: [] in [0, 1], share of the task's updates that are done; traced.
+    """
+    ...
 
 
 class Recipe(NamedTuple):

@@ -4,8 +4,8 @@ Randomness comes in as an argument, a fixed number K of uniforms per example,
 so that a view is decided by the numbers and by nothing else.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,18 +14,30 @@ from pecft_jax.data.resizing import scale_part
 from pecft_jax.settings import recorded
 
 
+class Views(Protocol):
+  """What an augmentation does to a batch of images: a function of its arguments alone."""
+
+  def __call__(self, images: np.ndarray, u: np.ndarray, /) -> np.ndarray:
+    """Returns new images uint8 [n, H, W, C], each from its own row of `u`; changes no argument.
+
+    Args:
+      images: uint8 [n, H, W, C].
+      u: float32 [n, K] in [0, 1), all the randomness there is.
+    """
+    ...
+
+
 class Augmentation(NamedTuple):
   """A random change of images.
 
   Attributes:
     uniforms: K, how many uniform numbers an example takes.
-    apply: `(images uint8 [n, H, W, C], u float32 [n, K] in [0, 1)) -> images`,
-      each image from its own row of `u`; never changes its arguments.
+    apply: makes the views.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   uniforms: int
-  apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  apply: Views
   settings: Mapping[str, Any] | None = None
 
 

@@ -5,11 +5,27 @@ Axis letters: N rows of the data set, n rows asked for.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pecft_jax.arguments import checked
+
+
+class RandomAccess(Protocol):
+  """Examples that can be read at any rows; a numpy array is one."""
+
+  def __len__(self) -> int:
+    """N, how many there are."""
+    ...
+
+  def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+    """Returns images uint8 [n, H, W, C] or token ids int32 [n, T], in the order of the rows.
+
+    Args:
+      rows: integers [n], in any order, some of them perhaps twice.
+    """
+    ...
 
 
 class Source(NamedTuple):
@@ -17,9 +33,7 @@ class Source(NamedTuple):
 
   Attributes:
     name: of the data set, for reports.
-    inputs: random access: `len(inputs)`, and `inputs[rows]` with an integer
-      array [n] gives images uint8 [n, H, W, C] or token ids int32 [n, T]. A
-      numpy array is one.
+    inputs: uint8 [N, H, W, C] or int32 [N, T]: a numpy array, or what reads on demand.
     labels: np.int64 [N], indices into `class_names`.
     class_names: the classes in the order of their labels.
     domains: np.int64 [N], indices into `domain_names`; None where unknown.
@@ -27,7 +41,7 @@ class Source(NamedTuple):
   """
 
   name: str
-  inputs: Any
+  inputs: RandomAccess
   labels: np.ndarray
   class_names: tuple[str, ...]
   domains: np.ndarray | None = None
@@ -38,7 +52,7 @@ class Source(NamedTuple):
 class _Rows:
   """Random access to some rows of `inputs`; nothing is read before it is asked for."""
 
-  inputs: Any
+  inputs: RandomAccess
   rows: np.ndarray  # [N]
 
   def __len__(self) -> int:

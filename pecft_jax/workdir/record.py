@@ -17,7 +17,13 @@ COLUMNS: tuple[str, ...] = (
 class Writer(Protocol):
   """Anything that takes rows of metrics beside the files: TensorBoard, a tracker."""
 
-  def __call__(self, row: dict[str, Any]) -> None: ...
+  def __call__(self, row: dict[str, Any], /) -> None:
+    """Takes a row as it is appended to the log; rows behind a checkpoint come again on resuming.
+
+    Args:
+      row: values by name, of `COLUMNS`: `kind`, `task` and what that kind of row has.
+    """
+    ...
 
 
 class Record:
