@@ -62,7 +62,7 @@ class _Rows:
     return self.inputs[self.rows[rows]]
 
 
-def is_in_memory(inputs: Any) -> bool:
+def is_in_memory(inputs: RandomAccess) -> bool:
   """Whether inputs are an array in memory, or rows of one, so that reading all of them is quick."""
   while isinstance(inputs, _Rows):
     inputs = inputs.inputs
