@@ -165,8 +165,7 @@ def recipe(
     clip: largest global norm of the gradient, or None.
     accumulate: micro-batches per update, which then is that of one batch as large as all of
       them: their gradients are averaged over the examples, and its progress is that of the
-      first. The last update of a task takes those that are left over; only then is the
-      progress not that of large batches throughout.
+      large batch. The last update of a task takes those that are left over.
 
   Raises:
     ValueError: for a rate or a norm that is not positive, a negative decay, or fewer than one
@@ -323,7 +322,8 @@ def _accumulated(
   """An update after so many gradients, and at the end of a task.
 
   Of the extra arguments, `weight` [] is how much a gradient counts (its valid examples; 1 by
-  default), and `last` [] bool whether it is the last one of the task.
+  default), `last` [] bool whether it is the last one of the task, and `steps` [] how many there
+  are, by which progress is counted in updates.
   """
 
   def init(params):
@@ -337,6 +337,10 @@ def _accumulated(
       extra.pop('weight', 1.0),
       extra.pop('last', False),
     )
+    steps = extra.pop('steps', None)
+    if steps is not None:  # Of updates, as large batches have them.
+      number, of = jnp.round(progress * steps), jnp.asarray(steps, jnp.float32)
+      progress = jnp.floor(number / every) / jnp.ceil(of / every)
     weight = jnp.asarray(weight, jnp.float32)
     progress = jnp.where(state.count == 0, progress, state.progress)
     sums = jax.tree.map(lambda s, g: s + weight.astype(g.dtype) * g, state.sums, updates)

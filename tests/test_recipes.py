@@ -127,6 +127,18 @@ def test_micro_batches_follow_every_schedule_as_one_batch(schedule):
   _close(_ours(small, every=3), _ours(large, steps=STEPS // 3))
 
 
+@pytest.mark.parametrize('schedule', [cosine, warmup(0.3, cosine)])
+def test_steps_that_are_no_multiple_follow_the_schedule_as_large_batches(schedule):
+  made = recipe(optax.identity(), 1.0, schedule=schedule, accumulate=3)
+  state, rates = made.tx.init(PARAMS), []
+  for i in range(14):
+    about = {'progress': jnp.float32(i / 14), 'last': i == 13, 'steps': jnp.int32(14)}
+    updates, state = made.tx.update(PARAMS, state, PARAMS, **about)
+    if updates['a'].any() or (i + 1) % 3 == 0 or i == 13:
+      rates.append(-float(updates['a'][0]))
+  np.testing.assert_allclose(rates, schedule(jnp.arange(5) / 5), rtol=1e-5)
+
+
 def test_schedules_over_progress():
   at = lambda schedule: [round(float(schedule(jnp.asarray(p))), 4) for p in (0, 0.1, 0.55, 1)]
   assert at(constant) == [1, 1, 1, 1]

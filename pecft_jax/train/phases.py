@@ -115,7 +115,8 @@ def predict(
 ) -> Judged:
   """Adds up what the problem judges; `classes` [C] are those of the examples' own task.
 
-  The total becomes `NO_NUMBER`, and stays so, where an answer to a valid example is NaN.
+  The total becomes `NO_NUMBER`, and stays so, where an answer to a valid example is NaN
+  or infinite.
   """
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
@@ -137,8 +138,10 @@ def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Ba
 
 
 def _no_number(answers: Array, batch: Batch) -> Array:
-  # Comparisons with NaN are false, so that it would be counted as some class.
-  return (jnp.isnan(answers).reshape(len(answers), -1).any(1) & batch.valid).any()
+  # Comparisons with NaN are false, so that it would be counted as some class; -inf is an answer
+  # that is not asked for.
+  bad = jnp.isnan(answers) | jnp.isposinf(answers)
+  return (bad.reshape(len(answers), -1).any(1) & batch.valid).any()
 
 
 def not_numbers(state: TrainState) -> dict[str, Array]:

@@ -54,7 +54,8 @@ def updated(
     params: whole.
     grads: of what is trained.
     opt_state: of the recipe.
-    **about: the step: `progress` [], `last` [] bool of the task, `weight` [] of its examples.
+    **about: the step: `progress` [], `last` [] bool of the task, its `steps` [], `weight` [] of its
+      examples.
   """
   active, kept = split_kept(params)
   updates, opt_state = recipe.tx.update(grads, opt_state, active, **about)
@@ -111,6 +112,7 @@ def train_step(
   about = {
     'progress': env.progress,
     'last': env.step + 1 >= task.steps,
+    'steps': task.steps,
     'weight': batch.valid.sum(),
   }
   params, opt_state = updated(recipe, state.params, grads, state.opt_state, **about)
@@ -165,6 +167,7 @@ def fit_step(
   about = {
     'progress': step / steps,
     'last': step + 1 >= steps,
+    'steps': steps,
     'weight': 1 if batch is None else batch.valid.sum(),
   }
   part, opt_state = updated(phase.recipe, part, grads, state.extra[phase.name], **about)
