@@ -19,6 +19,7 @@ from tiny_runs import (
   tiny_backbone,
   tiny_experiment,
   tiny_method,
+  tiny_scenario,
   unmeasured,
 )
 
@@ -283,9 +284,9 @@ def test_fewer_batches_than_are_accumulated_still_train(tmp_path):
   assert float(jnp.abs(found.adapted.head.kernel).max()) > 1e-3
 
 
-@pytest.mark.parametrize('parts', [2, 3])
+@pytest.mark.parametrize('parts', [2, 3, 5])
 def test_micro_batches_are_one_batch_as_large_as_all(parts, tmp_path):
-  """With a schedule, where the steps of a task are a multiple of the parts."""
+  """With a schedule, whether or not the steps of a task are a multiple of the parts."""
   kernels = []
   for name, each, size in (
     ('large', sgd(0.05), 4 * parts),
@@ -295,6 +296,22 @@ def test_micro_batches_are_one_batch_as_large_as_all(parts, tmp_path):
     run(experiment, tmp_path / name, silent())
     kernels.append(adapted_after(experiment, tmp_path / name).adapted.head.kernel)
   np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
+
+
+def test_an_infinite_answer_ends_the_run(tmp_path):
+  method = tiny_method('finetune')
+  broken = method._replace(
+    predict=lambda *args: method.predict(*args) + jnp.inf, settings={'name': 'x'}
+  )
+  with pytest.raises(NonFiniteLoss, match='an answer to test set 0 is not a number'):
+    run(tiny_experiment().replace(method=broken), tmp_path, silent())
+
+
+def test_ranpac_learns_from_an_image_a_class(tmp_path):
+  found = run(
+    tiny_experiment('ranpac', scenario=tiny_scenario(train=2, test=12)), tmp_path, silent()
+  )
+  assert found['accuracy_matrix'][0][0] > 0.5
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
