@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pecft_jax.devices.digest import tree_sha256
-from pecft_jax.devices.processes import agreement, first_only, is_first
+from pecft_jax.devices.processes import agreement, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
 from pecft_jax.files import plain, read_json, write_json
 from pecft_jax.train.context import Loop, NonFiniteLoss
@@ -120,7 +120,6 @@ def run_job(job: Job) -> list[dict[str, Any]]:
     restart=experiment.training.restart,
   )
   frozen = place(experiment.frozen, steps.frozen_shardings)
-  first_only(lambda: _check_there(job))
   checkpoints = Checkpoints(
     job.directory / 'checkpoints',
     keep_tasks=job.options.keep_tasks,
@@ -147,7 +146,7 @@ def run_job(job: Job) -> list[dict[str, Any]]:
   return job.write(state, position, digests)
 
 
-def _check_there(job: Job) -> None:
+def check_there(job: Job) -> None:
   """Raises ValueError where a run has results, but its checkpoints are gone."""
   directory = job.directory / 'checkpoints'
   if directory.is_dir() and any(directory.iterdir()):

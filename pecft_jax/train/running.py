@@ -21,7 +21,7 @@ from pecft_jax.train.experiment import (
   describe,
   identified,
 )
-from pecft_jax.train.job import Job, run_job
+from pecft_jax.train.job import Job, check_there, run_job
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.results import metrics
 from pecft_jax.train.schedule import check_batch_size
@@ -159,8 +159,8 @@ def _run(
     first_only(lambda: stack.enter_context(locked(directory)))
     stopping = stack.enter_context(stop_signals())
 
-    def one(method: ContinualMethod, at: str, name: str, options: RunOptions) -> list[Any]:
-      job = Job(
+    def job_of(method: ContinualMethod, at: str, name: str, options: RunOptions) -> Job:
+      return Job(
         experiment=experiment,
         method=method,
         name=name,
@@ -171,15 +171,22 @@ def _run(
         options=options,
         stopping=stopping,
       )
+
+    def one(job: Job) -> list[Any]:
       first_only(lambda: _prepare(job, directory, tuple(places.values())))
       _check_shared(job.outputs[0])
       return run_job(job)
 
-    found = one(experiment.method, '.', experiment.method.name, options)
-    references = {
-      name: one(method, f'references/{name}', f'reference {name}', beside)
+    main = job_of(experiment.method, '.', experiment.method.name, options)
+    others = {
+      name: job_of(method, f'references/{name}', f'reference {name}', beside)
       for name, method in experiment.references.items()
     }
+    # Before anything is written: the results of the method tell of the references, too.
+    for job in (main, *others.values()):
+      first_only(functools.partial(check_there, job))
+    found = one(main)
+    references = {name: one(job) for name, job in others.items()}
     for i, place in enumerate(places.values()):
       found[i] = _with_references(found[i], {name: each[i] for name, each in references.items()})
       if references and is_first():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import work_directory
 from pecft_jax.workdir.checkpoint import UNFINISHED
+from pecft_jax.workdir.record import COLUMNS
 from pecft_jax.workdir.stored import Contents, Damaged, Leaf, Unread, read_contents, verify
 
 # Any of these makes a directory a work directory.
@@ -60,6 +61,11 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   contents = [each for _, each in read if each is not None]
   leaves = contents[-1].leaves if contents else []
   metrics = results.get('metrics')
+  found = [_results(output, problems) for output in outputs[1:]] if begun else []
+  problems += _refused(path, outputs, [results, *found], bool(checkpoints))
+  if contents:
+    problems += _unlike(config, contents[-1])
+    problems += _too_few(outputs, checkpoints[-1]['tick'], contents[-1])
   log = _log([output / 'metrics.jsonl' for output in outputs], problems)
   references = {
     at.name: inspect_run(at, arrays=arrays)
@@ -94,6 +100,46 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
     'references': references,
     'problems': problems,
   }
+
+
+def _results(output: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+  return _read_json(output / 'results.json', problems)
+
+
+def _refused(
+  path: pathlib.Path,
+  outputs: Sequence[pathlib.Path],
+  results: Sequence[dict[str, Any]],
+  checkpoints: bool,
+) -> list[str]:
+  """What keeps a run from going on, beside damage: the same command on the directory is refused."""
+  found = [f'{path / ".lock"} is a directory'] if (path / '.lock').is_dir() else []
+  for output, each in zip(outputs, results, strict=True):
+    there = each.get('status') == 'done' or (each and not (path / 'checkpoints').is_dir())
+    if there and not checkpoints:
+      found.append(
+        f'{output / "results.json"} is there, and the checkpoints in {path / "checkpoints"} are '
+        'gone: bring them back to resume'
+      )
+  return found
+
+
+def _unlike(config: dict[str, Any], contents: Contents) -> list[str]:
+  """Says where the configuration tells of other data or weights than a checkpoint."""
+  there, here = contents.identity or {}, config.get('identity') or {}
+  keys = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
+  return [f'config.json and the newest checkpoint differ in {", ".join(keys)}'] if keys else []
+
+
+def _too_few(outputs: Sequence[pathlib.Path], tick: int, contents: Contents) -> list[str]:
+  """Says where a log is shorter than it was when the newest checkpoint was made."""
+  found = []
+  for output, seed in zip(outputs, contents.position['seeds'], strict=False):
+    path = output / 'metrics.jsonl'
+    rows = len(read_rows(path)) if path.is_file() else 0
+    if rows < seed['rows']:
+      found.append(f'{path} has {rows} rows, checkpoint {tick} was made after {seed["rows"]}')
+  return found
 
 
 def holder(lock: pathlib.Path) -> int | None:
@@ -242,11 +288,15 @@ def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
       continue
     for number, row in enumerate(rows, 1):
       kind = None if row.value is None else row.value.get('kind')
-      if isinstance(kind, str):
-        kinds[kind] = kinds.get(kind, 0) + 1
-      else:
+      strange = sorted((row.value or {}).keys() - set(COLUMNS))
+      if not isinstance(kind, str):
         without = f'{path}, line {number}, is damaged: expected a kind of row, got {kind!r}'
         problems.append(row.problem or without)
+      elif strange:
+        expected = f'expected {COLUMNS}, got {strange}, too'
+        problems.append(f'{path}, line {number}, is damaged: {expected}')
+      else:
+        kinds[kind] = kinds.get(kind, 0) + 1
   return {'rows': sum(kinds.values()), **kinds}
 
 

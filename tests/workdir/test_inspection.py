@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 from tiny_runs import silent, tiny_experiment, tiny_method
 
+from pecft_jax.report.inspected import problems_of
 from pecft_jax.train import Stopped, run
 from pecft_jax.workdir import inspection
 from pecft_jax.workdir.claim import locked
@@ -167,7 +169,7 @@ def test_what_is_damaged_is_told(damage, workdir):
   act, message = DAMAGES[damage]
   act(workdir)
   facts = inspect_run(workdir, arrays=True)
-  (problem,) = facts['problems']
+  problem = ' '.join(facts['problems'])  # A log that is cut is too short, as well.
   assert message in problem
   assert facts['references']['finetune']['problems'] == []
   assert json.dumps(facts)
@@ -204,3 +206,62 @@ def test_other_directories_are_refused(tmp_path):
   (tmp_path / 'notes.txt').touch()
   with pytest.raises(ValueError, match=r"is no work directory: expected .*, found \['notes.txt'\]"):
     inspect_run(tmp_path)
+
+
+def _without(name):
+  return lambda path: shutil.rmtree(path / name)
+
+
+def _emptied(path):
+  shutil.rmtree(path / 'checkpoints')
+  (path / 'checkpoints').mkdir()
+
+
+def _of_other_weights(path):
+  config = json.loads((path / 'config.json').read_text())
+  config['identity']['backbone_sha256'] = '0'
+  (path / 'config.json').write_text(json.dumps(config))
+
+
+def _unfinished(path):
+  results = json.loads((path / 'results.json').read_text())
+  (path / 'results.json').write_text(json.dumps({**results, 'status': 'running'}))
+  shutil.rmtree(path / 'checkpoints')
+
+
+def _locked_by_a_directory(path):
+  (path / '.lock').unlink()
+  (path / '.lock').mkdir()
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (_without('checkpoints'), 'the checkpoints in .* are gone'),
+    (_emptied, 'the checkpoints in .* are gone'),
+    (_unfinished, 'the checkpoints in .* are gone'),
+    (_without('references/finetune/checkpoints'), 'the checkpoints in .* are gone'),
+    (_of_other_weights, 'differ in backbone_sha256|identity.backbone_sha256'),
+    (lambda path: (path / 'config.json').unlink(), 'config.json is missing|without a config.json'),
+    (_locked_by_a_directory, 'directory'),
+  ],
+)
+def test_what_a_run_would_refuse_is_told(workdir, change, message):
+  change(workdir)
+  assert re.search(message, ' '.join(problems_of(inspect_run(workdir))))
+  before = _stamps(workdir)
+  experiment = tiny_experiment('ease', references={'finetune': tiny_method('finetune')})
+  with pytest.raises((ValueError, OSError), match=message):
+    run(experiment, workdir, silent(config={'flag': 1}))
+  kept = ('metrics.jsonl', 'results.json')
+  assert {k: v for k, v in _stamps(workdir).items() if k.name in kept} == {
+    k: v for k, v in before.items() if k.name in kept
+  }
+
+
+def test_a_log_that_is_shorter_than_its_checkpoint_knows_is_told(workdir):
+  log = workdir / 'metrics.jsonl'
+  log.write_text(''.join(log.read_text().splitlines(keepends=True)[:-1]))
+  assert 'rows, checkpoint' in ' '.join(problems_of(inspect_run(workdir)))
+  log.write_text('{"kind": "train", "mine": 1}\n')
+  assert "got ['mine'], too" in ' '.join(problems_of(inspect_run(workdir)))
