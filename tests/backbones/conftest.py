@@ -31,14 +31,6 @@ def images():
   return jax.random.normal(jax.random.key(1), (5, 24, 24, 2))
 
 
-@pytest.fixture(scope='module')
-def quick_compilation():
-  """Halves the time of tests that mostly compile."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 # A head has 4 components; all other axes differ, too.
 DECODER = {
   'vocabulary': 37, 'width': 24, 'depth': 3, 'heads': 6, 'kv_heads': 2, 'hidden': 20,

@@ -23,7 +23,6 @@ NAMES = sorted(name for name in TINIES if 'biases' not in ABOUT[name].needs)
 REFUSED = sorted(set(TINIES) - set(NAMES))
 MERGEABLE = [name for name in NAMES if TINIES[name]().merge is not None]
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 every_peft = pytest.mark.parametrize('name', NAMES)
 
 

@@ -21,10 +21,9 @@ def report_of(script: str, out: pathlib.Path, *arguments: str, flags: Sequence[s
     script: its name.
     out: the file, in a directory that the workers have in common.
     *arguments: others of the script.
-    flags: of XLA, beside those that give eight devices and compile in half
-      the time; nothing in these scripts depends on the speed of what is compiled.
+    flags: of XLA, beside those of the session and the one that gives eight devices.
   """
-  given = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0')
+  given = (os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8')
   paths = [str(HERE.parent), str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
   env = {
     **os.environ,

@@ -33,7 +33,7 @@ def start(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  xla = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+  xla = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
   env = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',

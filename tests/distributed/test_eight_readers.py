@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope='module')
 def found():
   """What the process with eight devices reports."""
-  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
   path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': path}
   done = subprocess.run(

@@ -9,14 +9,6 @@ from pecft_jax.backbones.core.stacks import stack_blocks
 from pecft_jax.backbones.families.vit.model import vit
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Halves the time of these tests, nearly all of which goes into compiling."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='session')
 def tiny() -> Tiny:
   model = vit(**SIZES, **NORMAL)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def found(tmp_path_factory):
   """All that the process with eight devices reports."""
   out = tmp_path_factory.mktemp('eight') / 'found.json'
-  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
   paths = [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
   env = {
     **os.environ,

@@ -17,11 +17,6 @@ from pecft_jax.typing import Site
 QV = r'attn/(q|v)$'
 
 
-@pytest.fixture(autouse=True)
-def quick(quick_compilation):
-  """Nearly all the time goes into compiling."""
-
-
 def moments(pattern):
   """[d_in, d_in], of what arrives at linear sites."""
 

@@ -8,7 +8,6 @@ import pytest
 from pecft_jax.backbones import decoder, stack_blocks, unstack_blocks
 from pecft_jax.typing import SITE_KINDS, PeftTransform
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 PAD = 36
 KEPT = [
   np.arange(11),
