@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pecft_jax.metrics import metrics_of
-from pecft_jax.report import columns, curves, facts, glossary
+from pecft_jax.report import columns, curves, environments, facts, glossary
 from pecft_jax.report.groups import (
   Comparison,
   Group,
@@ -88,6 +88,8 @@ def comparison_markdown(dirs: Iterable[str | Path]) -> str:
   if found.groups:
     for shown in (columns.quality, columns.cost):
       lines += ['', *_markdown(found.groups, shown(found.groups, comparable))]
+    elsewhere = _plain(_elsewhere(found).strip())
+    lines += ['', elsewhere] if elsewhere else []
     lines += ['', f'Mean ± sample standard deviation over seeds. {_identity_line(found)}']
   lines += ['', *(f'- {_plain(note)}.' for note in found.notes)] if found.notes else []
   return '\n'.join(lines).strip() + '\n'
@@ -173,7 +175,14 @@ def _curves(found: Comparison, caption: str) -> list[Raw]:
 
 def _cost(found: Comparison) -> Raw:
   shown = columns.cost(found.groups, comparable=not found.warnings)
-  return section('What they cost', _table(found.groups, shown), note='Means over seeds.')
+  note = f'Means over seeds.{_elsewhere(found)}'
+  return section('What they cost', _table(found.groups, shown), note=note)
+
+
+def _elsewhere(found: Comparison) -> str:
+  """A sentence where runs were made in different environments, with a space before it."""
+  said = environments.different(run for group in found.groups for run in group.runs)
+  return f' {said}.' if said else ''
 
 
 def _table(groups: tuple[Group, ...], shown: columns.Table) -> Raw:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pecft_jax.metrics import average_accuracy, metrics_of
-from pecft_jax.report import facts, glossary, plots
+from pecft_jax.report import environments, facts, glossary, plots
 from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
@@ -168,11 +168,16 @@ def _costs(run: Run) -> Raw:
   if not rows:
     return Raw('')
   names = [run.title, *(glossary.NAMES[name] for name in run.references)]
-  return section('What it costs', table(['', *names], rows))
+  return section('What it costs', table(['', *names], rows), note=_elsewhere(runs))
 
 
 def _tasks(run: Run) -> Raw:
-  return section('Task by task', table(*facts.per_task(run)))
+  return section('Task by task', table(*facts.per_task(run)), note=_elsewhere([run]))
+
+
+def _elsewhere(runs: list[Run]) -> str:
+  said = environments.different(runs)
+  return f'{said}.' if said else ''
 
 
 def _pairs(rows: facts.Lines) -> Raw:

@@ -73,6 +73,7 @@ _RESULTS: Mapping[str, tuple[Check, str]] = {
   'metrics': (_or_none(_object_of(_or_none(_float))), 'an object of numbers'),
   'efficiency': (_or_none(_object), 'an object'),
   'identity': (_or_none(_object), 'an object'),
+  'environment': (_or_none(_object), 'an object'),
   'settings': (_or_none(_object), 'an object'),
   'compilations': (_or_none(_object_of(_whole)), 'an object of whole numbers'),
   'references': (_or_none(_object_of(_reference)), 'an object of objects of numbers'),

@@ -1,0 +1,64 @@
+"""Where runs were made: times compare only where that was the same."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pecft_jax.report.read import Run
+
+# Dates differ always; `resumed` lists environments, each of which counts as its own.
+_ASIDE = ('started', 'ended', 'resumed')
+_LETTERS = 12  # Of a commit.
+
+
+def different(runs: Iterable[Run]) -> str | None:
+  """Says by key in what the environments differ in which runs were made.
+
+  An environment has the versions, the kind and number of devices and the processor of the host.
+  A run that was resumed elsewhere has several.
+
+  Args:
+    runs: whose times are shown together.
+
+  Returns:
+    A sentence without its full stop; None where all environments are the same, or none is recorded.
+  """
+  runs = list(runs)
+  by_run = [_environments(run) for run in runs]
+  found = [each for environments in by_run for each in environments]
+  parts = []
+  for key in dict.fromkeys(key for each in found for key in each):
+    values = list(dict.fromkeys(_text(key, each.get(key)) for each in found))
+    if len(values) > 1:
+      parts.append(f'{key}: {" / ".join(values)}')
+  if found and (unknown := by_run.count([])):
+    parts.append(f'not recorded in {unknown} of {len(runs)} runs')
+  if not parts:
+    return None
+  return f'Made in different environments, so times do not compare: {"; ".join(parts)}'
+
+
+def _environments(run: Run) -> list[dict[str, Any]]:
+  """All that a run says of where it was made: at first, whenever it was resumed, and in the end."""
+  recorded = [run.config.get('environment'), run.results.get('environment')]
+  recorded = [each for each in recorded if isinstance(each, Mapping)]
+  for holder in (run.config, run.results.get('environment')):
+    more = holder.get('resumed') if isinstance(holder, Mapping) else None
+    recorded += [e for e in more if isinstance(e, Mapping)] if isinstance(more, list) else []
+  return [flat for each in recorded if (flat := _flat(each))]
+
+
+def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
+  """Entries by name, the versions among them by their package."""
+  own = {k: v for k, v in environment.items() if k not in (*_ASIDE, 'versions')}
+  versions = environment.get('versions')
+  return {**own, **versions} if isinstance(versions, Mapping) else own
+
+
+def _text(key: str, value: Any) -> str:
+  if value is None:
+    return 'none' if key == 'commit' else 'not recorded'
+  if key == 'commit' and isinstance(value, str):
+    commit, dash, dirty = value.partition('-')
+    return commit[:_LETTERS] + dash + dirty
+  return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,86 @@
+"""Where runs were made, and what is said beside their times."""
+
+import pytest
+
+from pecft_jax.environment import environment
+from pecft_jax.report import comparison_markdown, read_run, write_comparison, write_page
+from pecft_jax.report.environments import different
+
+HERE = {
+  'versions': {'jax': '0.10.0', 'optax': '0.2.5'},
+  'commit': 'a' * 40,
+  'device': 'cpu',
+  'devices': 1,
+  'processor': 'one',
+}
+
+
+def elsewhere(**entries):
+  return {**HERE, **entries}
+
+
+def said(*paths):
+  return different(map(read_run, paths))
+
+
+@pytest.mark.parametrize(
+  ('entries', 'expected'),
+  [
+    ({'device': 'NVIDIA H100'}, 'device: cpu / NVIDIA H100'),
+    ({'devices': 8}, 'devices: 1 / 8'),
+    ({'processor': 'two'}, 'processor: one / two'),
+    ({'versions': {'jax': '0.11.0', 'optax': '0.2.5'}}, 'jax: 0.10.0 / 0.11.0'),
+    ({'commit': f'{"b" * 40}-dirty'}, f'commit: {"a" * 12} / {"b" * 12}-dirty'),
+    ({'processor': 'two', 'devices': 8}, 'devices: 1 / 8; processor: one / two'),
+  ],
+)
+def test_what_differs_is_said_by_key(work, entries, expected):
+  paths = work('a', environment=HERE), work('b', environment=elsewhere(**entries))
+  assert said(*paths) == f'Made in different environments, so times do not compare: {expected}'
+
+
+def test_nothing_is_said_of_one_environment_at_other_times(work):
+  paths = [work(d, environment=elsewhere(started=d, ended=d, resumed=[])) for d in 'ab']
+  assert said(*paths) is None
+  assert said(work('old'), work('older')) is None
+
+
+def test_runs_that_do_not_tell_are_counted(work):
+  paths = work('a', environment=HERE), work('b'), work('c', environment=HERE)
+  assert said(*paths).endswith('not recorded in 1 of 3 runs')
+
+
+def test_a_run_that_was_resumed_elsewhere_has_several(work):
+  resumed = work('a', environment=elsewhere(device='gpu', resumed=[elsewhere(device='gpu')]),
+                 config={'environment': HERE})  # fmt: skip
+  assert said(resumed).endswith('compare: device: cpu / gpu')
+
+
+def test_the_entries_are_those_that_a_run_records(work):
+  here = environment()
+  other = {**here, 'processor': 'two', 'versions': {**here['versions'], 'jax': '0'}}
+  found = said(work('a', environment=here), work('b', environment=other))
+  assert f'jax: {here["versions"]["jax"]} / 0' in found
+  assert f'processor: {here["processor"]} / two' in found
+
+
+def test_pages_and_markdown_say_it_beside_the_times(work, tmp_path):
+  paths = work('a', environment=HERE), work('b', method='b', environment=elsewhere(device='gpu'))
+  expected = 'times do not compare: device: cpu / gpu.'
+  page = write_comparison(paths, tmp_path / 'page.html').read_text(encoding='utf-8')
+  assert page.count(expected) == 1
+  assert page.index('What they cost') < page.index(expected) < page.index('Training time')
+  assert expected in comparison_markdown(paths)
+  assert 'different environments' not in comparison_markdown([paths[0]])
+
+
+def test_the_page_of_a_run_says_it_of_its_bounds(work, bounds):
+  bounds['joint']['environment'] = elsewhere(device='gpu')
+  bounds['finetune']['environment'] = HERE
+  page = write_page(work(environment=HERE, beside=bounds)).read_text(encoding='utf-8')
+  assert page.count('times do not compare: device: cpu / gpu.') == 1
+
+
+def test_a_damaged_entry_is_refused_by_name(work):
+  with pytest.raises(ValueError, match=r'results.json: expected an object for environment, got 3'):
+    read_run(work(environment=3))
