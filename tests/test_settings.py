@@ -277,7 +277,10 @@ def test_settings_leave_records_hashable():
 
 RECORDS = {'PeftTransform', 'ContinualMethod', 'Augmentation', 'Recipe', 'Problem', 'Schedule'}
 # Parts of factories, and looking up by name: what they return is recorded elsewhere, or by hand.
-PARTS = {'from_forward', 'wrap', 'per_site', 'summed', 'peft_by_name', 'method_by_name'}
+PARTS = {
+  'from_forward', 'wrap', 'per_site', 'summed', 'mixed', 'peft_by_name', 'method_by_name',
+  'parts', 'parts_and_brightness', 'parts_from_a_twentieth', 'shifts',  # Composed of what is.
+}  # fmt: skip
 
 
 def test_every_factory_of_the_library_is_recorded():

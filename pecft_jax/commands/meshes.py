@@ -1,10 +1,13 @@
 """The flags that say how to use devices."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-from pecft_jax.axes import LayerSplit
-from pecft_jax.typing import Backbone
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Both import jax, which the help of a command does not need.
+  from pecft_jax.axes import LayerSplit
+  from pecft_jax.typing import Backbone
 
 
 def parse_mesh(text: str) -> dict[str, int]:
