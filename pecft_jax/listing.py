@@ -38,31 +38,47 @@ def listing(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def table(kind: str) -> str:
-  """A listing as a table of Markdown: family, name, summary, papers; families together.
+  """A listing as a table of Markdown, one family after the other, wrappers behind the methods.
 
   Args:
-    kind: `peft` or `methods`; wrappers come behind the methods.
+    kind: `peft` or `methods`: family, name, summary, papers; or `costs`: what each method needs and
+      carries from task to task, and its forward passes per prediction.
 
   Raises:
     ValueError: for another kind; suggests the nearest.
 
   >>> print(table('peft').splitlines()[0])
   | family | name | what it does | arXiv |
+  >>> print(table('costs').splitlines()[0])
+  | method | carries | passes | needs |
   """
-  kinds = {'peft': ('transform',), 'methods': ('method', 'wrapper')}
-  if kind not in kinds:
-    raise unknown('table', kind, kinds)
-  found = listing(kind)
+  tables = {
+    'peft': ('peft', ('family', 'name', 'what it does', 'arXiv'), _sources),
+    'methods': ('methods', ('family', 'name', 'what it does', 'arXiv'), _sources),
+    'costs': ('methods', ('method', 'carries', 'passes', 'needs'), _costs),
+  }
+  if kind not in tables:
+    raise unknown('table', kind, tables)
+  of, titles, cells = tables[kind]
+  found = listing(of)
   # Families in order, wrappers last; within one the order is that of the listing.
-  at = lambda name: (kinds[kind].index(found[name]['kind']), found[name]['family'])
-  rows, before = ['| family | name | what it does | arXiv |', '|---|---|---|---|'], None
+  at = lambda name: (found[name]['kind'] == 'wrapper', found[name]['family'])
+  rows, before = [titles, ('---',) * len(titles)], None
   for name in sorted(found, key=at):
-    each = found[name]
-    family = '' if each['family'] == before else each['family']
-    before = each['family']
-    links = ', '.join(_link(paper['arxiv']) for paper in each['papers'])
-    rows.append(f'| {family} | `{name}` | {each["summary"]} | {links} |')
-  return '\n'.join(rows)
+    rows.append(cells(name, found[name], before))
+    before = found[name]['family']
+  return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def _sources(name: str, each: dict[str, Any], before: str | None) -> tuple[str, ...]:
+  family = '' if each['family'] == before else each['family']
+  links = ', '.join(_link(paper['arxiv']) for paper in each['papers'])
+  return family, f'`{name}`', each['summary'], links
+
+
+def _costs(name: str, each: dict[str, Any], before: str | None) -> tuple[str, ...]:
+  del before
+  return f'`{name}`', each['carries'], each['passes'], ', '.join(each['needs'])
 
 
 def with_tables(page: str) -> str:
