@@ -80,7 +80,7 @@ def test_entries_that_mean_nothing_are_named_with_the_card(card, change, message
     ({'heads': 0}, 'expected a whole number in 1..2147483647 for heads, got 0'),
     ({'patch': -6}, 'for patch, got -6'),
     ({'depth': 10**9}, 'in 1..1000 for depth'),
-    ({'mlp_ratio': float('inf')}, 'expected a positive number for mlp_ratio, got inf'),
+    ({'mlp_ratio': float('inf')}, 'mlp_ratio: expected a finite number, got inf'),
     ({'channels': 3}, r'expected 3 values for mean, got \(0.4, 0.5\)'),
   ],
 )

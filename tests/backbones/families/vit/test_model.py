@@ -95,9 +95,9 @@ def test_an_image_of_another_size_is_refused(tiny, params):
     ({'patch': 5}, 'patch must divide image_size, got 5 and 24'),
     ({'heads': 3}, 'width must be a multiple of heads, got 20 and 3'),
     ({'mean': (0.5,)}, r'expected 2 values for mean, got \(0.5,\)'),
-    ({'std': 0.5}, 'expected 2 values for std, got 0.5'),
+    ({'std': 0.5}, 'std: expected a sequence, got 0.5'),
     ({'std': (0.5, 0.0)}, 'expected positive numbers for std'),
-    ({'mean': (0.5, float('nan'))}, 'expected finite numbers for mean'),
+    ({'mean': (0.5, float('nan'))}, 'mean: expected a sequence, each of it a finite number'),
     ({'patch': 0}, 'expected a whole number in 1..2147483647 for patch, got 0'),
   ],
 )
