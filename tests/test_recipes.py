@@ -1,5 +1,6 @@
 """Recipes against plain optax, over a whole task."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def _schedule(peak):
 
 
 def _close(a, b, rtol=2e-6):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-7), a, b)
+  chex.assert_trees_all_close(a, b, rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize(

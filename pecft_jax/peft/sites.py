@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -65,7 +66,8 @@ def per_site(
 
   Raises:
     ValueError: for a share outside [0, 1), or an `update` at sites that are not
-      linear.
+      linear; while tracing, with the name of the site, for a result of `run` or
+      `merge_one` of another shape than the site's.
 
   >>> from pecft_jax.peft import weight_sites
   >>> shift = per_site(
@@ -100,14 +102,20 @@ def per_site(
       return next_fn(*args)
     leaf = delta[site.path]
     if isinstance(leaf, Noisy):
-      return run(leaf.leaf, next_fn, *args, drop=dropper(leaf.key, rate))
-    return run(leaf, next_fn, *args)
+      out = run(leaf.leaf, next_fn, *args, drop=dropper(leaf.key, rate))
+    else:
+      out = run(leaf, next_fn, *args)
+    _check_shape(out, _result_shape(kind, args), f'the result of {kind!r} site {site.path!r}')
+    return out
 
   def merge(delta: Delta, params: Params) -> Params:
     assert merge_one is not None
     for path, leaf in delta.items():
       old = weights.read(params, path)
       new = merge_one(leaf, old)
+      _check_shape(new.main, old.main.shape, f'the merged weights of {kind!r} site {path!r}')
+      if old.bias is not None and new.bias is not None:
+        _check_shape(new.bias, old.bias.shape, f'the merged bias of {kind!r} site {path!r}')
       if new.bias is old.bias:
         new = new._replace(bias=None)  # Nothing to write: the bias stays shared.
       params = weights.write(params, path, new)
@@ -126,6 +134,27 @@ def per_site(
     merge=merge if merge_one else None,
     with_dropout=with_dropout if rate else None,
     update=update_at if update else None,
+  )
+
+
+def _result_shape(kind: str, args: tuple[Any, ...]) -> tuple[int | None, ...]:
+  """The shape that a site's result has whatever acts there; None where any size is right."""
+  first = args[0].shape
+  if kind == 'linear':
+    return *first[:-1], args[1].shape[-1]
+  if kind in ('norm', 'attend'):
+    return first
+  # Sublayers may compute fewer rows than they read, and tokens be put in or taken away.
+  return first[0], *[None] * (len(first) - 2), first[-1]
+
+
+def _check_shape(array: Array, shape: tuple[int | None, ...], what: str) -> None:
+  chex.assert_shape(
+    array,
+    shape,
+    custom_message='This is {}',
+    custom_message_format_vars=[what],  # Paths may hold braces.
+    exception_type=ValueError,
   )
 
 

@@ -1,7 +1,7 @@
 import json
 
+import chex
 import jax
-import numpy as np
 import pytest
 
 from pecft_jax.backbones import architecture, cards, pretrained, read_card, save_llama, save_timm
@@ -22,7 +22,7 @@ def card(tmp_path, tiny, params, sizes):
 
 def test_a_card_gives_backbone_and_weights(card, params):
   found = pretrained(card)
-  jax.tree.map(np.testing.assert_array_equal, found.params, params)
+  chex.assert_trees_all_equal(found.params, params)
   assert found.backbone.inputs.mean == (0.4, 0.5)
   assert found.identity['backbone_sha256'] == read_card(card).sha256
 
@@ -140,6 +140,6 @@ def test_a_card_of_a_decoder_gives_backbone_and_weights(
   }  # fmt: skip
   (tmp_path / 'reader.json').write_text(json.dumps(content))
   found = pretrained(tmp_path / 'reader.json', length=12)
-  jax.tree.map(np.testing.assert_array_equal, found.params, decoder_params)
+  chex.assert_trees_all_equal(found.params, decoder_params)
   assert (found.backbone.inputs.shape, found.backbone.inputs.pad) == ((12,), 36)
   assert found.identity['backbone_sha256'] == digest

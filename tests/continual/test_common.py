@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_a_restored_state_goes_on_as_if_never_stored(ran, tmp_path):
   checkpoints.wait()
   state, position = checkpoints.load(1, jax.eval_shape(lambda: before), ran.steps.state_shardings)
   assert position.task == 2
-  assert jax.tree.structure(state) == jax.tree.structure(before)
+  chex.assert_trees_all_equal_structs(state, before)
   equal(state, before)
   if stage.name == 'train':
     state, _ = ran.steps.train(state, ran.frozen, stage.batch)

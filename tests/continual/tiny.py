@@ -6,6 +6,7 @@ does shows on the toy, which compiles many times faster.
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,7 +154,7 @@ def copy(tree: Any) -> Any:
 
 def equal(a: Any, b: Any) -> None:
   """Asserts that two trees are the same bit by bit."""
-  assert jax.tree.structure(a) == jax.tree.structure(b)
+  chex.assert_trees_all_equal_structs(a, b)
   for (name, x), y in zip(named_leaves(a), jax.tree.leaves(b), strict=True):
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
       x, y = jax.random.key_data(x), jax.random.key_data(y)
@@ -162,7 +163,7 @@ def equal(a: Any, b: Any) -> None:
 
 def close(a: Any, b: Any, atol: float = 1e-5) -> None:
   """Asserts that two trees are nearly the same."""
-  assert jax.tree.structure(a) == jax.tree.structure(b)
+  chex.assert_trees_all_equal_structs(a, b)
   for (name, x), y in zip(named_leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol, rtol=1e-5, err_msg=name)
 

@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def main(out: str) -> None:
     weights = place(frozen, tree_shardings(layout, frozen))
     rows = place(images, batched(layout))
     got = jax.jit(traced_on(layout, both))(weights, rows)
-    assert jax.tree.structure(got) == jax.tree.structure(want)
+    chex.assert_trees_all_equal_structs(got, want)
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(layout))(got)
     pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(want), strict=True)
     found[name] = max(

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import unicodedata
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_training_repeats(monkeypatch, some):
     pretrain_glyphs.train(backbone, letters, params, steps=2, batch=4, rate=0.1, seed=0)
     for _ in range(2)
   )
-  jax.tree.map(np.testing.assert_array_equal, first, again)
+  chex.assert_trees_all_equal(first, again)
   assert (first['head'] != head).any()
 
 

@@ -6,6 +6,7 @@ Tolerance 1e-4 in float32: sums of some hundred terms in another order.
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,7 +160,7 @@ def test_what_we_write_comes_back(saved):
   )
   # It may be trained further: the same tree as one of its own transform.
   own = back.peft.init(jax.random.key(0), ours.sites, params)
-  assert jax.tree.structure(own) == jax.tree.structure(back.delta)
+  chex.assert_trees_all_equal_structs(own, back.delta)
 
 
 THEIRS = {

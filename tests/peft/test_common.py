@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,13 +70,13 @@ def _case(model, name, box):
 
 
 def close(a, b, atol=2e-5):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
+  chex.assert_trees_all_equal_structs(a, b)
   for (name, x), y in zip(named_leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol, rtol=1e-4, err_msg=name)
 
 
 def equal(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
+  chex.assert_trees_all_equal_structs(a, b)
   for (name, x), y in zip(named_leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)
 
@@ -129,7 +130,7 @@ def test_gradients_reach_every_leaf_of_the_delta(tiny, name):
     return jnp.mean((features.pooled - target) ** 2)
 
   grads = gradients(active, params, tiny.images)
-  assert jax.tree.structure(grads) == jax.tree.structure(active)
+  chex.assert_trees_all_equal_structs(grads, active)
   for leaf, grad in named_leaves(grads):
     assert np.isfinite(grad).all(), leaf
     # Softmax does not see what is added to all keys alike.
@@ -222,7 +223,7 @@ def test_init_works_on_shapes_alone(tiny, case):
   abstract = jax.eval_shape(
     init, jax.eval_shape(lambda: jax.random.key(0)), jax.eval_shape(lambda: tiny.stacked_params)
   )
-  assert jax.tree.structure(abstract) == jax.tree.structure(case.start)
+  chex.assert_trees_all_equal_structs(abstract, case.start)
   shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(abstract)]
   assert shapes == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(case.start)]
 

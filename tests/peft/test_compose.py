@@ -1,5 +1,6 @@
 """Chains, layers, banks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,7 +147,7 @@ def test_examples_pick_slots_under_vmap(tiny):
 def test_mixing_is_the_weighted_sum_of_slots(tiny):
   d = started(tiny, bank(lora(rank=2), 3))
   mixed = mix(d, jnp.array([0.0, 1.0, 0.0]))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mixed, take(d, 1))
+  chex.assert_trees_all_close(mixed, take(d, 1), atol=1e-6)
 
 
 def test_a_bank_needs_a_slot():

@@ -1,5 +1,6 @@
 """Halves of a tree, and optimizers that touch one of them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +28,8 @@ def test_halves_have_holes_and_combine_again():
   assert trainable['c'] is None and frozen['a'] == {'w': None, 'b': None}
   assert len(jax.tree.leaves(trainable)) == 2
   for whole in (combine(trainable, frozen), combine(frozen, trainable)):
-    assert jax.tree.structure(whole) == jax.tree.structure(PARAMS)
-    jax.tree.map(np.testing.assert_array_equal, whole, PARAMS)
+    chex.assert_trees_all_equal_structs(whole, PARAMS)
+    chex.assert_trees_all_equal(whole, PARAMS)
 
 
 def test_a_mask_may_be_a_prefix():

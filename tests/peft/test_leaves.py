@@ -1,6 +1,6 @@
 """One name for a leaf, however it is stored."""
 
-import jax
+import chex
 import numpy as np
 import pytest
 from tiny_vit import split_qkv
@@ -57,7 +57,7 @@ def test_a_foreign_tree_of_any_containers_works():
 def test_the_part_of_some_layers_is_the_same_in_both_storages(tiny):
   part = of_layers(tiny.params, {'': [0, 2]})
   assert sorted(part) == ['block_0', 'block_2']
-  jax.tree.map(np.testing.assert_array_equal, of_layers(tiny.stacked_params, {'': [0, 2]}), part)
+  chex.assert_trees_all_equal(of_layers(tiny.stacked_params, {'': [0, 2]}), part)
   assert split_qkv(part)['block_0']['attn']['q']['bias'].shape == (24,)
 
 

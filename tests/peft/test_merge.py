@@ -1,5 +1,6 @@
 """Merging, and the weight-space form with models that know nothing of sites."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +110,7 @@ def test_merging_and_unmerging_work_under_jit(tiny):
   assert (
     there['block_0']['attn']['qkv']['kernel'] != tiny.params['block_0']['attn']['qkv']['kernel']
   ).any()
-  jax.tree.map(np.testing.assert_array_equal, back, tiny.params)
+  chex.assert_trees_all_equal(back, tiny.params)
 
 
 def test_the_error_of_merging_into_half_precision_is_reported(tiny):

@@ -2,8 +2,7 @@
 
 import os
 
-import jax
-import numpy as np
+import chex
 import pytest
 from tiny_runs import silent, tiny_experiment
 
@@ -22,7 +21,7 @@ def test_the_directory_may_be_relative(workdir, monkeypatch):
   monkeypatch.chdir(workdir.parent)
   here = adapted_after(tiny_experiment(), workdir.name)
   assert here.tasks == there.tasks == 2
-  jax.tree.map(np.testing.assert_array_equal, here.adapted.delta, there.adapted.delta)
+  chex.assert_trees_all_equal(here.adapted.delta, there.adapted.delta)
   assert adapted_after(tiny_experiment(), os.path.join('.', workdir.name), 1).tasks == 1
 
 

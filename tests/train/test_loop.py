@@ -1,5 +1,6 @@
 """What the loop fetches and checks; that it can be left anywhere is in test_run.py."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_batches_on_devices():
   batch = {'x': np.arange(6).reshape(3, 2), 'y': np.arange(3)}
   on = on_devices(batch, sharding)
   assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(on))
-  jax.tree.map(np.testing.assert_array_equal, on, batch)
+  chex.assert_trees_all_equal(on, batch)
 
 
 def test_a_process_puts_down_its_own_part_of_a_batch():

@@ -1,5 +1,6 @@
 """States are made whole, and told apart by their digest."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ def test_a_state_before_the_first_task():
   assert int(state.step) == 0
   assert int(state.task.index) == -1
   assert not state.task.seen.any()
-  assert jax.tree.structure(state.opt_state[0].mu) == jax.tree.structure(state.params)
+  chex.assert_trees_all_equal_structs(state.opt_state[0].mu, state.params)
 
 
 def test_the_same_seed_makes_the_same_state():

@@ -1,5 +1,6 @@
 """One update, and the compiled functions around it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,7 @@ def test_micro_batches_are_one_large_batch():
   parts = [_batch(rows) for rows in ([0, 7, 2, 9], [4, 11, 6, 1], [3, 8, 5, 10], [0, 1, 6, 7])]
   joined = [jax.tree.map(lambda *a: jnp.concatenate(a), *parts[i : i + 2]) for i in (0, 2)]
   (a, _), (b, _) = _stepped(small, parts), _stepped(large, joined)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), *(a[0], b[0]))
+  chex.assert_trees_all_close(a[0], b[0], rtol=1e-5, atol=1e-7)
   assert int(a.step), int(b.step) == (4, 2)
 
 
@@ -65,7 +66,7 @@ def test_padding_has_no_part_in_an_update():
   whole = _batch([0, 7, 2])
   padded = _batch([0, 7, 2, 5])._replace(valid=jnp.array([True, True, True, False]))
   (a, log), (b, padded_log) = _stepped(recipe, [whole]), _stepped(recipe, [padded])
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a[0], b[0])
+  chex.assert_trees_all_close(a[0], b[0], rtol=1e-5, atol=1e-7)
   assert int(log.total) == int(padded_log.total) == 3
   assert log.loss == pytest.approx(float(padded_log.loss), rel=1e-6)
 
@@ -117,7 +118,7 @@ def test_a_half_precision_backbone_keeps_whole_deltas_and_statistics():
     assert 'bf16' in str(jax.make_jaxpr(step)(state, frozen, batch))
     functions = (step,) if method.consolidate is None else (step, gather)
     for after in (jax.eval_shape(fn, state, frozen, batch) for fn in functions):
-      assert jax.tree.structure(after) == jax.tree.structure(state)
+      chex.assert_trees_all_equal_structs(after, state)
       for name, leaf in named_leaves(after):
         assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32, jnp.bool_), (name, leaf.dtype)
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ def test_round_trip(directory):
   state, position = _load(directory)
   assert tree_sha256(state) == tree_sha256(STATES[2])
   assert position == POSITION
-  assert jax.tree.structure(state) == jax.tree.structure(STATES[2])
+  chex.assert_trees_all_equal_structs(state, STATES[2])
   assert all(
     (a.dtype, a.sharding) == (b.dtype, sharding)
     for a, b, sharding in zip(

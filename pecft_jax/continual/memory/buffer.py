@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.memory.slots import empty_slots
+from pecft_jax.continual.memory.slots import check_rows, empty_slots
 from pecft_jax.typing import Array, Key
 
 
@@ -39,7 +39,11 @@ def offer(buffer: Buffer, items: Any, valid: Array, key: Key) -> Buffer:
     items: a pytree with leading axis B.
     valid: [B] bool; other rows are not offered.
     key: consumed.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  check_rows(buffer.items, items, valid)
   size = jax.tree.leaves(buffer.items)[0].shape[0]
   order = buffer.count + jnp.cumsum(valid) - 1  # [B], how many were offered before each.
   draw = jax.random.randint(key, order.shape, 0, jnp.maximum(order + 1, 1))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -47,7 +48,13 @@ def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: A
     y: [B] int32
     valid: [B] bool; other rows are ignored.
     classes: [C] bool, those that the rows may be of: the others cost nothing.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  rows = len(valid)
+  chex.assert_shape([h, y, valid], [(rows, gaussians.mean.shape[1]), (rows,), (rows,)])
+  chex.assert_equal_shape([gaussians.count, classes])
   h = h.astype(jnp.float32)
 
   def one(state: Gaussians, member: Array) -> Gaussians:
@@ -81,7 +88,11 @@ def finished(gaussians: Gaussians, classes: Array, shrinkage: float) -> Gaussian
     gaussians: whose `classes` were gathered.
     classes: [C] bool; all others have roots already.
     shrinkage: added to the variances, at least 0.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  chex.assert_equal_shape([gaussians.count, classes])
 
   def root(state: Gaussians) -> Array:
     # As numpy's cov: divided by n - 1.
@@ -108,7 +119,11 @@ def draw(gaussians: Gaussians, labels: Array, key: Key, shift: Array | float = 1
     labels: [B] int32
     key: consumed.
     shift: factor of the means, [B] or a number.
+
+  Raises:
+    AssertionError: for labels of another rank.
   """
+  chex.assert_rank([labels, jnp.asarray(shift)], [1, {0, 1}])
   mean = gaussians.mean[labels] * jnp.reshape(jnp.asarray(shift), (-1, 1))
   noise = jax.random.normal(key, mean.shape)
   root = gaussians.spread[labels]

@@ -10,11 +10,12 @@ classes come, blocks get shorter, and each keeps its best.
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from pecft_jax.continual.memory.sample import Sample
-from pecft_jax.continual.memory.slots import empty_slots
+from pecft_jax.continual.memory.slots import check_rows, empty_slots
 from pecft_jax.typing import Array
 
 
@@ -94,8 +95,14 @@ def herded(candidates: Sample, means: Array, own: Blocks, wanted: Array) -> Arra
   Returns:
     [K] int32, a number in 0..N - 1; -1 for slots of other classes, and where a class has
     fewer candidates than slots.
+
+  Raises:
+    AssertionError: for other shapes.
   """
   features, labels = candidates.items[:2]
+  rows, classes = candidates.rank.shape[0], own.start.shape[0]
+  chex.assert_shape([labels, wanted], [(rows,), (classes,)])
+  chex.assert_shape([features, means], [(rows, means.shape[-1]), (classes, None)])
 
   def pick(carry, slot):
     total, free = carry
@@ -129,7 +136,12 @@ def fetched(
     items: a pytree with leading axis B.
     labels: [B] int32
     index: [B] int32, row of each in the data; -1 for rows that are not valid.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  check_rows(exemplars.items, items, labels, index)
+  chex.assert_equal_shape([rows, exemplars.label])
   match = (rows[:, None] == index[None, :]) & (rows[:, None] >= 0)  # [K, B]
   size = rows.shape[0]
   slot = jnp.where(match.any(0), match.argmax(0), size)  # Slot K is none, and dropped.

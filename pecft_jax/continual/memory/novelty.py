@@ -5,6 +5,7 @@ As the representation descriptors of SEMA (Wang et al., 2025, arXiv:2403.18886).
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -56,6 +57,8 @@ def z_scores(errors: Spread, new: Array) -> Array:
 
 def with_errors(spread: Spread, errors: Array, valid: Array, at: Array) -> Spread:
   """With a batch of errors [B] more for the descriptors `at` [E] bool (Chan et al., 1983)."""
+  chex.assert_equal_shape([errors, valid])
+  chex.assert_equal_shape([at, spread.count])
   many = valid.sum(dtype=jnp.float32)
   mean = mean_of_valid(errors, valid)
   squares = jnp.where(valid, jnp.square(errors - mean), 0).sum()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +37,13 @@ def best_ridge(fit: Examples, held: Examples, *, least: Array | float) -> Array:
 
   Returns:
     [] float32; the strongest of all if none is considered, or no system could be solved.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  for h, y, valid in fit, held:
+    chex.assert_shape([h, y, valid], [(None, fit.h.shape[1]), (None, fit.y.shape[1]), (None,)])
+    chex.assert_equal_shape_prefix([h, y, valid], 1)
   ridges = jnp.asarray(RIDGES)
   error = held_out_error(fit, held)
   skip = lambda ridge: jnp.asarray(jnp.inf)

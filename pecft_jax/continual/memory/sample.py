@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.continual.memory.slots import empty_slots
+from pecft_jax.continual.memory.slots import check_rows, empty_slots
 from pecft_jax.typing import Array
 
 # The rank of an empty slot, and of one row in 2^32, which is never taken.
@@ -50,7 +50,11 @@ def offer(sample: Sample, items: Any, valid: Array, index: Array) -> Sample:
     items: a pytree with leading axis B.
     valid: [B] bool; other rows are not offered.
     index: [B] int32, the row of each item in its split; no row comes twice.
+
+  Raises:
+    AssertionError: for other shapes.
   """
+  check_rows(sample.items, items, valid, index)
   rank = jnp.concatenate([sample.rank, jnp.where(valid, scattered(index), _NONE)])
   # Stable: empty slots come before rows that are not valid, so no such row is ever stored.
   best = jnp.argsort(rank, stable=True)[: sample.rank.shape[0]]

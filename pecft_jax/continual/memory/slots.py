@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+
+from pecft_jax.typing import Array
 
 
 def empty_slots(size: int, item: Any, what: str) -> Any:
@@ -23,3 +26,22 @@ def empty_slots(size: int, item: Any, what: str) -> Any:
   if size < 1:
     raise ValueError(f'a {what} needs a size of at least 1, got {size}')
   return jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), item)
+
+
+def check_rows(store: Any, items: Any, *others: Array) -> None:
+  """Checks a batch against the room that it is to be put into; a scatter would broadcast it.
+
+  Args:
+    store: a pytree with leading axis N.
+    items: the same with leading axis B.
+    *others: what else the batch has a number of for each row, [B].
+
+  Raises:
+    AssertionError: for another structure or other shapes.
+  """
+  chex.assert_trees_all_equal_structs(items, store)
+  chex.assert_rank(others, 1)
+  rows = others[0].shape[0]
+  chex.assert_equal_shape(others)
+  for room, new in zip(jax.tree.leaves(store), jax.tree.leaves(items), strict=True):
+    chex.assert_shape(new, (rows, *room.shape[1:]))

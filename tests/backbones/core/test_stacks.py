@@ -1,5 +1,6 @@
 """Two stacks of blocks in one backbone: transforms on one of them, looped and scanned."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,8 +92,8 @@ def test_sites_are_named_by_stack_and_layer():
 
 def test_stacking_is_undone():
   again = unstack_blocks(unstack_blocks(STACKED, 2, 'text'), 3, 'image')
-  jax.tree.map(np.testing.assert_array_equal, again, PARAMS)
-  jax.tree.map(np.testing.assert_array_equal, jax.jit(SCAN.init)(jax.random.key(0)), STACKED)
+  chex.assert_trees_all_equal(again, PARAMS)
+  chex.assert_trees_all_equal(jax.jit(SCAN.init)(jax.random.key(0)), STACKED)
 
 
 CASES = {

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +80,7 @@ def test_agrees_with_reservoir_sampling_item_by_item():
 def test_a_batch_without_valid_rows_changes_nothing():
   buffer = filled(jax.random.key(0), size=5, total=9, rows=4)
   after = offer(buffer, items(np.arange(50, 57)), jnp.zeros(7, bool), jax.random.key(1))
-  jax.tree.map(np.testing.assert_array_equal, after, buffer)
+  chex.assert_trees_all_equal(after, buffer)
 
 
 def test_nothing_valid_comes_from_an_empty_buffer():

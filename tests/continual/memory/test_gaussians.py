@@ -64,3 +64,12 @@ def test_draws_have_the_mean_and_the_covariance():
   np.testing.assert_allclose(rows.mean(0), 0.5 * np.asarray(known.mean[2]), atol=0.1)
   root = np.asarray(known.spread[2], np.float64)
   np.testing.assert_allclose(np.cov(rows.T), root @ root.T, atol=0.25)
+
+
+@pytest.mark.parametrize(
+  ('h', 'y', 'classes'), [((5, 1), (5,), (C,)), ((5, D), (1,), (C,)), ((5, D), (5,), (1,))]
+)
+def test_rows_of_other_shapes_are_refused_and_not_broadcast(h, y, classes):
+  arrays = jnp.ones(h), jnp.ones(y, jnp.int32), jnp.ones(5, bool), jnp.ones(classes, bool)
+  with pytest.raises(AssertionError):
+    with_rows(no_gaussians(C, D), *arrays)

@@ -105,3 +105,9 @@ def test_a_second_pass_fetches_what_was_chosen_and_nothing_else():
 def test_a_buffer_without_room_is_refused():
   with pytest.raises(ValueError, match='size of at least 1'):
     no_exemplars(0, {'x': jax.ShapeDtypeStruct((2,), jnp.uint8)})
+
+
+def test_means_of_another_width_are_refused_and_not_broadcast():
+  means = jnp.zeros((CLASSES, 1))
+  with pytest.raises(AssertionError):
+    herded(candidates({4: 9}), means, blocks(SIZE, seen(4)), seen(4))

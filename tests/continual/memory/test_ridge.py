@@ -155,3 +155,11 @@ def test_solvable_ridges_are_left_alone():
   weights, ridge = solve_surely(moments, jnp.float32(1.0))
   assert ridge == 1
   close(weights, jnp.full((5, 2), 0.25))
+
+
+@pytest.mark.parametrize(('h', 'y', 'valid'), [((4, 1), (4, 2), 4), ((4, 3), (1, 2), 4)])
+def test_examples_of_other_shapes_are_refused_and_not_broadcast(h, y, valid):
+  fit = Examples(jnp.ones((5, 3)), jnp.ones((5, 2)), jnp.ones(5, bool))
+  held = Examples(jnp.ones(h), jnp.ones(y), jnp.ones(valid, bool))
+  with pytest.raises(AssertionError):
+    best_ridge(fit, held, least=0.0)

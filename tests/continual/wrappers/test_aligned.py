@@ -90,7 +90,7 @@ def test_methods_without_a_linear_head_and_odd_numbers_are_refused():
   headless = INNER._replace(init=lambda key, frozen: ({'delta': {}}, {}))
   with pytest.raises(ValueError, match='linear params'):
     aligned(headless).init(jax.random.key(0), frozen_of(TOY))
-  with pytest.raises(ValueError, match='positive temperature'):
+  with pytest.raises(ValueError, match='temperature must be positive'):
     aligned(INNER, temperature=0.0)
 
 

@@ -1,5 +1,6 @@
 """Tolerances: the same sums of some dozen terms of order 1 in another order, in float32."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +130,7 @@ def test_scan_equals_loop(tiny_decoder, decoder_params, texts, decoder_sizes):
 def test_scan_starts_with_the_weights_of_the_loop(tiny_decoder, decoder_sizes):
   init = decoder(**decoder_sizes, scan=True).init
   got = unstack_blocks(init(jax.random.key(3)), 3)
-  jax.tree.map(np.testing.assert_array_equal, got, tiny_decoder.init(jax.random.key(3)))
+  chex.assert_trees_all_equal(got, tiny_decoder.init(jax.random.key(3)))
 
 
 def test_jit_equals_eager(tiny_decoder, decoder_params, texts):
@@ -147,7 +148,7 @@ def test_remat_changes_no_gradient(tiny_decoder, decoder_params, texts, decoder_
   got = jax.jit(jax.grad(loss(saved)))(weights)
   want = jax.jit(jax.grad(loss(tiny_decoder)))(decoder_params)
   got = unstack_blocks(got, 3) if scan else got
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+  chex.assert_trees_all_close(got, want, atol=2e-5)
 
 
 def test_bfloat16_computes_near_float32_and_pools_in_float32(

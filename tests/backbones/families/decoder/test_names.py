@@ -1,5 +1,6 @@
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,7 @@ def test_the_body_saved_by_itself_and_old_buffers_are_read(
   tensors['layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(2, np.float32)
   save_file(tensors, tmp_path / 'body.safetensors')
   got = load_llama(tmp_path / 'body.safetensors', tiny_decoder)
-  jax.tree.map(np.testing.assert_array_equal, got.params, decoder_params)
+  chex.assert_trees_all_equal(got.params, decoder_params)
 
 
 def test_weights_stay_in_the_type_they_are_stored_in(tmp_path, tiny_decoder, decoder_params):
@@ -64,7 +65,7 @@ def test_weights_stay_in_the_type_they_are_stored_in(tmp_path, tiny_decoder, dec
   save_llama(tmp_path / 'half.safetensors', tiny_decoder, half)
   got = load_llama(tmp_path / 'half.safetensors', tiny_decoder).params
   assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
-  jax.tree.map(np.testing.assert_array_equal, got, half)
+  chex.assert_trees_all_equal(got, half)
 
 
 def test_an_index_of_several_files_is_read(file, tmp_path, tiny_decoder, decoder_params):
@@ -75,7 +76,7 @@ def test_an_index_of_several_files_is_read(file, tmp_path, tiny_decoder, decoder
   index = tmp_path / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': parts}))
   got = load_llama(index, tiny_decoder)
-  jax.tree.map(np.testing.assert_array_equal, got.params, decoder_params)
+  chex.assert_trees_all_equal(got.params, decoder_params)
   assert got.head is not None and len(got.sha256) == 64
   (tmp_path / 'a.safetensors').unlink()
   with pytest.raises(ValueError, match=r'no weights file at .*a\.safetensors'):

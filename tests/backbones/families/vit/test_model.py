@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_scan_has_the_sites_of_the_loop(tiny, sizes):
 
 def test_unstacking_undoes_stacking(params):
   again = unstack_blocks(stack_blocks(params, 3), 3)
-  jax.tree.map(np.testing.assert_array_equal, params, again)
+  chex.assert_trees_all_equal(params, again)
 
 
 @pytest.mark.parametrize('scan', [False, True])
