@@ -22,6 +22,13 @@ ALL = {**METHODS, **WRAPPERS, **PEFTS}
 MACHINERY = ('memory',)
 
 
+def test_families_are_looked_through():
+  names = {module.__name__.split('.', 2)[2] for module in modules('peft') if in_family(module)}
+  assert {'lowrank.lora', 'tokens.prefix'} <= names
+  names = {module.__name__.split('.', 2)[2] for module in modules('continual') if in_family(module)}
+  assert {'prompts.l2p', 'wrappers.ewc'} <= names
+
+
 def modules(package):
   """Every module of a package, imported."""
   root = importlib.import_module(f'pecft_jax.{package}')

@@ -53,6 +53,12 @@ def scalars(factory):
       yield from ((name, value) for value in WRONG.get(kind, ()))
 
 
+def test_numbers_and_booleans_of_a_factory_are_found():
+  assert {name for name, _ in scalars(PEFTS['lora'])} == {
+    'rank', 'alpha', 'rank_stabilised', 'dropout'
+  }  # fmt: skip
+
+
 @pytest.mark.parametrize('name', FACTORIES)
 def test_every_factory_refuses_numbers_that_are_none(name):
   for argument, value in scalars(FACTORIES[name]):

@@ -144,5 +144,4 @@ def test_listings_tell_family_and_papers():
   assert found['papers'] == [
     {'title': 'Learning to prompt for continual learning', 'arxiv': '2112.08654'}
   ]
-  assert set(listing('peft')) == set(PEFTS)
   assert set(listing('benchmarks')) == {'split_cifar100', 'split_digits'}

@@ -110,5 +110,10 @@ def test_methods_options_and_presets_that_pages_name_are_there(page):
     assert choose(method[0], wrap=wrap, set=given.get('--set', ())).method == method[0]
 
 
+def test_pages_with_commands_are_looked_through():
+  pages = [page.name for page in PAGES if '    pecft run split_digits ' in page.read_text()]
+  assert pages == ['README.md', 'index.md', 'choosing.md']
+
+
 def _fields(cls):
   return [field.name for field in dataclasses.fields(cls)]

@@ -149,6 +149,14 @@ def test_slots_of_past_tasks_never_change_again(ran):
         assert not np.asarray(leaf[t + 1 :]).any(), name
 
 
+def test_slots_are_found_where_there_are_some():
+  memory = lambda name: jax.eval_shape(
+    method_of(name).init, jax.random.key(0), frozen_of(backbone_of(method_of(name)))
+  )[1]
+  for name in ('ease', 'olora', 'derpp(ease)'):
+    assert any('bank/' in leaf for leaf, _ in named_leaves(memory(name))), name
+
+
 @pytest.mark.parametrize('ran', TRAINING, indirect=True)
 def test_loss_is_the_same_without_jit(ran):
   stage = [s for s in ran.stages if s.name == 'train'][-1]

@@ -283,10 +283,3 @@ def test_merging_is_done_in_float32_and_keeps_the_stored_type(tiny, case):
   exact = case.peft.merge(case.delta, wide)
   equal(together.params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), exact))
   equal(unmerge(together), half)
-
-
-def test_facade_is_sorted_and_complete():
-  assert library.__all__ == sorted(
-    library.__all__, key=lambda n: (not n.isupper(), n.lower() == n, n)
-  )
-  assert all(hasattr(library, name) for name in library.__all__)

@@ -26,7 +26,9 @@ def test_figure_is_a_deterministic_element_of_its_own(work, bounds, plot):
 @pytest.mark.parametrize('plot', FIGURES, ids=lambda plot: plot.__name__)
 def test_any_number_of_tasks(work, plot, tasks):
   run = read_run(work(tasks=tasks, finished=max(tasks - 1, 1), drop=0.02))
-  assert ET.fromstring(plot(run)) is not None
+  text = plot(run)
+  assert ET.fromstring(text).tag.endswith('svg')
+  assert not re.search(r'\b(nan|inf|None)\b', text)
 
 
 def texts(figure):

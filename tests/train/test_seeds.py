@@ -73,13 +73,15 @@ def test_the_states_are_equal(tmp_path):
 def test_interruptions_do_not_show(interrupt, tmp_path):
   experiment = _experiment('derpp(finetune)')
   run_seeds(experiment, (0, 1), tmp_path / 'whole', silent())
+  stops = 0
   for _ in range(100):
     interrupt(5)
     try:
       run_seeds(experiment, (0, 1), tmp_path / 'parts', silent())
       break
     except Stopped:
-      pass
+      stops += 1
+  assert 2 < stops < 100
   for seed in (0, 1):
     assert outcome(tmp_path / f'parts/seed_{seed}') == outcome(tmp_path / f'whole/seed_{seed}')
 

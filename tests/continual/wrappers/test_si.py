@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,7 @@ def test_the_path_is_that_of_the_loss_without_the_penalty():
   twos = jax.tree.map(lambda leaf: leaf * 2, ones)
   grads = jax.tree.map(lambda leaf: 10 * leaf + 3, ones)  # 2 x 5 x 1 x (1 - 0) of it is the term's.
   _, after = method.observe(twos, memory, None, None, None, Update(grads, ones), None)
+  chex.assert_trees_all_equal_structs(after['path'], zeros)
   for leaf in leaves(after['path']):
     np.testing.assert_allclose(leaf, -3.0)
 
