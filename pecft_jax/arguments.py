@@ -143,7 +143,7 @@ def expected(value: Any, hint: Any) -> str | None:
     return expected(value, arms[0])
   if origin is typing.Literal:
     return None if value in arms else f'one of {list(arms)}'
-  if Callable in (origin, hint):
+  if Callable in (origin, hint) or _is_hook(hint):
     return None if callable(value) else 'a function'
   if inspect.isclass(origin) and issubclass(origin, Mapping):
     return _mapping(value, arms)
@@ -183,6 +183,11 @@ def _hints(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any, Any]]:
     for name, each in parameters.items()
     if name in hints
   }
+
+
+def _is_hook(hint: Any) -> bool:
+  """Whether an annotation is the protocol of a function."""
+  return getattr(hint, '_is_protocol', False) and '__call__' in vars(hint)
 
 
 def _is_record(hint: Any) -> bool:

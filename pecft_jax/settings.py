@@ -5,37 +5,37 @@ nested where a record takes others, and are what config.json, results.json and r
 records with equal settings compute the same.
 
 How values count: numbers, strings and lists by value; arrays by dtype, shape and digest; records
-and dataclasses by their fields; functions by qualified name, digest of their source, what they
-close over, and the constants and functions of their module that they read. Anything else cannot be
-identified, and is refused.
+and dataclasses by their fields, and by the source of a class of the user's own; functions by
+qualified name, digest of their source, what they close over, and the constants, functions and
+classes of their module that they read. Anything else cannot be identified, and is refused.
 """
 
+import collections
 import dataclasses
 import enum
 import functools
-import hashlib
 import inspect
-import math
-import pathlib
-import re
+import json
 import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 from pecft_jax.arguments import check_arguments
 from pecft_jax.sources import (
+  class_sha256,
   closed_over,
   counts_by_name,
+  file_sha256,
   globals_read,
   is_library,
   qualified_name,
   sha256_of_json,
+  source_name,
   source_sha256,
 )
+from pecft_jax.values import enum_name, simple
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -47,6 +47,13 @@ _REMEDY = (
   'that makes it with `recorded` of pecft_jax.settings; or give the record settings by hand, as in '
   "record._replace(settings={'name': 'mine', 'version': 1})"
 )
+# Keys that the JSON of a mapping has for itself.
+_OWN_KEYS = {'name', 'order', 'items', 'default'}
+# Their wrappers (`jit`, `lru_cache`) compute what is wrapped.
+_WRAPPERS = {'jax', 'jaxlib', 'functools'}
+_RULES = ('jvp', 'fwd', 'bwd')  # Of functions with a derivative of their own.
+# Decorators of this library that leave a function as it is.
+_DECORATORS = {'pecft_jax.settings', 'pecft_jax.arguments'}
 
 
 class Settings(dict[str, Any]):
@@ -216,8 +223,8 @@ def _with_settings(found: Any, values: dict[str, Any], called: str) -> Any:
 
 def _identified(value: Any, where: str, seen: Seen) -> Any:
   """A value as JSON. Raises ValueError where nothing says which one it is."""
-  if (simple := _simple(value)) is not None or value is None:
-    return simple
+  if (found := simple(value)) is not None or value is None:
+    return found
   if id(value) not in seen:
     seen[id(value)] = value, {'again': type(value).__name__}  # For a function that calls itself.
     try:
@@ -230,82 +237,85 @@ def _identified(value: Any, where: str, seen: Seen) -> Any:
 
 def _compound(value: Any, where: str, seen: Seen) -> Any:
   each = lambda values: [_identified(v, f'{where}[{i}]', seen) for i, v in enumerate(values)]
+  if isinstance(value, enum.Enum):
+    return {'enum': enum_name(value), 'value': _identified(value.value, where, seen)}
   if isinstance(value, type):
     return _class(value)
+  if isinstance(value, types.ModuleType):
+    return {'module': value.__name__, **({} if is_library(value) else file_sha256(value))}
   if isinstance(getattr(value, 'settings', None), Mapping):
     return _recorded(value, where, seen)
   fields = _fields(value)
   if fields is not None and 'settings' in fields:
     return _by_hand(value, fields, where, seen)
   if fields is not None:
-    return {'name': type(value).__name__, **_named(fields, where, seen)}
+    return _record(value, fields, where, seen)
   if isinstance(value, Mapping):
     return _mapping(value, where, seen)
   if isinstance(value, list | tuple | range):
     return each(value)
   if isinstance(value, set | frozenset):
-    return sorted(each(value), key=sha256_of_json)
+    return {'set': sorted(each(value), key=sha256_of_json)}
+  if type(value) is np.ndarray and value.dtype == object:
+    return {'array': f'object{list(value.shape)}', 'of': each(value.ravel().tolist())}
   if isinstance(value, functools.partial):
     parts = {'of': value.func, 'args': value.args, 'keywords': value.keywords}
     return {'name': 'partial', **_named(parts, where, seen)}
+  return _callable(value, where, seen)
+
+
+def _callable(value: Any, where: str, seen: Seen) -> Any:
+  """A function, a method, or what wraps one. Raises ValueError for anything else."""
   owner = getattr(value, '__self__', None)  # Of a method; a module for what it brings compiled.
   if callable(value) and owner is not None and not isinstance(owner, types.ModuleType):
-    return {'method': value.__name__, 'of': _identified(owner, where, seen)}
+    found = {'method': value.__name__, 'of': _identified(owner, where, seen)}
+    function = getattr(value, '__func__', None)
+    own = isinstance(function, types.FunctionType) and not is_library(function)
+    return {**found, 'function': _identified(function, where, seen)} if own else found
   if callable(value) and counts_by_name(value):
     return {'function': qualified_name(value)}
+  wrapped = getattr(value, '__wrapped__', None)
   if isinstance(value, types.FunctionType):
-    return _function(value, where, seen)
-  if callable(value) and hasattr(value, '__wrapped__'):  # Under jit, or a decorator.
-    return _identified(value.__wrapped__, where, seen)  # pyright: ignore[reportFunctionMemberAccess]
+    ours = value.__globals__.get('__name__') in _DECORATORS and wrapped is not None
+    return _identified(wrapped, where, seen) if ours else _function(value, where, seen)
+  if callable(wrapped) and type(value).__module__.partition('.')[0] in _WRAPPERS:
+    found = _identified(wrapped, where, seen)
+    rules = {k: rule for k in _RULES if (rule := getattr(value, k, None)) is not None}
+    return {'of': found, **_named(rules, where, seen)} if rules else found
   raise ValueError(f'{where}: nothing says which {type(value).__name__} this is; {_REMEDY}')
-
-
-def _simple(value: Any) -> Any:
-  """Numbers, strings, dtypes, arrays; None for anything else."""
-  if isinstance(value, enum.Enum):
-    return f'{qualified_name(type(value))}.{value.name}'
-  if isinstance(value, bool | int | str):
-    return value
-  if isinstance(value, float):
-    return float(value) if math.isfinite(value) else repr(float(value))
-  if isinstance(value, complex | bytes):
-    return {type(value).__name__: repr(value)}
-  if isinstance(value, pathlib.PurePath):
-    return str(value)
-  if isinstance(value, np.dtype):
-    return value.name
-  if isinstance(value, re.Pattern):
-    return {'pattern': value.pattern, 'flags': value.flags}
-  if isinstance(value, jax.ShapeDtypeStruct):
-    return {'shape': list(value.shape), 'dtype': str(value.dtype)}
-  if isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer):
-    return _array(value)
-  if isinstance(value, type) and issubclass(value, np.generic):
-    return np.dtype(value).name
-  dtype = getattr(value, 'dtype', None)  # Of a scalar type of jax.numpy, which stands for one.
-  return dtype.name if callable(value) and isinstance(dtype, np.dtype) else None
-
-
-def _array(value: Any) -> Any:
-  if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-    value = jax.random.key_data(value)
-  array = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
-  if not array.ndim and array.dtype.kind in 'biuf':
-    return _simple(array.item())
-  contents = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-  shape = ', '.join(map(str, array.shape))
-  return {'array': f'{array.dtype}[{shape}]', 'sha256': hashlib.sha256(contents).hexdigest()[:16]}
 
 
 def _recorded(value: Any, where: str, seen: Seen) -> dict[str, Any]:
   settings = value.settings
   found = dict(settings)
-  if isinstance(settings, Settings):
+  if not isinstance(settings, Settings):
+    _check_json(found, where)
+  else:
     fields = _fields(value) or {}
     changed = {k: v for k, v in fields.items() if v is not settings.fields.get(k, settings)}
     changed.pop('settings', None)
     if changed:
       found['changed'] = _named(changed, where, seen)
+  return found
+
+
+def _check_json(settings: Mapping[str, Any], where: str) -> None:
+  try:
+    json.dumps(settings, allow_nan=False)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{where}: expected settings that are plain JSON, got {settings!r:.80}: {error}'
+    ) from error
+
+
+def _record(value: Any, fields: Mapping[str, Any], where: str, seen: Seen) -> dict[str, Any]:
+  """A NamedTuple or dataclass by its fields; a class of the user's own by its source, too."""
+  found = {'name': type(value).__name__, **_named(fields, where, seen)}
+  if is_library(type(value)):
+    return found
+  found['class'] = class_sha256(type(value))
+  if callable(value):
+    found['call'] = _identified(type(value).__call__, where, seen)
   return found
 
 
@@ -323,7 +333,8 @@ def _function(value: types.FunctionType, where: str, seen: Seen) -> dict[str, An
   inside = f'{where}: {value.__name__}'
   around = _named(closed_over(value), f'{inside} closes over', seen)
   plain = {k: v for k, v in around.items() if isinstance(v, bool | int | float | str)}
-  parts = {'source': name if is_library(value) else source_sha256(value), 'around': around}
+  source = source_name(value) if is_library(value) else source_sha256(value)
+  parts = {'source': source, 'around': around}
   if not is_library(value):
     read = {k: _global(v, f'{inside} reads {k}', seen) for k, v in globals_read(value).items()}
     parts['globals'] = {k: v for k, v in read.items() if v is not None}
@@ -332,8 +343,8 @@ def _function(value: types.FunctionType, where: str, seen: Seen) -> dict[str, An
 
 
 def _global(value: Any, where: str, seen: Seen) -> Any:
-  """The value of a module's name; None for modules, classes and objects without identity."""
-  if isinstance(value, types.ModuleType | type) or (callable(value) and counts_by_name(value)):
+  """The value of a module's name; None for modules and objects without identity."""
+  if isinstance(value, types.ModuleType) or (callable(value) and counts_by_name(value)):
     return None
   try:
     return _identified(value, where, seen)
@@ -343,21 +354,26 @@ def _global(value: Any, where: str, seen: Seen) -> Any:
 
 def _class(value: type) -> dict[str, Any]:
   found = {'class': qualified_name(value)}
-  return found if counts_by_name(value) else {**found, 'source': source_sha256(value)}
+  return found if counts_by_name(value) else {**found, 'source': class_sha256(value)}
 
 
 def _mapping(value: Mapping[Any, Any], where: str, seen: Seen) -> dict[str, Any]:
   """A mapping with the order of its keys, which may count: that of a chain does."""
-  values = {str(k): v for k, v in value.items()}
-  found = {k: _identified(v, f'{where}[{k!r}]', seen) for k, v in values.items()}
-  return {**found, 'order': list(values)} if len(values) > 1 else found
+  factory = value.default_factory if isinstance(value, collections.defaultdict) else None
+  more = {} if factory is None else {'default': _identified(factory, where, seen)}
+  if not all(isinstance(k, str) for k in value) or _OWN_KEYS & value.keys():
+    pairs = [[k, v] for k, v in value.items()]
+    return {'items': _identified(pairs, where, seen), **more}
+  found = {k: _identified(v, f'{where}[{k!r}]', seen) for k, v in value.items()}
+  return {**found, **({'order': list(value)} if len(value) > 1 else {}), **more}
 
 
 def _named(values: Mapping[str, Any], where: str, seen: Seen | None = None) -> dict[str, Any]:
   """Values by the names of arguments or fields; one called `name` becomes `named`."""
   seen = {} if seen is None else seen
+  other = 'named' if 'named' not in values else 'name_'
   return {
-    'named' if k == 'name' else k: _identified(v, f'{where}: {k}', seen) for k, v in values.items()
+    other if k == 'name' else k: _identified(v, f'{where}: {k}', seen) for k, v in values.items()
   }
 
 
@@ -366,7 +382,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
   if isinstance(value, type):
     return None
   if dataclasses.is_dataclass(value):
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
   if isinstance(value, tuple) and hasattr(value, '_fields'):
     return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
   return None

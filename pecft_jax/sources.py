@@ -41,28 +41,75 @@ def qualified_name(thing: Any) -> str:
   >>> qualified_name(math.sqrt)
   'math.sqrt'
   """
-  name = getattr(thing, '__qualname__', None) or getattr(thing, '__name__', None)
-  return f'{getattr(thing, "__module__", None) or "builtins"}.{name}'
+  return '.'.join(_place(thing))
 
 
 def counts_by_name(thing: Any) -> bool:
-  """Whether a function or class is found under its name in a library whose version is recorded."""
-  root = (getattr(thing, '__module__', None) or 'builtins').partition('.')[0]
-  known = root in PACKAGES or root in sys.stdlib_module_names
-  return known and '<' not in qualified_name(thing)
+  """Whether a function or class is what its name finds in a library whose version is recorded.
+
+  Not so what only bears such a name: `jax.grad(jnp.sin)`, or what `functools.wraps` has named.
+
+  >>> import operator
+  >>> counts_by_name(operator.itemgetter), counts_by_name(operator.itemgetter(0))
+  (True, False)
+  """
+  module, name = _place(thing)
+  if not _is_recorded(module):
+    return False
+  found: Any = sys.modules.get(module)
+  for part in name.split('.'):
+    found = getattr(found, part, None)
+  return found is thing
 
 
 def is_library(thing: Any) -> bool:
-  """Whether the source of a function comes with a library whose version is recorded."""
-  root = (getattr(thing, '__module__', None) or '').partition('.')[0]
+  """Whether the code of a function, class or module is of a library whose version is recorded."""
+  if isinstance(thing, types.ModuleType):
+    return _is_recorded(thing.__name__)
+  if isinstance(thing, types.FunctionType):  # `functools.wraps` changes its `__module__`.
+    return _is_recorded(thing.__globals__.get('__name__') or '')
+  return _is_recorded(getattr(thing, '__module__', None) or '')
+
+
+def source_name(function: types.FunctionType) -> str:
+  """`module.name` of the code of a function, whatever it was named after."""
+  return f'{function.__globals__.get("__name__")}.{function.__code__.co_qualname}'
+
+
+def _place(thing: Any) -> tuple[str, str]:
+  """The module of a function or class, and its name there."""
+  owner = getattr(thing, '__objclass__', None)  # Of a method of a class that was compiled.
+  module = getattr(owner if owner is not None else thing, '__module__', None) or 'builtins'
+  name = getattr(thing, '__qualname__', None) or getattr(thing, '__name__', None)
+  return module, str(name)
+
+
+def _is_recorded(module: str) -> bool:
+  root = module.partition('.')[0]
   return root in PACKAGES or root in sys.stdlib_module_names
 
 
+def class_sha256(thing: type) -> str:
+  """A digest of the source of a class and of its bases, those of recorded libraries left out."""
+  sources = [_class_source(each) for each in thing.__mro__ if not is_library(each)]
+  return sha256_of_json(sources)
+
+
+def file_sha256(module: types.ModuleType) -> dict[str, str]:
+  """`{'sha256': ...}` of the file of a module; empty where it has none."""
+  path = getattr(module, '__file__', None)
+  if path is None or not pathlib.Path(path).is_file():
+    return {}
+  return {'sha256': hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]}
+
+
 def source_sha256(thing: Any) -> str:
-  """The first 16 hex digits of the sha256 of a function's or class's source text.
+  """The first 16 hex digits of the sha256 of a function's source text.
 
   Where there is no source (a prompt, generated code) the compiled code stands for it.
   """
+  if isinstance(thing, type):
+    return class_sha256(thing)
   code = getattr(thing, '__code__', None)
   text = _source(thing) if code is None else _source_of_code(code, thing)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -145,10 +192,31 @@ def _source_of_code(code: types.CodeType, function: Any) -> str:
 
 
 def _source(thing: Any) -> str:
+  # Of its own code: `inspect` would follow `__wrapped__` to that of another.
+  code = getattr(thing, '__code__', None)
+  try:
+    return textwrap.dedent(inspect.getsource(thing if code is None else code))
+  except (OSError, TypeError):
+    return repr(type(thing)) if code is None else '\n'.join(_compiled(code))
+
+
+@functools.cache
+def _class_source(thing: type) -> str:
   try:
     return textwrap.dedent(inspect.getsource(thing))
   except (OSError, TypeError):
-    return '\n'.join(_compiled(thing.__code__)) if hasattr(thing, '__code__') else repr(type(thing))
+    return '\n'.join(_compiled_members(thing))
+
+
+def _compiled_members(thing: type) -> Iterator[str]:
+  """The methods of a class without source, but those that Python generates or brings."""
+  for name, member in sorted(vars(thing).items()):
+    function = getattr(member, '__func__', None) or getattr(member, 'fget', None) or member
+    code = getattr(function, '__code__', None)
+    generated = is_library(function) or getattr(code, 'co_filename', '') == '<string>'
+    if isinstance(code, types.CodeType) and not generated:
+      yield name
+      yield from _compiled(code)
 
 
 def _lambda(code: types.CodeType, function: Any) -> str:

@@ -1,10 +1,14 @@
 """What a record says of how it was made."""
 
 import ast
+import collections
+import dataclasses
+import enum
 import functools
 import inspect
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -27,6 +31,7 @@ from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.peft import PEFTS, adaptformer, at_layers, bank, bottleneck, chain, lora, per_site
 from pecft_jax.recipes import constant, cosine
 from pecft_jax.settings import recorded, settings_of
+from pecft_jax.sources import sha256_of_json
 from pecft_jax.train import adam, recipe, sgd, warmup
 from pecft_jax.typing import Capacity, PeftTransform
 
@@ -236,6 +241,156 @@ class Herding(NamedTuple):
   size: int
 
 
+def made(body='', decorator=dataclasses.dataclass, **names):
+  """A class `Made` with a text of its own, in which names have values."""
+  text = f'class Made:\n  size: int = 2\n{body}'
+  names['__name__'] = 'mine'
+  exec(compile(text, '<made>', 'exec'), names)
+  return decorator(names['Made'])
+
+
+def scaled(factor):
+  """A decorator that keeps the name of what it changes."""
+
+  def decorate(function):
+    @functools.wraps(function)
+    def run(x):
+      return factor * function(x)
+
+    return run
+
+  return decorate
+
+
+def mean(x):
+  return x.mean()
+
+
+def ruled(factor):
+  """A function whose derivative is its own, times a factor."""
+  function = jax.custom_jvp(mean)
+  function.defjvp(lambda primals, tangents: (mean(*primals), factor * tangents[0]))
+  return function
+
+
+def reads(thing):
+  """A function that closes over a module, and over something else."""
+  module = np
+  return lambda x: module.exp(thing)(x)
+
+
+NAMED = collections.namedtuple('NAMED', 'name named')
+METHOD, OTHER = '  def __call__(self, x): return x\n', '  def __call__(self, x): return -x\n'
+READS = '  def __call__(self, x): return FACTOR * x\n'
+BIG = np.zeros(1 << 20, np.float32)
+DIFFER = {
+  'an array and its dtype': (np.zeros(2, np.float32), np.zeros(2, np.int32)),
+  'an array and its shape': (np.zeros((2, 3)), np.zeros((3, 2))),
+  'an array and its order of bytes': (np.zeros(2, '<f4'), np.zeros(2, '>f4')),
+  'large arrays with one other element': (BIG, np.concatenate([BIG[1:], [np.float32(1)]])),
+  'arrays of jax': (jnp.arange(3), jnp.arange(1, 4)),
+  'arrays in bfloat16': (jnp.ones(2, jnp.bfloat16), jnp.zeros(2, jnp.bfloat16)),
+  'arrays of objects': (np.array([{'a': BIG}], object), np.array([{'a': BIG + 1}], object)),
+  'an array of a class of its own': (np.eye(2).view(np.recarray), np.eye(2)),
+  'empty arrays': (np.zeros((0, 2)), np.zeros((0, 3))),
+  'keys': (jax.random.key(0), jax.random.key_data(jax.random.key(0))),
+  'keys of two kinds': (jax.random.key(0, impl='rbg'), jax.random.key(0, impl='unsafe_rbg')),
+  'infinities': (math.inf, -math.inf),
+  'infinity and what is no number': (math.nan, math.inf),
+  'scalars of numpy': (np.float32(0.5), np.float32(0.25)),
+  'complex numbers': (1j, 2j),
+  'bytes': (b'a' * 100, b'a' * 99 + b'b'),
+  'bytes and a string': (b'a', 'a'),
+  'dtypes': (np.dtype('float32'), np.dtype('float16')),
+  'dtypes and the order of bytes': (np.dtype('<f4'), np.dtype('>f4')),
+  'dtypes with fields': (np.dtype([('a', 'f4')]), np.dtype([('b', 'i4')])),
+  'types for dtypes': (jnp.bfloat16, jnp.float32),
+  'paths': (pathlib.Path('a'), pathlib.Path('b')),
+  'patterns': (re.compile('a'), re.compile('a', re.IGNORECASE)),
+  'patterns of bytes': (re.compile(b'a'), re.compile(b'b')),
+  'a set and a list': ({1, 2}, [1, 2]),
+  'sets': ({1, 2}, {1, 3}),
+  'a number and a string as a key': ({1: 'a'}, {'1': 'a'}),
+  'two keys that are written alike': ({1: 'a', '1': 'b'}, {'1': 'b'}),
+  'a key that is called order': ({'a': 1, 'order': 2}, {'a': 1, 'order': 3}),
+  'the order of keys': ({'a': 1, 'b': 2}, {'b': 2, 'a': 1}),
+  'mappings with defaults': (collections.defaultdict(int), collections.defaultdict(list)),
+  'members of an enum': tuple(enum.Enum('Kind', {'A': 1, 'B': 2})),
+  'enums with other values': (enum.Enum('Kind', {'A': 1}).A, enum.Enum('Kind', {'A': 2}).A),
+  'enums of tuples': (enum.Enum('Kind', {'A': (1,)}).A, enum.Enum('Kind', {'A': (2,)}).A),
+  'fields of a dataclass': (made()(2), made()(3)),
+  'fields called name and named': (NAMED(1, 2), NAMED(2, 2)),
+  'what a dataclass computes': (made(METHOD)(), made(OTHER)()),
+  'constants that a dataclass reads': (made(READS, FACTOR=2.0)(), made(READS, FACTOR=3.0)()),
+  'classes': (made(METHOD), made(OTHER)),
+  'methods by their owner': (made(METHOD)(2).__call__, made(METHOD)(3).__call__),
+  'methods by their text': (made(METHOD)().__call__, made(OTHER)().__call__),
+  'lambdas over numbers': tuple(lambda x, k=k: k * x for k in (1, 2)),
+  'lambdas over arrays': (reads(np.zeros(2)), reads(np.ones(2))),
+  'lambdas over records': (reads(made()(2)), reads(made()(3))),
+  'partials by their arguments': (functools.partial(mine, 2.0), functools.partial(mine, 3.0)),
+  'partials by their names': (functools.partial(mine, scale=2), functools.partial(mine, 2)),
+  'a function and its gradient': (jnp.sin, jax.grad(jnp.sin)),
+  'a gradient and one with the value': (jax.grad(mean), jax.value_and_grad(mean)),
+  'a function and what bears its name': (jnp.tanh, scaled(2.0)(jnp.tanh)),
+  'what a decorator closes over': (scaled(2.0)(mean), scaled(3.0)(mean)),
+  'compiled functions': (jax.jit(mean), jax.jit(jnp.sin)),
+  'derivatives of their own': (ruled(1.0), ruled(2.0)),
+  'functions of numpy': (np.exp, np.log),
+  'modules': (math, operator),
+}
+
+
+@pytest.mark.parametrize(('first', 'second'), DIFFER.values(), ids=list(DIFFER))
+def test_values_that_differ_have_other_settings(first, second):
+  first, second = settings_of(first), settings_of(second)
+  assert first != second
+  assert sha256_of_json(first) != sha256_of_json(second)
+
+
+SAME = {
+  'a scalar of numpy or jax and the number': (np.float64(0.5), jnp.float32(0.5)),
+  'a path and its text': (pathlib.PurePosixPath('a/b'), 'a/b'),
+  'a dtype and its type': (np.dtype('float32'), jnp.float32),
+  'a list and a tuple': ([1, 2], (1, 2)),
+  'sets in another order': ({'b', 'a', 'c'}, {'c', 'b', 'a'}),
+  'an array and one with gaps': (np.arange(6)[::2], np.array([0, 2, 4])),
+  'a function and the function when compiled': (mean, jax.jit(mean)),
+  'functions over the same': (reads(np.zeros(2)), reads(np.zeros(2))),
+  'what a decorator makes again': (scaled(2.0)(mean), scaled(2.0)(mean)),
+  'a class with the same text': (made(METHOD)(), made(METHOD)()),
+}
+
+
+@pytest.mark.parametrize(('first', 'second'), SAME.values(), ids=list(SAME))
+def test_values_that_mean_the_same_have_the_same_settings(first, second):
+  assert settings_of(first) == settings_of(second)
+
+
+def test_the_text_of_a_decorator_counts():
+  def first(function):
+    return functools.wraps(function)(lambda x: 2 * function(x))
+
+  def second(function):
+    return functools.wraps(function)(lambda x: 3 * function(x))
+
+  assert settings_of(first(mean)) != settings_of(second(mean))
+
+
+def test_a_class_that_a_function_reads_counts():
+  found = []
+  for body in (METHOD, OTHER):
+    names = {'Part': made(body), '__name__': 'mine'}
+    exec('def build(x): return Part()(x)', names)
+    found.append(settings_of(names['build']))
+  assert found[0] != found[1]
+
+
+def test_settings_by_hand_that_are_no_json_are_refused():
+  with pytest.raises(ValueError, match='expected settings that are plain JSON, got'):
+    settings_of(mine()._replace(settings={'name': 'mine', 'weights': np.ones(2)}))
+
+
 def test_values():
   array = np.arange(3.0)
   assert settings_of(array) == settings_of(array.copy())
@@ -243,17 +398,37 @@ def test_values():
   assert settings_of(np.float64(0.5)) == settings_of(jnp.float32(0.5)) == 0.5
   assert settings_of(jax.random.key(0)) != settings_of(jax.random.key(1))
   assert settings_of(math.inf) == 'inf'
-  assert settings_of({'b', 'a', 'c'}) == settings_of({'c', 'b', 'a'})
   assert settings_of(Reservoir(2)) != settings_of(Herding(2))
-  assert settings_of(functools.partial(mine, 2.0)) != settings_of(functools.partial(mine, 3.0))
   assert settings_of(np.float32) == settings_of(jnp.float32) == 'float32'
 
 
 class Opaque:
-  """Says nothing of itself."""
+  """Says nothing of itself, but has what a function and a type of numpy have."""
+
+  def __init__(self):
+    functools.update_wrapper(self, mean)
+    self.dtype = np.dtype('float32')
+
+  def __call__(self, x):
+    return x
 
 
-@pytest.mark.parametrize('value', [Opaque(), [Opaque()], {'a': Opaque()}, Opaque().__repr__])
+def gone():
+  """An array whose memory was given back."""
+  array = jnp.zeros(2)
+  array.delete()
+  return array
+
+
+REFUSED = [
+  Opaque(), [Opaque()], {'a': Opaque()}, Opaque().__repr__, functools.partial(Opaque()), object(),
+  operator.itemgetter(0), np.poly1d([1, 2]), np.vectorize(mean), np.frompyfunc(mean, 1, 1),
+  np.ma.array([1, 2], mask=[0, 1]), np.random.default_rng(0), np.array([Opaque()], object),
+  iter([1]), (x for x in 'a'), slice(2), gone(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('value', REFUSED, ids=lambda value: type(value).__name__)
 def test_what_cannot_be_identified_is_refused(value):
   with pytest.raises(ValueError, match=r'nothing says which .* this is; .*recorded'):
     settings_of(value)

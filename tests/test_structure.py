@@ -31,6 +31,7 @@ ORDER = (
     'sources',
     'text',
     'typing',
+    'values',
   ),
   ('peft',),
   ('backbones', 'continual', 'data', 'metrics', 'devices'),
