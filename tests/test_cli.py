@@ -169,8 +169,9 @@ def test_a_file_without_an_experiment_is_refused(capsys, tmp_path):
 def test_inspect_tells_what_is_there_and_fails_where_something_is_damaged(capsys, tmp_path):
   for name in ('config.json', 'results.json'):
     (tmp_path / name).write_text('{"status": "running", "seed": 4}')
-  assert cli.main(['inspect', str(tmp_path)]) == 0
-  assert 'stopped, 0 of 0 tasks finished' in ' '.join(capsys.readouterr().out.split())
+  assert cli.main(['inspect', str(tmp_path)]) == 1  # Its checkpoints are gone.
+  printed = ' '.join(capsys.readouterr().out.split())
+  assert 'stopped, 0 of 0 tasks finished' in printed and 'checkpoints' in printed
   (tmp_path / 'config.json').write_text('{')
   assert cli.main(['inspect', str(tmp_path), '--json', '--verify']) == 1
   facts = json.loads(capsys.readouterr().out)
