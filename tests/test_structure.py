@@ -168,3 +168,13 @@ def test_names_of_methods_and_transforms_are_no_packages_of_theirs():
     exported = set(importlib.import_module(facade).__all__)
     below = {name for name in FILES if name.rpartition('.')[0] == facade}
     assert not exported & {name.rpartition('.')[2] for name in below}
+
+
+def test_test_files_have_names_of_their_own():
+  """Of two files of one name, in folders that are no packages, pytest imports one."""
+  found: dict[str, list[pathlib.Path]] = {}
+  for file in (ROOT / 'tests').rglob('test_*.py'):
+    if not (file.parent / '__init__.py').exists():
+      found.setdefault(file.name, []).append(file)
+  assert len(found) > 50
+  assert not {name: files for name, files in found.items() if len(files) > 1}
