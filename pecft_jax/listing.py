@@ -1,19 +1,18 @@
-"""What there is, by name: for `pecft list` and for tables."""
+"""What there is, by name: for `pecft list` and for tables.
+
+Each kind imports what it lists when it is asked for: no other needs flax, benchmarks not even jax.
+"""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pecft_jax.about import about_of
-from pecft_jax.backbones.card import cards
-from pecft_jax.benchmarks import benchmarks
-from pecft_jax.continual import METHODS, WRAPPERS
-from pecft_jax.paths import unknown
-from pecft_jax.peft import PEFTS
-from pecft_jax.presets import presets
+from pecft_jax.text import unknown
+
+Entries = dict[str, dict[str, Any]]
 
 
-def listing(kind: str) -> dict[str, dict[str, Any]]:
+def listing(kind: str) -> Entries:
   """What there is of one kind, by name: a summary and further facts, as JSON.
 
   Args:
@@ -25,16 +24,9 @@ def listing(kind: str) -> dict[str, dict[str, Any]]:
   >>> listing('methods')['ewc']['kind'], listing('peft')['lora']['papers'][0]['arxiv']
   ('wrapper', '2106.09685')
   """
-  kinds: Mapping[str, Callable[[], dict[str, dict[str, Any]]]] = {
-    'peft': lambda: _described(PEFTS),
-    'methods': lambda: _described(METHODS) | _described(WRAPPERS),
-    'presets': lambda: {name: preset.as_json() for name, preset in presets().items()},
-    'benchmarks': lambda: {name: {'summary': line} for name, line in benchmarks().items()},
-    'backbones': lambda: {name: {'summary': card.summary} for name, card in cards().items()},
-  }
-  if kind not in kinds:
-    raise unknown('kind of thing to list', kind, kinds)
-  return kinds[kind]()
+  if kind not in _KINDS:
+    raise unknown('kind of thing to list', kind, _KINDS)
+  return _KINDS[kind]()
 
 
 def table(kind: str) -> str:
@@ -103,5 +95,46 @@ def _link(arxiv: str) -> str:
   return f'[{arxiv}](https://arxiv.org/abs/{arxiv})'
 
 
-def _described(registry: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
+def _described(registry: Mapping[str, Callable[..., Any]]) -> Entries:
+  from pecft_jax.about import about_of
+
   return {name: about_of(factory).as_json() for name, factory in registry.items()}
+
+
+def _peft() -> Entries:
+  from pecft_jax.peft import PEFTS
+
+  return _described(PEFTS)
+
+
+def _methods() -> Entries:
+  from pecft_jax.continual import METHODS, WRAPPERS
+
+  return _described(METHODS) | _described(WRAPPERS)
+
+
+def _presets() -> Entries:
+  from pecft_jax.presets import presets
+
+  return {name: preset.as_json() for name, preset in presets().items()}
+
+
+def _benchmarks() -> Entries:
+  from pecft_jax.benchmarks import benchmarks
+
+  return {name: {'summary': line} for name, line in benchmarks().items()}
+
+
+def _backbones() -> Entries:
+  from pecft_jax.backbones.card import cards
+
+  return {name: {'summary': card.summary} for name, card in cards().items()}
+
+
+_KINDS: Mapping[str, Callable[[], Entries]] = {
+  'peft': _peft,
+  'methods': _methods,
+  'presets': _presets,
+  'benchmarks': _benchmarks,
+  'backbones': _backbones,
+}

@@ -24,14 +24,24 @@ def test_the_library_alone_imports_nothing():
   assert not loaded('import pecft_jax') & {'jax', 'numpy', 'flax', 'optax', *LAZY}
 
 
-@pytest.mark.parametrize('name', ['peft', 'continual', 'data', 'train'])
+@pytest.mark.parametrize('name', ['peft', 'continual', 'data', 'train', 'plan.page'])
 def test_a_facade_imports_what_it_computes_with(name):
   assert not loaded(f'import pecft_jax.{name}') & {'flax', *LAZY}
 
 
-@pytest.mark.parametrize('name', ['backbones', 'interop', 'plan'])
+@pytest.mark.parametrize('name', ['backbones', 'interop'])
 def test_a_facade_of_models_imports_flax(name):
   assert not loaded(f'import pecft_jax.{name}') & ({*LAZY} - OF_FLAX)
+
+
+def test_runs_are_read_without_jax_and_what_draws_them():
+  assert not loaded('import pecft_jax.report') & {'jax', 'flax', 'optax', *LAZY}
+
+
+@pytest.mark.parametrize(('kind', 'unneeded'), [('benchmarks', {'jax'}), ('methods', {'flax'})])
+def test_lists_import_what_they_list(kind, unneeded):
+  code = f"from pecft_jax import cli; cli.main(['list', {kind!r}])"
+  assert not loaded(code) & ({'flax', 'matplotlib', 'orbax', 'tyro'} | unneeded)
 
 
 @pytest.mark.parametrize('flags', [['--help'], ['--version'], ['report', '--help']])

@@ -1,16 +1,16 @@
 """A plan in words and numbers: rows for tables, and the page of one plan on the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, NamedTuple
 
 from pecft_jax.plan.chips import Chip
 from pecft_jax.plan.estimate import Plan
 from pecft_jax.plan.roofline import times
 from pecft_jax.text import amount, count
+
+if TYPE_CHECKING:  # What prints imports it, so that rows without a terminal do not.
+  from rich.console import Console
+  from rich.table import Table
 
 Lines = list[tuple[str, str]]
 
@@ -114,7 +114,7 @@ def print_plan(
   *,
   utilisation: float,
   growth: Mapping[int, str],
-  console: Console,
+  console: 'Console',
 ) -> None:
   """Prints the page.
 
@@ -125,6 +125,8 @@ def print_plan(
     growth: what is carried, in words, by number of tasks.
     console: to print on.
   """
+  from rich.text import Text
+
   mesh = ', '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
   batch = f'batches of {plan.batch}'
   console.print(Text(f'{plan.method} on {plan.backbone}, {batch}, mesh {mesh}', style='bold'))
@@ -144,7 +146,9 @@ def print_plan(
     console.print(Text(note, style='dim'))
 
 
-def _table(title: str, titles: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+def _table(title: str, titles: Iterable[str], rows: Iterable[tuple[str, ...]]) -> 'Table':
+  from rich.table import Table
+
   table = Table(title=f'\n{title}', title_justify='left', box=None, pad_edge=False,
                 show_header=any(titles))  # fmt: skip
   for i, text in enumerate(titles):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pecft_jax.metrics import metrics_of
-from pecft_jax.report import columns, curves, environments, facts, glossary
+from pecft_jax.report import columns, environments, facts, glossary
 from pecft_jax.report.groups import (
   Comparison,
   Group,
@@ -164,6 +164,8 @@ def _quality(found: Comparison) -> Raw:
 
 def _curves(found: Comparison, caption: str) -> list[Raw]:
   """A figure for each measure there is."""
+  from pecft_jax.report import curves  # With matplotlib, which nothing else needs.
+
   drawn = []
   for measure in dict.fromkeys(group.runs[0].measure for group in found.groups):
     groups = tuple(group for group in found.groups if group.runs[0].measure == measure)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pecft_jax.metrics import average_accuracy, metrics_of
-from pecft_jax.report import environments, facts, glossary, plots
+from pecft_jax.report import environments, facts, glossary
 from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
@@ -106,6 +106,8 @@ def _tiles(run: Run) -> Raw:
 
 
 def _figures(run: Run) -> Raw:
+  from pecft_jax.report import plots  # With matplotlib, which nothing else needs.
+
   wide = run.total > plots.WIDE
   between = ' The band lies between the bounds.' if len(run.references) == 2 else ''
   found = [

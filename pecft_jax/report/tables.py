@@ -1,9 +1,8 @@
 """Tables of one run for the terminal."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pecft_jax.metrics import metrics_of
 from pecft_jax.report import glossary
@@ -11,11 +10,16 @@ from pecft_jax.report.bounds import beside, headline, standing
 from pecft_jax.report.read import Run
 from pecft_jax.text import rounded
 
+if TYPE_CHECKING:  # Each table imports it, so that reading runs does not.
+  from rich.console import Console
+  from rich.table import Table
+  from rich.text import Text
+
 # From a pale yellow to a deep blue, the ends and the middle of the page's heat map.
 _SHADES = np.array([[251, 243, 208], [93, 188, 192], [18, 41, 106]], float)
 
 
-def accuracy_table(run: Run) -> Table:
+def accuracy_table(run: Run) -> 'Table':
   """The matrix, cells shaded by value, averages at the end of rows.
 
   Args:
@@ -32,6 +36,8 @@ def accuracy_table(run: Run) -> Table:
   >>> table.row_count, table.title
   (2, 'Accuracy (%), a row for each time')
   """
+  from rich.table import Table
+
   many = run.total > 10
   what = glossary.titled(run.measure.name.capitalize(), run.measure)
   table = Table(
@@ -56,7 +62,7 @@ def accuracy_table(run: Run) -> Table:
   return table
 
 
-def metrics_table(run: Run) -> Table:
+def metrics_table(run: Run) -> 'Table':
   """Metrics of the method beside sequential fine-tuning and joint training.
 
   Args:
@@ -73,6 +79,9 @@ def metrics_table(run: Run) -> Table:
   'metric'
   """
   bounds = beside(run)
+  from rich.table import Table
+  from rich.text import Text
+
   after = '' if run.done else f' after {run.finished} of {run.total} tasks'
   table = Table(title=f'Metrics{after}', title_justify='left', box=None, pad_edge=False)
   table.add_column('metric')
@@ -87,7 +96,7 @@ def metrics_table(run: Run) -> Table:
   return table
 
 
-def print_run(run: Run, console: Console | None = None) -> None:
+def print_run(run: Run, console: 'Console | None' = None) -> None:
   """Prints the headline, the accuracy matrix and the metrics.
 
   Args:
@@ -101,10 +110,14 @@ def print_run(run: Run, console: Console | None = None) -> None:
   ...   '{"method": "lwf", "accuracy_matrix": [[1.0, null], [0.5, 1.0]]}')
   >>> from pecft_jax.report import read_run
   >>> run = read_run(directory)
+  >>> from rich.console import Console
   >>> print_run(run, Console(width=80))
   lwf: 75.0 % average accuracy
   ...
   """
+  from rich.console import Console
+  from rich.text import Text
+
   console = Console() if console is None else console
   at = standing(run)
   console.print(Text(headline(at), style='bold'))
@@ -122,7 +135,9 @@ def _written(run: Run, value: float, short: bool) -> str:
   return f'{rounded(value, 2 if short else 3):>5} '
 
 
-def _cell(value: float, low: float, high: float, text: str) -> Text:
+def _cell(value: float, low: float, high: float, text: str) -> 'Text':
+  from rich.text import Text
+
   if np.isnan(value):
     return Text('')
   place = (value - low) / (high - low) if high > low else 1.0
