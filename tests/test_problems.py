@@ -40,11 +40,16 @@ def test_regression_adds_up_squared_errors():
 
 
 def test_a_class_is_judged_among_those_seen_and_among_its_tasks_own():
-  logits = jnp.asarray([[0.0, 3.0, 2.0, 1.0], [5.0, 0.0, 1.0, 2.0]])
+  logits = jnp.asarray([
+    [0.0, 3.0, 2.0, 9.0],  # Class 1 is the largest of those seen.
+    [0.0, 3.0, 2.0, 1.0],  # Class 2 is the largest of its task's own.
+    [5.0, 0.0, 1.0, 2.0],  # Class 0 is the largest of all.
+    [0.0, 1.0, 7.0, 2.0],  # Would be right both ways, but is not valid.
+  ])  # fmt: skip
   seen, own = jnp.asarray([True, True, True, False]), jnp.asarray([False, False, True, True])
-  y, valid = jnp.asarray([2, 0]), jnp.ones(2, bool)
+  y, valid = jnp.asarray([1, 2, 0, 2]), jnp.asarray([True, True, True, False])
   found = classification.judge(logits, y, valid, seen, own)
-  assert [int(each) for each in found] == [1, 1, 2]
+  assert [int(each) for each in found] == [2, 1, 3]
 
 
 @pytest.mark.parametrize('problem', [next_tokens(3), regression(4)])

@@ -19,7 +19,7 @@ def check_finite(name: str, tensor: np.ndarray) -> None:
   Example:
     >>> check_finite('w', np.float32([1, np.nan]))
     Traceback (most recent call last):
-    ValueError: w is not finite: nan at [1], and 0 more
+    ValueError: w is not finite: nan at [1]
   """
   if not jnp.issubdtype(tensor.dtype, jnp.floating):
     raise ValueError(f'{name} has dtype {tensor.dtype}, expected floating-point numbers')
@@ -29,6 +29,5 @@ def check_finite(name: str, tensor: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(flat[start : start + _CHUNK]))
     if bad.size:
       at = [int(i) for i in np.unravel_index(start + bad[0], tensor.shape)]
-      raise ValueError(
-        f'{name} is not finite: {flat[start + bad[0]]} at {at}, and {bad.size - 1} more'
-      )
+      more = f', and {bad.size - 1} more' if bad.size > 1 else ''
+      raise ValueError(f'{name} is not finite: {flat[start + bad[0]]} at {at}{more}')
