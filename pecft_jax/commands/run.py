@@ -104,7 +104,7 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
     if len(dirs) == 1:
       print_run(read_run(workdir), console)
     else:
-      console.print(comparison_markdown(dirs), highlight=False, markup=False)
+      console.print(comparison_markdown(dirs), highlight=False, markup=False, soft_wrap=True)
     console.print(f'report: {page}', highlight=False)
   return 0
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pecft_jax.metrics import ACCURACY, Measure, metrics_of
-from pecft_jax.report import glossary
+from pecft_jax.report import environments, glossary
 from pecft_jax.report.groups import Group, closed, deviation, gained, mean
 from pecft_jax.report.read import Run
 from pecft_jax.text import count, duration, size
@@ -42,8 +42,13 @@ def quality(groups: tuple[Group, ...], comparable: bool) -> Table:
 
 
 def cost(groups: tuple[Group, ...], comparable: bool) -> Table:
-  """What the methods take, in the same form."""
-  return _table(_COST, groups, comparable)
+  """What the methods take, in the same form.
+
+  The least peak memory is marked only where all runs were made alike.
+  """
+  alike = environments.alike([run for group in groups for run in group.runs])
+  columns = [c if alike or c.title != _MEMORY else c._replace(best=0) for c in _COST]
+  return _table(tuple(columns), groups, comparable)
 
 
 def averages(values: list[float], write: Callable[[float], str]) -> str:
@@ -107,11 +112,12 @@ def _columns_of(measure: Measure) -> list[Column]:
   ]
 
 
+_MEMORY = 'Peak memory'
 _COST = (
   Column('Trainable parameters', _efficiency('trainable_parameters'), count, False, -1),
   Column('Carried state', _efficiency('carried_state_bytes'), size, False, -1),
   Column('Passes per prediction', _efficiency('forward_passes_per_prediction'), '{:g}'.format,
          False, -1),
-  Column('Peak memory', _efficiency('peak_memory_bytes'), size, False, -1),
+  Column(_MEMORY, _efficiency('peak_memory_bytes'), size, False, -1),
   Column('Training time', _training_time, duration, False),
 )  # fmt: skip

@@ -88,8 +88,8 @@ def comparison_markdown(dirs: Iterable[str | Path]) -> str:
   if found.groups:
     for shown in (columns.quality, columns.cost):
       lines += ['', *_markdown(found.groups, shown(found.groups, comparable))]
-    elsewhere = _plain(_elsewhere(found).strip())
-    lines += ['', elsewhere] if elsewhere else []
+    on_times = _plain(_on_times(found))
+    lines += ['', on_times] if on_times else []
     lines += ['', f'Mean ± sample standard deviation over seeds. {_identity_line(found)}']
   lines += ['', *(f'- {_plain(note)}.' for note in found.notes)] if found.notes else []
   return '\n'.join(lines).strip() + '\n'
@@ -177,14 +177,12 @@ def _curves(found: Comparison, caption: str) -> list[Raw]:
 
 def _cost(found: Comparison) -> Raw:
   shown = columns.cost(found.groups, comparable=not found.warnings)
-  note = f'Means over seeds.{_elsewhere(found)}'
+  note = f'Means over seeds. {_on_times(found)}'.rstrip()
   return section('What they cost', _table(found.groups, shown), note=note)
 
 
-def _elsewhere(found: Comparison) -> str:
-  """A sentence where runs were made in different environments, with a space before it."""
-  said = environments.different(run for group in found.groups for run in group.runs)
-  return f' {said}.' if said else ''
+def _on_times(found: Comparison) -> str:
+  return environments.on_times([run for group in found.groups for run in group.runs])
 
 
 def _table(groups: tuple[Group, ...], shown: columns.Table) -> Raw:

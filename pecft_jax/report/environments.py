@@ -1,7 +1,7 @@
-"""Where runs were made: times compare only where that was the same."""
+"""Where and how runs were made: times compare only where that was the same."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pecft_jax.report.read import Run
@@ -9,6 +9,25 @@ from pecft_jax.report.read import Run
 # Dates differ always; `resumed` lists environments, each of which counts as its own.
 _ASIDE = ('started', 'ended', 'resumed')
 _LETTERS = 12  # Of a commit.
+
+
+def on_times(runs: Sequence[Run]) -> str:
+  """What must be said beside times and memory of runs, in sentences; empty where nothing must.
+
+  >>> on_times([])
+  ''
+  """
+  said = [different(runs), _together(runs)]
+  return ' '.join(f'{sentence}.' for sentence in said if sentence)
+
+
+def alike(runs: Sequence[Run]) -> bool:
+  """Whether runs were made in one environment, with as many seeds side by side.
+
+  >>> alike([])
+  True
+  """
+  return different(runs) is None and len(_seeds_together(runs)) < 2
 
 
 def different(runs: Iterable[Run]) -> str | None:
@@ -36,6 +55,21 @@ def different(runs: Iterable[Run]) -> str | None:
   if not parts:
     return None
   return f'Made in different environments, so times do not compare: {"; ".join(parts)}'
+
+
+def _together(runs: Sequence[Run]) -> str | None:
+  """Says that seeds were learned side by side: what they took is recorded with each of them."""
+  numbers = _seeds_together(runs)
+  if not numbers or numbers == [1]:
+    return None
+  text = ' or '.join(f'{number:g}' for number in numbers)
+  compared = '' if len(numbers) == 1 else ', and do not compare'
+  return f'Times and memory are those of {text} seeds learned side by side{compared}'
+
+
+def _seeds_together(runs: Sequence[Run]) -> list[float]:
+  efficiency = [run.results.get('efficiency') or {} for run in runs]
+  return sorted({each.get('seeds_together') or 1 for each in efficiency})
 
 
 def _environments(run: Run) -> list[dict[str, Any]]:

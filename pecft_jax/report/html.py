@@ -78,7 +78,7 @@ _PAGE = Template("""<!doctype html>
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; font-size: 15px; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1280px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 34px; line-height: 1.2; letter-spacing: -0.015em; margin: 4px 0 10px; }
 h2 { font-size: 19px; margin: 0 0 6px; }
 p { margin: 0 0 10px; }
@@ -119,13 +119,13 @@ figure svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--grid);
+th, td { padding: 6px 8px; text-align: right; border-bottom: 1px solid var(--grid);
   white-space: nowrap; vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, .pairs td { text-align: left; } th:first-child { padding-left: 0; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; }
 tbody th { font-weight: 500; }
-tbody th div { white-space: normal; overflow-wrap: anywhere; max-width: 30ch; }
+tbody th div { white-space: normal; overflow-wrap: break-word; max-width: 30ch; }
 .path { white-space: normal; overflow-wrap: anywhere; min-width: 18ch; }
 .pairs th { color: var(--muted); width: 34%; }
 .pairs td, .pairs th { white-space: normal; overflow-wrap: anywhere; }

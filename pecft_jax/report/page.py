@@ -170,16 +170,11 @@ def _costs(run: Run) -> Raw:
   if not rows:
     return Raw('')
   names = [run.title, *(glossary.NAMES[name] for name in run.references)]
-  return section('What it costs', table(['', *names], rows), note=_elsewhere(runs))
+  return section('What it costs', table(['', *names], rows), note=environments.on_times(runs))
 
 
 def _tasks(run: Run) -> Raw:
-  return section('Task by task', table(*facts.per_task(run)), note=_elsewhere([run]))
-
-
-def _elsewhere(runs: list[Run]) -> str:
-  said = environments.different(runs)
-  return f'{said}.' if said else ''
+  return section('Task by task', table(*facts.per_task(run)), note=environments.on_times([run]))
 
 
 def _pairs(rows: facts.Lines) -> Raw:

@@ -150,7 +150,8 @@ def training_loss(run: Run) -> str | None:
     borders.append((float(step[0]), float(step[-1]), index, color))
     axes.plot(step, loss, color=color, linewidth=0.7, alpha=0.35)
     dot = 'o' if len(step) <= 12 else ''
-    axes.plot(*_smooth(step, loss), dot + '-', color=color, linewidth=2.0, markersize=3.5)
+    (line,) = axes.plot(*_smooth(step, loss), dot + '-', color=color, linewidth=2.0)
+    line.set(markersize=3.5, clip_on=not dot)
   everything = np.concatenate([loss for _, loss in tasks.values()])
   positive = everything[everything > 0]
   if len(positive) == len(everything) and positive.max() > 300 * positive.min():
@@ -166,6 +167,7 @@ def training_loss(run: Run) -> str | None:
     axes.annotate(name, middle, xycoords=axes.get_xaxis_transform(), color=color, fontsize=font,
                   **above)  # fmt: skip
   axes.grid(False, axis='x')
+  axes.xaxis.set_major_locator(MaxNLocator('auto', integer=True))
   axes.set(xlabel='updates', ylabel='training loss')
   return svg.render(figure, 'loss', f'Training loss of {run.title} over all tasks')
 
@@ -184,7 +186,7 @@ def losses(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
   for task, values in sorted(tasks.items()):
     points = np.array(sorted(values.items()))
     # Steps may count over the sequence or start afresh with each task.
-    points[:, 0] += max(start - points[0, 0], 0.0)
+    points[:, 0] += start if points[0, 0] < start else 0.0
     start = points[-1, 0] + 1
     pieces = np.array_split(points, min(len(points), max(400 // len(tasks), 20)))
     x, y = np.array([piece.mean(0) for piece in pieces]).T

@@ -4,7 +4,7 @@ import pytest
 
 from pecft_jax.environment import environment
 from pecft_jax.report import comparison_markdown, read_run, write_comparison, write_page
-from pecft_jax.report.environments import different
+from pecft_jax.report.environments import different, on_times
 
 HERE = {
   'versions': {'jax': '0.10.0', 'optax': '0.2.5'},
@@ -79,6 +79,26 @@ def test_the_page_of_a_run_says_it_of_its_bounds(work, bounds):
   bounds['finetune']['environment'] = HERE
   page = write_page(work(environment=HERE, beside=bounds)).read_text(encoding='utf-8')
   assert page.count('times do not compare: device: cpu / gpu.') == 1
+
+
+def test_times_of_seeds_side_by_side_are_said_to_be_those_of_all(work, tmp_path):
+  together = work('b', efficiency={'seconds_per_task': [9.0] * 3, 'seeds_together': 3})
+  text = 'Times and memory are those of {} seeds learned side by side'
+  assert on_times([read_run(together)]) == f'{text.format(3)}.'
+  paths = work('a'), together
+  expected = f'{text.format("1 or 3")}, and do not compare.'
+  assert expected in write_comparison(paths, tmp_path).read_text(encoding='utf-8')
+  assert expected in comparison_markdown(paths)
+  assert on_times([read_run(paths[0])]) == ''
+
+
+@pytest.mark.parametrize(('processor', 'marked'), [('one', True), ('two', False)])
+def test_the_least_memory_is_marked_only_where_runs_were_made_alike(work, processor, marked):
+  peaks = {'a': 1234, 'b': 2345}
+  paths = [work(name, method=name, efficiency={'peak_memory_bytes': peak},
+                environment=elsewhere(processor=processor if name == 'b' else 'one'))
+           for name, peak in peaks.items()]  # fmt: skip
+  assert ('**1.23 kB**' in comparison_markdown(paths)) is marked
 
 
 def test_a_damaged_entry_is_refused_by_name(work):

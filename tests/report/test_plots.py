@@ -1,5 +1,6 @@
 """Figures: valid SVG, text as text, the same bytes every time, at home in any page."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
@@ -78,6 +79,13 @@ def test_steps_may_count_over_the_sequence_or_over_each_task(work, per_task):
   (path / 'metrics.jsonl').write_text('\n'.join(rows))
   found = plots.losses(read_run(path))
   assert [x.tolist() for x, _ in found.values()] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_a_row_now_and_then_keeps_its_step_within_its_task(work):
+  path = work(log=False)
+  rows = [{'kind': 'train', 'task': t, 'step': 10, 'loss': 1.0} for t in range(3)]
+  (path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  assert [x.tolist() for x, _ in plots.losses(read_run(path)).values()] == [[10], [21], [32]]
 
 
 def test_repeated_steps_count_once_and_the_last_word_holds(work):
