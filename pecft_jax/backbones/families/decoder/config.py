@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from pecft_jax.backbones.core.beside import (
+  CONFIG,
+  check_known,
+  check_values,
+  configuration_beside,
+)
 from pecft_jax.backbones.core.sizes import check_positive, check_sizes
 from pecft_jax.files import read_object
 from pecft_jax.local import local_path
 from pecft_jax.text import shortened
 from pecft_jax.typing import Backbone
 
-CONFIG = 'config.json'
 # Mistral's blocks are Llama's; its window is looked at below.
 MODELS = ('llama', 'mistral')
 _WINDOW = {'mistral': 4096}  # Where the entry is missing.
@@ -99,7 +104,7 @@ def check_llama_config(path: pathlib.Path, backbone: Backbone, head: Any, table:
   """Checks a decoder with its weights against the configuration that lies beside them.
 
   Args:
-    path: of the `config.json`; nothing is checked where there is none, or a run wrote it.
+    path: of the weights; nothing is checked where no `config.json` lies beside them.
     backbone: the decoder.
     head: [V, D] as in the file, or None.
     table: [V, D], the embedding.
@@ -108,11 +113,10 @@ def check_llama_config(path: pathlib.Path, backbone: Backbone, head: Any, table:
     ValueError: if the configuration says that the weights mean another function; names the file
       and the entry.
   """
-  if not path.exists():
+  entries = configuration_beside(path)
+  if entries is None:
     return
-  entries = read_object(path, 'the configuration of a model')
-  if {'identity', 'method', 'training'} <= entries.keys():
-    return  # That of a run, in whose work directory the weights lie.
+  path = path.parent / CONFIG
   said = _arguments(path, entries)
   length, _ = said.pop('length'), said.pop('pad')
   ours = backbone.settings or {}
@@ -150,16 +154,8 @@ def _arguments(path: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]
       f'{path}: expected a model_type of {" or ".join(MODELS)}, got {kind!r}: the weights of other '
       'models mean another function, whatever their names'
     )
-  if unknown := sorted(entries.keys() - _READ - _ONLY.keys() - _HARMLESS):
-    raise ValueError(
-      f'{path}: {", ".join(unknown)} may change what the model computes, and is not known to this '
-      'reader; remove the entry if it has no effect'
-    )
-  for key, allowed in _ONLY.items():
-    value = entries.get(key, allowed[0])
-    if not any(type(value) is type(each) and value == each for each in allowed):
-      expected = ', '.join(map(repr, allowed))
-      raise ValueError(f'{path}: {key}={value!r} is not supported, only {expected}')
+  check_known(path, entries, {*_READ, *_ONLY, *_HARMLESS})
+  check_values(path, entries, _ONLY)
   entries = dict(entries)
   if entries.get('num_key_value_heads') is None:
     entries['num_key_value_heads'] = entries.get('num_attention_heads')

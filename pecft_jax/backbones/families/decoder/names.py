@@ -20,7 +20,7 @@ from pecft_jax.backbones.core.checkpoint import (
   unstacked,
 )
 from pecft_jax.backbones.core.naming import Module, Naming
-from pecft_jax.backbones.families.decoder.config import CONFIG, check_llama_config
+from pecft_jax.backbones.families.decoder.config import check_llama_config
 from pecft_jax.files import read_object
 from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves, shortened
@@ -135,7 +135,7 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   table = tensors.get(llama_name('embed/table'))
   leaves = named_leaves(expected(backbone))
   params = filled(path, backbone.name, leaves, tensors, llama_name, _flipped, _DTYPES)
-  check_llama_config(path.parent / CONFIG, backbone, head.get(_HEAD), table)
+  check_llama_config(path, backbone, head.get(_HEAD), table)
   head = classifier(path, head, (_HEAD,), backbone.width, _DTYPES)
   params = as_stored(backbone, params)
   return Checkpoint(

@@ -20,6 +20,7 @@ from pecft_jax.backbones.core.checkpoint import (
   unstacked,
 )
 from pecft_jax.backbones.core.naming import Module, Naming
+from pecft_jax.backbones.families.vit.config import check_timm_config
 from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves
 from pecft_jax.typing import Backbone, Params
@@ -137,6 +138,9 @@ def save_timm(
 def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   """Reads a ViT checkpoint in timm's naming into a backbone's layout.
 
+  A `config.json` beside the file must be that of the backbone: weights with the same names and
+  shapes may belong to a model with other heads, another activation or another value range.
+
   Args:
     path: a safetensors file.
     backbone: a `vit`.
@@ -147,7 +151,8 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   Raises:
     ValueError: if there is no such file, it is truncated or no safetensors
       file, its tensors are not exactly those of the backbone, or one has another
-      shape or dtype, or is not finite.
+      shape or dtype, or is not finite; or if a `config.json` beside it says that they mean
+      another function.
 
   >>> from pecft_jax.backbones import pretrained
   >>> model = pretrained('vit_glyphs16')
@@ -166,6 +171,7 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   if split:
     params = _split(params)
   params = as_stored(backbone, params)
+  check_timm_config(path, backbone)
   head = classifier(path, extra, _HEAD, backbone.width, _DTYPES)
   return Checkpoint(
     jax.tree.map(jnp.asarray, params),
