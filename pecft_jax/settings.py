@@ -331,7 +331,10 @@ def _by_hand(value: Any, fields: Mapping[str, Any], where: str, seen: Seen) -> d
 def _function(value: types.FunctionType, where: str, seen: Seen) -> dict[str, Any]:
   name = qualified_name(value)
   inside = f'{where}: {value.__name__}'
-  around = _named(closed_over(value), f'{inside} closes over', seen)
+  held = closed_over(value)
+  if is_library(value):  # Where no axis was named, `vmap` has a bare object, which has no state.
+    held = {k: 'object' if type(v) is object else v for k, v in held.items()}
+  around = _named(held, f'{inside} closes over', seen)
   plain = {k: v for k, v in around.items() if isinstance(v, bool | int | float | str)}
   source = source_name(value) if is_library(value) else source_sha256(value)
   parts = {'source': source, 'around': around}
