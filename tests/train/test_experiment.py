@@ -22,13 +22,24 @@ def test_numbers_must_be_positive(field):
     check_experiment(tiny_experiment(training=TRAINING._replace(**{field: 0})))
 
 
-def test_images_must_fit_the_backbone():
+@pytest.mark.parametrize(('part', 'which'), [('train', ''), ('test', 'the test set of ')])
+@pytest.mark.parametrize('last', [False, True])
+def test_images_must_fit_the_backbone_in_every_split(part, which, last):
   experiment = tiny_experiment()
-  task = experiment.scenario.tasks[0]
-  wide = task.train._replace(inputs=np.zeros((99, 6, 6, 1), np.uint8))
-  tasks = (task._replace(train=wide), *experiment.scenario.tasks[1:])
-  with pytest.raises(ValueError, match=r"images \[4, 4, 1\], task 'task_0' has \[6, 6, 1\]"):
-    check_experiment(experiment.replace(scenario=experiment.scenario._replace(tasks=tasks)))
+  tasks = list(experiment.scenario.tasks)
+
+  def with_inputs(inputs):
+    changed = getattr(tasks[-last], part)._replace(inputs=inputs)
+    all_tasks = tuple(
+      task._replace(**{part: changed}) if task is tasks[-last] else task for task in tasks
+    )
+    return experiment.replace(scenario=experiment.scenario._replace(tasks=all_tasks))
+
+  name = f"{which}task 'task_{int(last)}'"
+  with pytest.raises(ValueError, match=rf'images \[4, 4, 1\], {name} has \[6, 6, 1\]'):
+    check_experiment(with_inputs(np.zeros((99, 6, 6, 1), np.uint8)))
+  with pytest.raises(ValueError, match=rf'images of dtype uint8, {name} has float32'):
+    check_experiment(with_inputs(np.zeros((99, 4, 4, 1), np.float32)))
 
 
 def test_methods_must_hold_the_sequence():
