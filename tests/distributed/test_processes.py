@@ -72,7 +72,11 @@ def _assert_equal_runs(a: pathlib.Path, b: pathlib.Path, method: str) -> None:
 
 @pytest.mark.parametrize(
   ('processes', 'method', 'flags'),
-  [(2, 'derpp(finetune)', ()), (2, 'ranpac', ()), (4, 'l2p', ('--cache-queries',))],
+  [
+    (2, 'derpp(finetune)', ()),
+    *((2, name, ()) for name in ('ranpac', 'inflora', 'icarl', 'slca')),  # Phases of their own.
+    (4, 'l2p', ('--cache-queries',)),
+  ],
 )
 def test_processes_agree_with_one(processes, method, flags, alone, cache, tmp_path):
   run_job(processes, tmp_path, '--method', method, *flags, cache=cache)
