@@ -23,7 +23,7 @@ def tiny(name: str, backbone: Backbone, capacity: Capacity) -> ContinualMethod:
   """A small method by name: `ease`, `finetune: masked`, `lwf(er(finetune))`, `finetune[lora]`, ...
 
   Wrappers may be variants, too, as in `ewc: zero(finetune)`. A transform stands in brackets;
-  `finetune[all]` trains all of them, one after the other at each site.
+  `finetune[all]` trains all that can be in one chain, one after the other at each site.
   """
   outer, bracket, rest = name.partition('(')
   if bracket:
@@ -36,10 +36,22 @@ def tiny(name: str, backbone: Backbone, capacity: Capacity) -> ContinualMethod:
 
 def tiny_peft(name: str) -> PeftTransform:
   """A small transform by name, or `all` in a chain."""
-  found = tinies(PEFTS)
-  if name != 'all':
-    return found[name]()
-  return chain(**{name.replace(': ', '_'): make() for name, make in found.items()})
+  if name == 'all':
+    return chain(**{name.replace(': ', '_'): peft for name, peft in _together().items()})
+  return tinies(PEFTS)[name]()
+
+
+def _together() -> dict[str, PeftTransform]:
+  """All that are not calibrated: others need passes of their own, and weights that count."""
+  made = {name: make() for name, make in tinies(PEFTS).items()}
+  return {name: peft for name, peft in made.items() if peft.calibrate is None}
+
+
+# Fine-tuning with every transform: with most of them at once, with the others one at a time.
+ALL_PEFTS = (
+  'finetune[all]',
+  *(f'finetune[{name}]' for name in tinies(PEFTS) if name not in _together()),
+)
 
 
 def needs_of(name: str) -> frozenset[str]:

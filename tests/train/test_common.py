@@ -5,9 +5,8 @@ Of what is registered nothing is left out: wrappers stand around each other, tra
 
 import functools
 
-import jax
 import pytest
-from tinies import ALL_WRAPPERS, METHOD_NAMES
+from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment
 
 from pecft_jax.continual.plan import has_phase, plan_of
@@ -16,16 +15,7 @@ from pecft_jax.typing import ContinualMethod
 
 TASKS, SEED = 2, 3
 CACHED = 'l2p with cached queries'
-ALL_PEFTS = 'finetune[all]'
 METHODS = (*METHOD_NAMES, ALL_WRAPPERS, CACHED)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Nearly all of the time of these tests goes into compiling."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @functools.cache
@@ -61,7 +51,7 @@ def phases_of(method: ContinualMethod) -> set[tuple[int, str]]:
   return {(task, name) for name, task in {**last, 'evaluate': TASKS - 1}.items()}
 
 
-@pytest.mark.parametrize('case', (*METHODS, ALL_PEFTS))
+@pytest.mark.parametrize('case', (*METHODS, *ALL_PEFTS))
 def test_a_run_that_stops_in_every_phase_ends_as_if_it_had_not(case, whole, stop_in, tmp_path):
   experiment, expected = experiment_of(case), whole(case)
   phases = phases_of(experiment.method)
