@@ -147,7 +147,7 @@ def moving(case: str, root: pathlib.Path) -> dict[str, Any]:
   devices = jax.devices()[:4]
   four = jax.make_mesh((2, 2), ('data', 'model'), axis_types=types, devices=devices)
   for layout in (layouts()['data 4, model 2'], Layout(four, tensor_parallel())):
-    with _stopping_after(9), contextlib.suppress(Stopped):
+    with _stopping_after(6), contextlib.suppress(Stopped):
       run(experiment, root / 'moving', silent(layout=layout))
   ticks = Checkpoints(root / 'moving/checkpoints').ticks()
   found = run(experiment, root / 'moving', silent())

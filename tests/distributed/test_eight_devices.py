@@ -52,6 +52,6 @@ def test_buffers_keep_the_same_examples(case, found):
 @pytest.mark.parametrize('case', MOVING)
 def test_a_run_moves_from_eight_devices_to_four_to_one(case, found):
   moved = found['moving'][case]
-  assert moved['ticks'] == 18  # Stopped twice, 9 ticks apart, of 24.
+  assert moved['ticks'] == 12  # Stopped twice, 6 ticks apart, of 15.
   assert moved['accuracy']
   _assert_near(moved['distances'])
