@@ -95,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except ERRORS as error:
     if known.debug:
       raise
-    Console(stderr=True).print(told(error), style='red', highlight=False, markup=False)
+    # Not wrapped: paths are copied from here.
+    Console(stderr=True).print(
+      told(error), style='red', highlight=False, markup=False, soft_wrap=True
+    )
     return 1
   return status
 
