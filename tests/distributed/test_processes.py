@@ -74,7 +74,7 @@ def _assert_equal_runs(a: pathlib.Path, b: pathlib.Path, method: str) -> None:
   ('processes', 'method', 'flags'),
   [
     (2, 'derpp(finetune)', ()),
-    *((2, name, ()) for name in ('ranpac', 'inflora', 'icarl', 'slca')),  # Phases of their own.
+    *((2, name, ()) for name in ('icarl', 'slca')),  # Phases of their own.
     (4, 'l2p', ('--cache-queries',)),
   ],
 )
