@@ -68,8 +68,8 @@ def adapted_after(
   experiment = identified(experiment)
   if method.adapted is None:
     raise ValueError(
-      f'{method.name} has no single delta that does what its predictions need; finetune, joint, '
-      'olora and ranpac have, and wrappers around them'
+      f'{method.name} has no single delta that does what its predictions need: expected a method '
+      'with `adapted`, such as finetune, or a wrapper around one'
     )
   place, here = _place(directory, seed), configuration(experiment)
   config = read_config(directory)

@@ -17,7 +17,7 @@ from pecft_jax.train.batches import in_order, training_batches
 from pecft_jax.train.context import Loop, NonFiniteLoss
 from pecft_jax.train.evaluation import evaluate, evaluate_inside, start
 from pecft_jax.train.logs import fetch, write_fit_rows, write_training_rows
-from pecft_jax.train.phases import not_numbers
+from pecft_jax.train.phases import not_finite
 from pecft_jax.train.schedule import (
   boundary_of,
   fit_steps,
@@ -123,17 +123,33 @@ def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Ite
     position.batch += 1
     loop.tell(position, None)
     yield state
-  name = step if isinstance(step, str) else step.name
-  if bad := [leaf for leaf, found in jax.device_get(_not_numbers(state)).items() if found]:
-    raise NonFiniteLoss(
-      f'{shortened(bad, 4)} hold NaN after the pass {name!r} over the data of task {position.task}'
-    )
-
+  _check_finite(loop, state, step if isinstance(step, str) else step.name, position.task)
   if isinstance(step, Calibrating):
     _check_gradients(loop.method, state, step)
 
 
-_not_numbers = jax.jit(not_numbers)
+def _check_finite(loop: Loop, state: TrainState, name: str, task: int) -> None:
+  """Raises NonFiniteLoss for NaN, and for infinities in what does not begin with any."""
+  trees = {'params': state.params, 'memory': state.memory, 'extra': state.extra}
+  found = jax.device_get(_not_finite(trees))
+  bad = {leaf for leaf, (nan, _) in found.items() if nan}
+  if infinite := {leaf for leaf, (_, inf) in found.items() if inf}:
+    # Rare: only now `init` is asked what may be infinite, such as a running minimum.
+    at_start = jax.jit(
+      lambda key, frozen: dict(
+        zip(('params', 'memory'), loop.method.init(key, frozen), strict=True)
+      )
+    )
+    may = jax.device_get(_not_finite(at_start(jax.random.key(0), loop.frozen)))
+    bad |= {leaf for leaf in infinite if leaf not in may or not may[leaf][1]}
+  if bad:
+    raise NonFiniteLoss(
+      f'{shortened(sorted(bad), 4)} hold NaN or infinities after the pass {name!r} over the data '
+      f'of task {task}: expected finite numbers; look at the data, and at what the pass divides by'
+    )
+
+
+_not_finite = jax.jit(not_finite)
 _any_numbers = jax.jit(lambda tree: jax.tree.map(jnp.any, tree))
 
 

@@ -144,11 +144,12 @@ def _no_number(answers: Array, batch: Batch) -> Array:
   return (bad.reshape(len(answers), -1).any(1) & batch.valid).any()
 
 
-def not_numbers(state: TrainState) -> dict[str, Array]:
-  """Whether each leaf of params and memory holds NaN, by name: [] bool each."""
-  leaves = named_leaves({'params': state.params, 'memory': state.memory})
+def not_finite(tree: Any) -> dict[str, tuple[Array, Array]]:
+  """Whether each leaf holds NaN, and whether it holds infinities, by name: [] bool each."""
   return {
-    name: jnp.isnan(leaf).any() for name, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    name: (jnp.isnan(leaf).any(), jnp.isinf(leaf).any())
+    for name, leaf in named_leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
   }
 
 

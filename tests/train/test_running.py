@@ -261,20 +261,39 @@ def test_an_answer_that_is_no_number_ends_the_run(tmp_path):
   assert json.loads((tmp_path / 'results.json').read_text())['status'] == 'running'
 
 
-def test_a_pass_that_gathers_no_numbers_ends_the_run(tmp_path):
-  method = tiny_method('ranpac')
+def _gathering(value, start=0.0):
+  """SimpleCIL with a memory that begins with one number, and takes another in its pass."""
+  inner = tiny_method('simplecil')
+
+  def init(key, frozen):
+    params, memory = inner.init(key, frozen)
+    return params, {'inner': memory, 'extra': jnp.full(2, start)}
 
   def consolidate(params, memory, env, batch):
-    found = method.consolidate(params, memory, env, batch)
-    return jax.tree.map(
-      lambda leaf: leaf * jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, found
-    )
+    found = inner.consolidate(params, memory['inner'], env, batch)
+    return {'inner': found, 'extra': memory['extra'].at[0].set(value)}
 
-  experiment = tiny_experiment().replace(method=method._replace(consolidate=consolidate))
-  with pytest.raises(
-    NonFiniteLoss, match=r"memory/.*hold NaN after the pass 'consolidate' .*task 0"
-  ):
-    run(experiment, tmp_path, silent())
+  within = lambda hook: lambda params, memory, *rest: hook(params, memory['inner'], *rest)
+  return inner._replace(
+    init=init,
+    consolidate=consolidate,
+    forward=within(inner.forward),
+    loss=within(inner.loss),
+    predict=within(inner.predict),
+    settings={'name': 'gathering', 'value': str(value)},
+  )
+
+
+@pytest.mark.parametrize('value', [jnp.nan, jnp.inf])
+def test_a_pass_that_gathers_what_is_not_finite_ends_the_run(value, tmp_path):
+  expected = r"memory/extra.* hold NaN or infinities after the pass 'consolidate' .*task 0"
+  with pytest.raises(NonFiniteLoss, match=expected):
+    run(tiny_experiment().replace(method=_gathering(value)), tmp_path, silent())
+
+
+def test_what_begins_with_infinities_may_keep_some(tmp_path):
+  experiment = tiny_experiment().replace(method=_gathering(1.0, start=jnp.inf))
+  assert run(experiment, tmp_path, silent())['status'] == 'done'
 
 
 def test_fewer_batches_than_are_accumulated_still_train(tmp_path):
