@@ -1,8 +1,8 @@
 """The optimizer of a task: any optax transformation, with a schedule over the task's progress."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,10 @@ import optax
 
 from pecft_jax.arguments import above, at_least
 from pecft_jax.paths import map_named, matching
+from pecft_jax.schedules import Schedule, cosine
 from pecft_jax.settings import recorded
 
 Array = jax.Array
-
-
-class Schedule(Protocol):
-  """How the learning rate changes over a task."""
-
-  def __call__(self, progress: Array, /) -> Array:
-    """Returns the factor of the peak rate [].
-
-    Args:
-      progress: [] in [0, 1], share of the task's updates that are done; traced.
-    """
-    ...
 
 
 class Recipe(NamedTuple):
@@ -41,108 +30,6 @@ class Recipe(NamedTuple):
   tx: optax.GradientTransformationExtraArgs
   rate: Schedule
   settings: Mapping[str, Any] | None = None
-
-
-def constant(progress: Array) -> Array:
-  """The full rate throughout.
-
-  Args:
-    progress: [] in [0, 1], share of the task.
-
-  Returns:
-    [], factor of the learning rate.
-
-  >>> import jax.numpy as jnp
-  >>> float(constant(jnp.asarray(0.5)))
-  1.0
-  """
-  return jnp.ones_like(progress)
-
-
-def cosine(progress: Array) -> Array:
-  """From 1 to 0 along half a cosine.
-
-  Args:
-    progress: [] in [0, 1], share of the task.
-
-  Returns:
-    [], factor of the learning rate.
-
-  >>> import jax.numpy as jnp
-  >>> round(float(cosine(jnp.asarray(0.5))), 3)
-  0.5
-  """
-  return 0.5 * (1 + jnp.cos(jnp.pi * progress))
-
-
-def quarter_cosine(progress: Array) -> Array:
-  """From 1 to nearly 0 along a quarter of a cosine, as InfLoRA's and CODA-Prompt's code.
-
-  Args:
-    progress: [], through a task, in [0, 1].
-
-  Returns:
-    The factor of the rate [].
-
-  >>> import jax.numpy as jnp
-  >>> round(float(quarter_cosine(jnp.asarray(1.0))), 4)
-  0.0157
-  """
-  return jnp.cos(0.495 * jnp.pi * progress)
-
-
-@recorded
-def milestones(at: Sequence[float], factor: float = 0.1) -> Schedule:
-  """Multiplies the rate by `factor` at each of some points of a task.
-
-  Args:
-    at: progress in (0, 1): epoch 18 of 20 is 0.9.
-    factor: of the rate.
-
-  Raises:
-    ValueError: for points outside (0, 1).
-
-  >>> import jax.numpy as jnp
-  >>> round(float(milestones((0.7, 0.9), 0.2)(jnp.asarray(0.9))), 3)
-  0.04
-  """
-  if not all(0 < each < 1 for each in at):
-    raise ValueError(f'expected points in (0, 1), got {list(at)}')
-
-  def schedule(progress):
-    # Less than an update of any task, more than what progress is rounded by.
-    passed = (progress > jnp.asarray(at, jnp.float32) - 1e-6).sum()
-    return jnp.float32(factor) ** passed
-
-  return schedule
-
-
-@recorded
-def warmup(share: float, then: Schedule) -> Schedule:
-  """Rises linearly over the first `share` of a task, then runs another schedule over the rest.
-
-  Args:
-    share: of the task, in (0, 1).
-    then: schedule over the rest of the task.
-
-  Returns:
-    A schedule, `(progress []) -> factor of the rate []`.
-
-  Raises:
-    ValueError: for a share outside (0, 1).
-
-  >>> import jax.numpy as jnp
-  >>> round(float(warmup(0.1, constant)(jnp.asarray(0.05))), 3)
-  0.5
-  """
-  if not 0 < share < 1:
-    raise ValueError(f'share must be in (0, 1), got {share}')
-
-  def schedule(progress):
-    rest = then(jnp.clip((progress - share) / (1 - share), 0, 1))
-    return jnp.where(progress < share, progress / share, rest)
-
-  return schedule
 
 
 @recorded
@@ -171,6 +58,7 @@ def recipe(
     ValueError: for a rate or a norm that is not positive, a negative decay, or fewer than one
       micro-batch.
 
+  >>> from pecft_jax.schedules import warmup
   >>> lion = recipe(optax.scale_by_lion(), 1e-4, schedule=warmup(0.1, cosine), clip=1.0)
   >>> round(float(lion.rate(jnp.asarray(0.1))), 6)
   0.0001
@@ -277,6 +165,7 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
 
   Example:
     >>> import jax.numpy as jnp
+    >>> from pecft_jax.schedules import constant
     >>> slow = grouped(sgd(0.1, momentum=0.0, schedule=constant), {'^delta': 0.01})
     >>> params = {'delta': jnp.ones(1), 'head': jnp.ones(1)}
     >>> updates, _ = slow.tx.update(params, slow.tx.init(params), params, progress=jnp.zeros(()))

@@ -7,16 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from pecft_jax.recipes import (
-  adam,
-  constant,
-  cosine,
-  milestones,
-  quarter_cosine,
-  recipe,
-  sgd,
-  warmup,
-)
+from pecft_jax.recipes import adam, recipe, sgd
+from pecft_jax.schedules import constant, cosine, warmup
 
 STEPS = 12
 PARAMS = {'a': jnp.array([1.0, -2.0, 3.0]), 'b': jnp.array([[0.5, 0.1]])}
@@ -140,15 +132,6 @@ def test_steps_that_are_no_multiple_follow_the_schedule_as_large_batches(schedul
   np.testing.assert_allclose(rates, schedule(jnp.arange(5) / 5), rtol=1e-5)
 
 
-def test_schedules_over_progress():
-  at = lambda schedule: [round(float(schedule(jnp.asarray(p))), 4) for p in (0, 0.1, 0.55, 1)]
-  assert at(constant) == [1, 1, 1, 1]
-  assert at(cosine) == [1.0, 0.9755, 0.4218, 0.0]
-  assert at(warmup(0.1, constant)) == [0, 1, 1, 1]
-  assert at(warmup(0.2, constant)) == [0, 0.5, 1, 1]
-  assert at(warmup(0.1, cosine)) == [0.0, 1.0, 0.5, 0.0]
-
-
 def test_the_rate_for_the_log_is_the_rate_used():
   made = sgd(0.3, momentum=0.0)
   for progress in (0.0, 0.4):
@@ -164,31 +147,8 @@ def test_the_rate_for_the_log_is_the_rate_used():
   [
     (lambda: adam(0.0), 'learning_rate must be positive, got 0'),
     (lambda: sgd(0.1, accumulate=0), 'accumulate must be at least 1, got 0'),
-    (lambda: warmup(1.0, cosine), r'share must be in \(0, 1\), got 1'),
   ],
 )
 def test_impossible_settings_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
-
-
-def test_milestones_are_those_of_torch():
-  torch = pytest.importorskip('torch')
-  tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
-  theirs = torch.optim.lr_scheduler.MultiStepLR(tx, [35, 45], 0.2)
-  ours, epochs, batches = milestones((35 / 50, 45 / 50), 0.2), 50, 3
-  for step in range(epochs * batches):
-    rate = ours(jnp.asarray(step / jnp.float32(epochs * batches)))
-    np.testing.assert_allclose(rate, tx.param_groups[0]['lr'], rtol=1e-6)
-    if step % batches == batches - 1:
-      tx.step()
-      theirs.step()
-  with pytest.raises(ValueError, match=r'points in \(0, 1\), got \[1.0\]'):
-    milestones((1.0,))
-
-
-def test_a_quarter_of_a_cosine_ends_where_the_authors_does():
-  # base * cos(99 pi e / (200 (K - 1))) in epochs e of K.
-  epochs = np.arange(20)
-  theirs = np.cos(99 * np.pi * epochs / (200 * 19))
-  np.testing.assert_allclose(quarter_cosine(jnp.asarray(epochs / 19)), theirs, atol=1e-6)

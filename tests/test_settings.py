@@ -29,7 +29,7 @@ from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.catalog import own_transform
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.peft import PEFTS, adaptformer, at_layers, bank, bottleneck, chain, lora, per_site
-from pecft_jax.recipes import constant, cosine
+from pecft_jax.schedules import constant, cosine
 from pecft_jax.settings import recorded, settings_of
 from pecft_jax.sources import sha256_of_json
 from pecft_jax.train import adam, recipe, sgd, warmup

@@ -27,6 +27,7 @@ ORDER = (
     'problems',
     'product',
     'recipes',
+    'schedules',
     'settings',
     'sources',
     'text',

@@ -4,7 +4,8 @@ import functools
 
 from pecft_jax.presets.record import UNIT_RANGE, Preset
 from pecft_jax.presets.views import parts
-from pecft_jax.recipes import adam, quarter_cosine
+from pecft_jax.recipes import adam
+from pecft_jax.schedules import quarter_cosine
 
 PRESETS = {
   'inflora': Preset(

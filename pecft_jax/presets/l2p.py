@@ -4,7 +4,8 @@ import functools
 
 from pecft_jax.presets.record import UNIT_RANGE, Preset
 from pecft_jax.presets.views import parts_from_a_twentieth
-from pecft_jax.recipes import adam, constant
+from pecft_jax.recipes import adam
+from pecft_jax.schedules import constant
 
 PRESETS = {
   'l2p': Preset(

@@ -12,7 +12,8 @@ from pecft_jax.presets.record import (
   slow_backbone,
 )
 from pecft_jax.presets.views import parts, parts_and_brightness, shifts
-from pecft_jax.recipes import adam, constant, milestones
+from pecft_jax.recipes import adam
+from pecft_jax.schedules import constant, milestones
 
 _SOURCE: dict[str, Any] = {'source': 'aimagelab/mammoth at e75a491'}
 _HUNDRED = 'seq-cifar100-224, 10 tasks of 10 classes'

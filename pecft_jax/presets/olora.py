@@ -3,7 +3,8 @@
 import functools
 
 from pecft_jax.presets.record import Preset
-from pecft_jax.recipes import adam, constant
+from pecft_jax.recipes import adam
+from pecft_jax.schedules import constant
 
 PRESETS = {
   'olora': Preset(

@@ -5,7 +5,8 @@ from typing import Any
 
 from pecft_jax.presets.record import UNIT_RANGE, Preset, sgd_with_l2, slow_backbone
 from pecft_jax.presets.views import parts_from_a_twentieth
-from pecft_jax.recipes import adam, constant, milestones
+from pecft_jax.recipes import adam
+from pecft_jax.schedules import constant, milestones
 
 _COMMON: dict[str, Any] = {
   'views': parts_from_a_twentieth,

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import optax
 
 from pecft_jax.data import Augmentation
-from pecft_jax.recipes import Recipe, Schedule, cosine, grouped, recipe
+from pecft_jax.recipes import Recipe, grouped, recipe
+from pecft_jax.schedules import Schedule, cosine
 from pecft_jax.settings import recorded
 
 UNVERIFIED = 'unverified'  # A place: the value was not read at the source.
@@ -191,7 +192,7 @@ def slow_backbone(
     schedule: as of `sgd_with_l2`.
 
   >>> import jax.numpy as jnp
-  >>> from pecft_jax.recipes import constant
+  >>> from pecft_jax.schedules import constant
   >>> slow = slow_backbone(0.01, factor=0.01, weight_decay=0.0, schedule=constant)
   >>> params = {'delta': jnp.ones(1), 'head': jnp.ones(1)}
   >>> updates, _ = slow.tx.update(params, slow.tx.init(params), params, progress=jnp.zeros(()))

@@ -4,7 +4,7 @@ import functools
 
 from pecft_jax.presets.record import CIFAR_RANGE, Preset, slow_backbone
 from pecft_jax.presets.views import parts_and_brightness
-from pecft_jax.recipes import milestones
+from pecft_jax.schedules import milestones
 
 PRESETS = {
   'slca': Preset(

@@ -2,17 +2,8 @@
 
 from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
-from pecft_jax.recipes import (
-  Recipe,
-  adam,
-  constant,
-  cosine,
-  milestones,
-  quarter_cosine,
-  recipe,
-  sgd,
-  warmup,
-)
+from pecft_jax.recipes import Recipe, adam, grouped, recipe, sgd
+from pecft_jax.schedules import constant, cosine, milestones, quarter_cosine, warmup
 from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.check import check_method
 from pecft_jax.train.context import NonFiniteLoss
@@ -44,6 +35,7 @@ __all__ = (
   'cosine',
   'describe_rules',
   'fsdp',
+  'grouped',
   'make_mesh',
   'milestones',
   'one_device',

@@ -16,7 +16,8 @@ from pecft_jax.devices.sharding import one_device
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import Judged
-from pecft_jax.recipes import adam, constant, sgd
+from pecft_jax.recipes import adam, sgd
+from pecft_jax.schedules import constant
 from pecft_jax.train.batches import on_devices
 from pecft_jax.train.schedule import task_arrays
 from pecft_jax.train.state import init_state

@@ -8,7 +8,8 @@ import pytest
 from pecft_jax.continual import aligned, finetune, ranpac, slca
 from pecft_jax.continual.wrappers.aligned import task_norm
 from pecft_jax.peft import lora
-from pecft_jax.recipes import constant, sgd
+from pecft_jax.recipes import sgd
+from pecft_jax.schedules import constant
 
 from ..tiny import CAPACITY, CLASSES, TOY, env, frozen_of, run, shaken
 

@@ -10,7 +10,8 @@ import pytest
 
 from pecft_jax.continual import ease, finetune, si
 from pecft_jax.peft import lora
-from pecft_jax.recipes import constant, sgd
+from pecft_jax.recipes import sgd
+from pecft_jax.schedules import constant
 from pecft_jax.train.state import init_state
 from pecft_jax.train.update import train_step
 from pecft_jax.typing import Update
