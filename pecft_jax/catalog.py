@@ -124,6 +124,27 @@ class Choice(NamedTuple):
     """Another method with the same transform and no wrappers, as the bounds of a report are."""
     return Choice(method, self.peft, (), self.options)
 
+  def references(
+    self, backbone: Backbone, capacity: Capacity, *, bounds: bool = False, alone: bool = False
+  ) -> dict[str, ContinualMethod]:
+    """Methods to run beside this one, by name, with the same transform: for `Experiment`.
+
+    Args:
+      backbone: as of `build`.
+      capacity: as of `build`.
+      bounds: sequential fine-tuning and joint training, the lower and the upper bound.
+      alone: training on each task alone, for forward transfer.
+
+    Raises:
+      ValueError: as `build`.
+    """
+    wanted = {'finetune': bounds, 'joint': bounds, 'alone': alone}
+    return {
+      name: self.plain(name).build(backbone, capacity)
+      for name, asked in wanted.items()
+      if asked and name != self.method
+    }
+
   @property
   def transform(self) -> str | None:
     """The name of the transform in use; None where the method has none."""

@@ -4,13 +4,13 @@ pecft run split_cifar100 --data-dir DIR --weights FILE --method ease
 """
 
 import pathlib
-from typing import Any, Literal
+from typing import Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
-from pecft_jax.presets import asked
 from pecft_jax.presets import preset as preset_by_name
+from pecft_jax.presets import recipe_of, value_range_of, views_of
 from pecft_jax.train import Experiment, Training, adam
 
 # Peak rates of Adam with a cosine over each task at batch 128, for a ViT of width 192. EASE's was
@@ -91,9 +91,7 @@ def experiment(
     train, test, tasks=tasks, order=class_order, name='split_cifar100'
   )
   published = None if preset is None else preset_by_name(preset)
-  ranges: dict[str, Any] = {}
-  if value_range == 'source' and (found := asked(published, '--value-range').value_range):
-    ranges = found.of(channels=3)
+  ranges = value_range_of(published, value_range, channels=3)
   model = pretrained(backbone, weights, dtype=dtype, **ranges)
   side = model.backbone.inputs.shape[0]
   if side != 32:
@@ -103,19 +101,14 @@ def experiment(
     )  # fmt: skip
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
   choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
-  build = lambda choice: choice.build(model.backbone, scenario.capacity)
-  changed = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
-  if views == 'source':
-    source = asked(published, '--views').views
-    changed = source and source(side)
-  rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
-  recipe = adam(rate, clip=1.0)
-  if published is not None and published.recipe and published.learning_rate:
-    recipe = published.recipe(learning_rate or published.learning_rate)
+  shifted = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
+  changed = views_of(published, views, side, shifted)
+  own = lambda rate: adam(rate, clip=1.0)
+  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))
   return Experiment(
     model,
     scenario,
-    build(choice),
+    choice.build(model.backbone, scenario.capacity),
     Training(
       recipe,
       epochs=epochs,
@@ -124,10 +117,6 @@ def experiment(
       cache_queries=cache_queries,
     ),
     seed=seed,
-    references={
-      name: build(choice.plain(name))
-      for name, wanted in (('finetune', bounds), ('joint', bounds), ('alone', alone))
-      if wanted and name != method
-    },
+    references=choice.references(model.backbone, scenario.capacity, bounds=bounds, alone=alone),
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )

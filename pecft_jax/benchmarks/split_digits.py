@@ -6,13 +6,13 @@
 Needs no download: scikit-learn brings the digits, this library the backbone.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
 from pecft_jax.catalog import Repeated, choose
-from pecft_jax.presets import asked
 from pecft_jax.presets import preset as preset_by_name
+from pecft_jax.presets import recipe_of, value_range_of, views_of
 from pecft_jax.train import Experiment, Training, adam
 
 RATES = {'l2p': 1e-2}
@@ -68,9 +68,7 @@ def experiment(
     class_order: natural, seed:1993, or a list of digits.
   """
   published = None if preset is None else preset_by_name(preset)
-  ranges: dict[str, Any] = {}
-  if value_range == 'source' and (found := asked(published, '--value-range').value_range):
-    ranges = found.of(channels=1)
+  ranges = value_range_of(published, value_range, channels=1)
   model = pretrained('vit_glyphs16', **ranges)
   train, test = data.digits(image_size=model.backbone.inputs.shape[0])
   scenario = data.class_incremental(
@@ -78,19 +76,13 @@ def experiment(
   )
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
   choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
-  build = lambda choice: choice.build(model.backbone, scenario.capacity)
-  augment = data.random_crop(1)
-  if views == 'source':
-    source = asked(published, '--views').views
-    augment = source and source(model.backbone.inputs.shape[0])
-  rate = learning_rate if learning_rate is not None else RATES.get(method, DEFAULT_RATE)
-  recipe = adam(rate, clip=1.0)
-  if published is not None and published.recipe and published.learning_rate:
-    recipe = published.recipe(learning_rate or published.learning_rate)
+  augment = views_of(published, views, model.backbone.inputs.shape[0], data.random_crop(1))
+  own = lambda rate: adam(rate, clip=1.0)
+  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))
   return Experiment(
     model,
     scenario,
-    build(choice),
+    choice.build(model.backbone, scenario.capacity),
     Training(
       recipe,
       epochs=epochs,
@@ -99,10 +91,6 @@ def experiment(
       evaluate=evaluate,
     ),
     seed=seed,
-    references={
-      name: build(choice.plain(name))
-      for name, wanted in (('finetune', bounds), ('joint', bounds), ('alone', alone))
-      if wanted and name != method
-    },
+    references=choice.references(model.backbone, scenario.capacity, bounds=bounds, alone=alone),
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )

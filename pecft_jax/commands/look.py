@@ -54,7 +54,7 @@ def _check_different(dirs: Sequence[pathlib.Path]) -> None:
   places = [path.resolve() for path in dirs]
   for path, place in zip(dirs, places, strict=True):
     if places.count(place) > 1:
-      raise ValueError(f'{path} is named twice')
+      raise ValueError(f'{path} is named twice: name each work directory once')
 
 
 def inspect_directory(

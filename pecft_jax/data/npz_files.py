@@ -15,7 +15,10 @@ from pecft_jax.data.in_arrays import arrays
 from pecft_jax.data.source import Source
 from pecft_jax.local import local_path
 
-# What zipfile and numpy raise for bytes that they cannot read.
+# What zipfile and numpy raise for damaged bytes, all of it found by damaging some: RuntimeError and
+# NotImplementedError of encrypted or foreign compression, MemoryError and OverflowError of a header
+# that claims an absurd shape, SyntaxError and TokenError of one that is no literal, SystemError of
+# odd names.
 _UNREADABLE = (
   zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError,
   KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, SyntaxError,

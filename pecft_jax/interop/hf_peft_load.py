@@ -44,7 +44,7 @@ def load_hf_peft(
   Args:
     directory: with `adapter_config.json` and `adapter_model.safetensors`.
     backbone: the model that it was trained on.
-    naming: of its layers there; by the backbone's inputs if None.
+    naming: of its layers there; by the backbone's family if None.
     params: the backbone's weights; where given, and where the adapter names its base
       (`save_hf_peft` does), they must be those.
     any_base: load it onto other weights, too.

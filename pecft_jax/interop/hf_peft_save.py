@@ -55,7 +55,7 @@ def save_hf_peft(
     frozen: the backbone's weights, whose norms DoRA needs where q, k and v are
       one layer and not all of them are adapted.
     naming: of the layers of the model that the adapter is for: `TIMM_VIT` or
-      `LLAMA` by the backbone's inputs, or one of your own.
+      `LLAMA` by the backbone's family, or one of your own.
     card: text of the model card, its README.md.
     facts: further entries of `pecft.json`, as JSON; it names the base by the digest of `frozen`.
 

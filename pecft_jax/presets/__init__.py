@@ -8,7 +8,8 @@ import importlib
 import pkgutil
 
 from pecft_jax.paths import unknown
-from pecft_jax.presets.record import UNVERIFIED, Preset, ValueRange, asked
+from pecft_jax.presets.applied import recipe_of, value_range_of, views_of
+from pecft_jax.presets.record import UNVERIFIED, Preset, ValueRange
 
 
 def presets() -> dict[str, Preset]:
@@ -44,4 +45,13 @@ def preset(name: str) -> Preset:
   return found[name]
 
 
-__all__ = ['UNVERIFIED', 'Preset', 'ValueRange', 'asked', 'preset', 'presets']
+__all__ = [
+  'UNVERIFIED',
+  'Preset',
+  'ValueRange',
+  'preset',
+  'presets',
+  'recipe_of',
+  'value_range_of',
+  'views_of',
+]

@@ -131,27 +131,6 @@ class Preset(NamedTuple):
     }
 
 
-def asked(published: Preset | None, flag: str) -> Preset:
-  """The preset that a flag takes its value from.
-
-  Args:
-    published: the preset in use, or None.
-    flag: for messages, as in `--views`.
-
-  Raises:
-    ValueError: without a preset, or for one of inputs that are no images.
-
-  >>> from pecft_jax.presets import preset
-  >>> asked(preset('l2p@pilot'), '--views').epochs
-  5
-  """
-  if published is None:
-    raise ValueError(f'{flag} source is that of a preset: name one with --preset')
-  if published.value_range is None:
-    raise ValueError(f'{flag} source is of images, and {published.source} has {published.data}')
-  return published
-
-
 @recorded
 def sgd_with_l2(
   learning_rate: float,

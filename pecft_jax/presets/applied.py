@@ -1,0 +1,94 @@
+"""What an experiment takes from a preset, where its flags ask for it."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from pecft_jax.data import Augmentation
+from pecft_jax.presets.record import Preset
+from pecft_jax.recipes import Recipe
+
+Whose = Literal['own', 'source']
+
+
+def value_range_of(
+  published: Preset | None, whose: Whose, channels: int
+) -> dict[str, tuple[float, ...]]:
+  """Options of a backbone's factory for the value range; none for its own.
+
+  Args:
+    published: the preset in use, or None.
+    whose: the backbone's own, or that of the preset's source.
+    channels: that the backbone reads.
+
+  Raises:
+    ValueError: for the source's without a preset, or where it has no images or another number of
+      channels.
+
+  >>> from pecft_jax.presets import preset
+  >>> value_range_of(preset('l2p@pilot'), 'source', channels=1)
+  {'mean': (0.0,), 'std': (1.0,)}
+  """
+  if whose == 'own':
+    return {}
+  found = _asked(published, '--value-range').value_range
+  assert found is not None
+  return found.of(channels)
+
+
+def views_of(
+  published: Preset | None, whose: Whose, side: int, own: Augmentation | None
+) -> Augmentation | None:
+  """What is done to training images; None where they are trained as they are.
+
+  Args:
+    published: the preset in use, or None.
+    whose: the experiment's own, or those of the preset's source.
+    side: of the images, in pixels.
+    own: the experiment's.
+
+  Raises:
+    ValueError: for the source's without a preset, or where it has no images.
+
+  >>> views_of(None, 'own', 32, None) is None
+  True
+  """
+  if whose == 'own':
+    return own
+  views = _asked(published, '--views').views
+  return None if views is None else views(side)
+
+
+def recipe_of(
+  published: Preset | None,
+  learning_rate: float | None,
+  own: Callable[[float], Recipe],
+  own_rate: float,
+) -> Recipe:
+  """The preset's optimizer, or the experiment's own without a preset or where it trains nothing.
+
+  Args:
+    published: the preset in use, or None.
+    learning_rate: the peak rate that was asked for; None for that of the recipe in use.
+    own: peak rate -> the experiment's.
+    own_rate: its peak rate.
+
+  >>> from pecft_jax.recipes import sgd
+  >>> recipe_of(None, None, sgd, 0.1).settings['learning_rate']
+  0.1
+  """
+  make, rate = own, own_rate
+  if published is not None and published.recipe and published.learning_rate is not None:
+    make, rate = published.recipe, published.learning_rate
+  return make(rate if learning_rate is None else learning_rate)
+
+
+def _asked(published: Preset | None, flag: str) -> Preset:
+  if published is None:
+    raise ValueError(
+      f'{flag} source is that of a preset, and none is named: add --preset NAME@SOURCE'
+    )
+  if published.value_range is None:
+    raise ValueError(
+      f'{flag} source is of images, and {published.source} has {published.data}: use {flag} own'
+    )
+  return published

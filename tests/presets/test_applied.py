@@ -1,0 +1,28 @@
+import pytest
+
+from pecft_jax.presets import preset, recipe_of, value_range_of, views_of
+from pecft_jax.recipes import adam
+
+PUBLISHED = preset('l2p@pilot')
+
+
+def test_a_rate_that_is_given_goes_before_that_of_the_source():
+  assert recipe_of(PUBLISHED, 0.5, adam, 1.0).settings['learning_rate'] == 0.5
+  assert recipe_of(PUBLISHED, None, adam, 1.0).settings['learning_rate'] == PUBLISHED.learning_rate
+  assert recipe_of(None, None, adam, 1.0).settings['learning_rate'] == 1.0
+
+
+def test_a_rate_of_zero_is_refused_and_not_replaced_by_another():
+  with pytest.raises(ValueError, match='learning_rate must be positive, got 0'):
+    recipe_of(PUBLISHED, 0.0, adam, 1.0)
+
+
+def test_own_views_and_values_stay_beside_a_preset():
+  assert views_of(PUBLISHED, 'own', 32, None) is None
+  assert value_range_of(PUBLISHED, 'own', channels=3) == {}
+  assert views_of(PUBLISHED, 'source', 32, None) is not None
+
+
+def test_views_of_no_preset_are_refused_with_the_remedy():
+  with pytest.raises(ValueError, match='none is named: add --preset NAME@SOURCE'):
+    views_of(None, 'source', 32, None)
