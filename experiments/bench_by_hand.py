@@ -1,4 +1,4 @@
-"""A LoRA step of ViT-Ti/16 written by hand in JAX: what the library's own step is held against.
+"""A LoRA step of ViT-Ti/16 written by hand in JAX: what the library's own step is compared with.
 
 It does what is known to pay, as a careful user would: frozen weights are an argument that is not
 differentiated, the update is not merged into the weights, the last block computes the class token

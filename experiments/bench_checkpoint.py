@@ -57,7 +57,7 @@ def filled(state: Any) -> Any:
 
 
 def sizes(state: Any, identity: Any, directory: pathlib.Path) -> tuple[int, int, int, int]:
-  """Bytes of carried state, of the optimizer's, on disk, and on disk but for arrays."""
+  """Bytes of carried state, of the optimizer's, on disk, and on disk without arrays."""
   checkpoints = Checkpoints(directory, identity=identity)
   checkpoints.save(1, filled(state), Position())
   checkpoints.wait()

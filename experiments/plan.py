@@ -2,7 +2,7 @@
 
     python experiments/plan.py [--out FILE] [--only NAME ...] [--utilisation 0.5] [--check]
 
-Computed from shapes; no weights are made or read, and nothing is compiled but for --check, which
+Computed from shapes; no weights are made or read, and nothing is compiled except by --check, which
 compiles steps of a small model to check the estimates against them.
 """
 

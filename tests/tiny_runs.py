@@ -82,7 +82,7 @@ def tiny_frozen() -> Params:
 
 @functools.cache
 def tiny_scenario(tasks: int = 2, train: int = 12, test: int = 6) -> data.Scenario:
-  """Two classes a task, told apart by the place of a bright pixel."""
+  """Two classes a task, distinguished by the place of a bright pixel."""
 
   def source(count: int, seed: int) -> data.Source:
     rng = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ class PlanFlags:
   """Flags of `pecft plan`: the devices that it is for."""
 
   mesh: str = ''
-  """Devices by axis, as in data=4,model=2, none of which need be there; one by default."""
+  """Devices by axis, as in data=4,model=2, none of which needs to be present; one by default."""
   fsdp: bool = False
   """Split weights over the data axis, too; needs --mesh."""
   chip: str = ''

@@ -97,7 +97,7 @@ _ROWS: Mapping[str, tuple[Check, str]] = {
 
 
 def check_results(results: Mapping[str, Any], where: Any) -> None:
-  """Checks the types of what results.json holds, but for its matrices and its measure.
+  """Checks the types of what results.json holds, without its matrices and its measure.
 
   Args:
     results: the content.

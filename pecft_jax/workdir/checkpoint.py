@@ -49,7 +49,7 @@ class Checkpoints:
     *,
     keep_tasks: bool = False,
   ):
-    """Opens a directory, made if need be.
+    """Opens a directory, made if it does not exist.
 
     Args:
       directory: of the checkpoints.

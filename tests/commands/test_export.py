@@ -1,4 +1,4 @@
-"""Runs of the command line, exported, and held against what these runs recorded."""
+"""Runs of the command line, exported, and compared with what these runs recorded."""
 
 import json
 import pathlib

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def scenario():
-  """Two classes a task, told apart by their brightness; 6 to 14 examples of a task."""
+  """Two classes a task, distinguished by their brightness; 6 to 14 examples of a task."""
 
   def source(counts, seed):
     labels = np.repeat(np.arange(2 * TASKS), counts)

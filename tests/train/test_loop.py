@@ -61,7 +61,7 @@ def test_batches_on_devices():
 
 
 def test_a_process_puts_down_its_own_part_of_a_batch():
-  """On one device all parts are asked for; those of other processes it has not."""
+  """On one device all parts are asked for; it has none of other processes."""
   sharding = batched(one_device())
   rows = np.arange(6).reshape(3, 2)
   np.testing.assert_array_equal(on_devices({'x': rows}, sharding, (0, 1), axis=1)['x'], rows)

@@ -1,4 +1,4 @@
-"""States are made whole, and told apart by their digest."""
+"""States are made whole, and distinguished by their digest."""
 
 import chex
 import jax

@@ -8,7 +8,7 @@ from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 
-_NEVER = -1e4  # The logit of a class that the task has not.
+_NEVER = -1e4  # The logit of a class of another task.
 
 
 @about(
