@@ -218,7 +218,7 @@ def _called(
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
-  """Raises ValueError for options of a part that does not exist, or that its factory does not take."""
+  """Raises ValueError for options of no part, or that its factory does not take."""
   known = {name: part for registry in REGISTRIES.values() for name, part in registry.items()}
   for name, values in options.items():
     if ':' in name:

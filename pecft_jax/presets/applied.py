@@ -1,7 +1,7 @@
 """What an experiment takes from a preset, where its flags ask for it."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from pecft_jax.data import Augmentation
 from pecft_jax.presets.record import Preset
@@ -10,9 +10,7 @@ from pecft_jax.recipes import Recipe
 Whose = Literal['own', 'source']
 
 
-def value_range_of(
-  published: Preset | None, whose: Whose, channels: int
-) -> dict[str, tuple[float, ...]]:
+def value_range_of(published: Preset | None, whose: Whose, channels: int) -> dict[str, Any]:
   """Options of a backbone's factory for the value range; none for its own.
 
   Args:
