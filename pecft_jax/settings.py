@@ -135,6 +135,7 @@ def recorded(
     return _with_settings(found, values, called)
 
   setattr(make, 'defaults', dict(defaults or {}))  # noqa: B010  Read by `defaults_of`.
+  setattr(make, 'recorded_name', called)  # noqa: B010  Read by `recorded_name`.
   return make
 
 
@@ -146,6 +147,17 @@ def defaults_of(factory: Callable[..., Any]) -> Mapping[str, Callable[[], Any]]:
   'adaptformer'
   """
   return getattr(factory, 'defaults', {})
+
+
+def recorded_name(factory: Any) -> str | None:
+  """The name that settings have of a `recorded` factory; None for anything else.
+
+  >>> from pecft_jax.peft import prompt
+  >>> recorded_name(prompt), recorded_name(len)
+  ('prompt_tuning', None)
+  """
+  found = getattr(factory, 'recorded_name', None)
+  return found if isinstance(found, str) else None
 
 
 def settings_of(thing: Any) -> Any:

@@ -38,6 +38,7 @@ ORDER = (
   ('backbones', 'continual', 'data', 'metrics', 'devices'),
   ('workdir',),
   ('train',),
+  ('learners',),
   ('report',),
   ('plan', 'interop'),
   ('catalog', 'presets'),

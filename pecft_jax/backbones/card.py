@@ -218,7 +218,11 @@ def pretrained(
       f'{path} is not the checkpoint that the card {card.name} describes: '
       f'expected sha256 {card.sha256}, got {checkpoint.sha256}'
     )
-  identity = WeightsIdentity({'backbone_sha256': checkpoint.sha256}, checkpoint.params)
+  # A card of the library is found by its name wherever the library lies.
+  source = {'card': card.name} if weights is None else {'file': str(path.resolve())}
+  if card.name not in cards() and weights is None:
+    source = {'file': str(path.resolve())}
+  identity = WeightsIdentity({'backbone_sha256': checkpoint.sha256}, checkpoint.params, source)
   return Pretrained(backbone, checkpoint.params, checkpoint.head, identity)
 
 
@@ -239,5 +243,5 @@ def random_weights(name: str | pathlib.Path, /, seed: int = 0, **options: Any) -
   """
   backbone = architecture(name, **{'name': f'{find_card(name).name}-random', **options})
   params = backbone.init(jax.random.key(seed))
-  identity = WeightsIdentity({'backbone_sha256': f'random, seed {seed}'}, params)
+  identity = WeightsIdentity({'backbone_sha256': f'random, seed {seed}'}, params, {'random': seed})
   return Pretrained(backbone, params, None, identity)

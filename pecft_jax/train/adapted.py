@@ -71,7 +71,7 @@ def adapted_after(
       f'{method.name} has no single delta that does what its predictions need: expected a method '
       'with `adapted`, such as finetune, or a wrapper around one'
     )
-  place, here = _place(directory, seed), configuration(experiment)
+  place, here = place_of_seed(directory, seed), configuration(experiment)
   config = read_config(directory)
   check_config(directory / 'config.json', {key: config.get(key) for key in here}, here)
   tick, contents = find_after(directory, tasks)
@@ -91,7 +91,7 @@ def adapted_after(
   return After(int(state.task.index) + 1, method.adapted(state.params, state.memory, env))
 
 
-def _place(directory: pathlib.Path, seed: int | None) -> int | None:
+def place_of_seed(directory: pathlib.Path, seed: int | None) -> int | None:
   """Of a seed among those of one program; None where there is one alone.
 
   Raises:

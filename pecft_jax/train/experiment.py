@@ -115,10 +115,10 @@ def check_experiment(experiment: Experiment) -> None:
   check_fields(training)
   spec = experiment.backbone.inputs
   for task in scenario.tasks:
-    _check_inputs(experiment.backbone, f'task {task.name!r}', task.train)
-    _check_inputs(experiment.backbone, f'the test set of task {task.name!r}', task.test)
+    check_inputs(experiment.backbone, f'task {task.name!r}', task.train)
+    check_inputs(experiment.backbone, f'the test set of task {task.name!r}', task.test)
   for probe in scenario.probes:
-    _check_inputs(experiment.backbone, f'the probe {probe.name!r}', probe.split)
+    check_inputs(experiment.backbone, f'the probe {probe.name!r}', probe.split)
   for path, leaf in named_leaves(experiment.frozen):
     numbers = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
     if numbers and not bool(jnp.isfinite(leaf).all()):
@@ -142,7 +142,7 @@ def check_experiment(experiment: Experiment) -> None:
     raise ValueError(f'{method.name} reads no frozen query, there is nothing to cache')
 
 
-def _check_inputs(backbone: Backbone, what: str, split: Split) -> None:
+def check_inputs(backbone: Backbone, what: str, split: Split) -> None:
   """Checks examples against the input specification, and all token ids against the vocabulary.
 
   Raises:
@@ -178,14 +178,20 @@ def _check_inputs(backbone: Backbone, what: str, split: Split) -> None:
 def identified(experiment: Experiment) -> Experiment:
   """The experiment with digests of its backbone's weights and of its data in its identity."""
   model = experiment.model
-  identity = dict(model.identity)
-  if isinstance(model.identity, WeightsIdentity) and not model.identity.is_of(model.params):
-    identity.pop('backbone_sha256', None)  # It is that of other weights.
+  identity, known_of = dict(model.identity), model.identity
+  source = None
+  if isinstance(known_of, WeightsIdentity):
+    if known_of.is_of(model.params):
+      source = known_of.source
+    else:
+      identity.pop('backbone_sha256', None)  # It is that of other weights.
   known = {**identity, **experiment.identity}
   if 'backbone_sha256' not in known:
     identity['backbone_sha256'] = tree_sha256(model.params)
   if 'data_sha256' not in known:
     identity['data_sha256'] = data_sha256(experiment.scenario)
+  if source is not None:
+    identity = WeightsIdentity(identity, model.params, source)
   return experiment.replace(model=model._replace(identity=identity))
 
 
@@ -201,6 +207,17 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     **experiment.model.identity,
     **experiment.identity,
   }
+
+
+def facts_of(experiment: Experiment) -> dict[str, Any]:
+  """What using a run needs beside its configuration, as JSON.
+
+  `class_names` by output, and `weights`: where those of the backbone can be had again, None where
+  nobody knows.
+  """
+  identity = experiment.model.identity
+  source = identity.source if isinstance(identity, WeightsIdentity) else None
+  return {'class_names': list(experiment.scenario.class_names), 'weights': source}
 
 
 def configuration(experiment: Experiment, method: ContinualMethod | None = None) -> dict[str, Any]:

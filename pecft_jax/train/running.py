@@ -19,6 +19,7 @@ from pecft_jax.train.experiment import (
   check_experiment,
   configuration,
   describe,
+  facts_of,
   identified,
 )
 from pecft_jax.train.job import Job, check_there, run_job
@@ -199,7 +200,11 @@ def _prepare(job: Job, directory: pathlib.Path, logs: tuple[str, ...]) -> None:
   options, branch, tick = job.options, job.options.branch, None
   settings, notes = _config(job), []
   mine = functools.partial(
-    claim, command=options.command, files=options.files, accept_changes=options.accept_changes
+    claim,
+    command=options.command,
+    files=options.files,
+    facts=facts_of(job.experiment),
+    accept_changes=options.accept_changes,
   )
   if branch is not None:
     tick = find_branch(branch, describe(job.experiment), directory, logs)

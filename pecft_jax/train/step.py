@@ -1,4 +1,4 @@
-"""The jitted functions of a run; nothing else in the library jits.
+"""The jitted functions of a run; those of a learner that is read from one are its own.
 
 Each is compiled once for a whole sequence: a new task changes values, never
 shapes. Frozen weights are always an argument, so they are never constants of

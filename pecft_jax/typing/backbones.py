@@ -117,10 +117,20 @@ class Backbone(NamedTuple):
 
 
 class WeightsIdentity(dict[str, Any]):
-  """What is known of certain arrays, as JSON: it says nothing of others put in their place."""
+  """What is known of certain arrays, as JSON: it says nothing of others put in their place.
 
-  def __init__(self, values: Mapping[str, Any], params: Params):
+  Attributes:
+    source: where they can be had again, as JSON, which is no part of what identifies them: of
+      `card`, `file` and `random` (a seed). None where nobody knows.
+  """
+
+  source: Mapping[str, Any] | None
+
+  def __init__(
+    self, values: Mapping[str, Any], params: Params, source: Mapping[str, Any] | None = None
+  ):
     super().__init__(values)
+    self.source = source
     self._leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
 
   def is_of(self, params: Params) -> bool:

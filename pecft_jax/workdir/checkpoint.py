@@ -199,7 +199,7 @@ class Checkpoints:
 def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[TrainState, Position]:
   """`Checkpoints.load` of the directory of one checkpoint; changes nothing beside it."""
   contents = read_contents(path)
-  _check_leaves(path.name, dict(map(leaf_of, named_leaves(like))), dict(contents.leaves))
+  check_leaves(path.name, dict(map(leaf_of, named_leaves(like))), dict(contents.leaves))
   target = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     like,
@@ -210,7 +210,7 @@ def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[Trai
   return jax.device_put(state, shardings), Position.from_json(contents.position)
 
 
-def _check_leaves(tick: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
+def check_leaves(tick: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
   """Checks a stored tree against the expected one; orbax would cast dtypes silently."""
   differing = [
     f'{name}: expected {expected.get(name, "nothing")}, stored {stored.get(name, "nothing")}'

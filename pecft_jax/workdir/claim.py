@@ -13,7 +13,9 @@ from pecft_jax.files import plain, read_json, write_json
 from pecft_jax.settings import one_line
 
 # Parts of config.json that need not be the same on resuming.
-_BESIDE = ('command', 'files', 'environment', 'resumed', 'accepted')
+_BESIDE = (
+  'command', 'files', 'environment', 'resumed', 'accepted', 'class_names', 'weights',
+)  # fmt: skip
 _ACCEPT = '--accept-changes if what was changed has no part in what is computed'
 _MOST = 12  # Differences in one message.
 
@@ -48,6 +50,7 @@ def claim(
   command: Mapping[str, Any] | None = None,
   *,
   files: Mapping[str, str] | None = None,
+  facts: Mapping[str, Any] | None = None,
   accept_changes: bool = False,
 ) -> list[str]:
   """Writes config.json, or checks the one that is there against this run's.
@@ -61,6 +64,8 @@ def claim(
     config: what must be the same on resuming.
     command: how the run was started, which need not be; written the first time.
     files: digests of the files that made the experiment, by name.
+    facts: what using the run needs beside its configuration: `class_names`, and where the
+      `weights` are; written the first time.
     accept_changes: go on where files are others than they were, and record it.
 
   Returns:
@@ -75,7 +80,7 @@ def claim(
   if not path.exists():
     if (directory / 'checkpoints').exists() or (directory / 'results.json').exists():
       raise ValueError(f'{directory} holds a run without a config.json; choose another --workdir')
-    beside = {'command': command, 'files': files or None, 'environment': here}
+    beside = {'command': command, 'files': files or None, 'environment': here, **(facts or {})}
     write_json(path, {**config, **{k: plain(v) for k, v in beside.items() if v is not None}})
     return []
   there = _read(path)

@@ -90,12 +90,25 @@ def verify(path: pathlib.Path) -> None:
     Damaged: if it is not what was written.
     Unread: if it cannot be read for another reason.
   """
-  contents = read_contents(path)
+  read_whole(path, read_contents(path))
+
+
+def read_whole(path: pathlib.Path, contents: Contents) -> Any:
+  """The state of a checkpoint in host memory, in plain containers; keys are their data.
+
+  Args:
+    path: of the checkpoint.
+    contents: of the checkpoint.
+
+  Raises:
+    Damaged: if the arrays are not what was written.
+    Unread: if they cannot be read for another reason.
+  """
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
   target = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), contents.tree
   )
-  read_arrays(path, target, contents)
+  return read_arrays(path, target, contents)
 
 
 def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
