@@ -1,4 +1,4 @@
-"""Arguments of factories against their annotations: types, and numbers that are numbers.
+"""Checks of arguments against the annotations of factories: types, and finite numbers.
 
 A rank of 2.0, a rate that is NaN, or a factory where its result was meant (`lora` for `lora()`)
 would otherwise fail far from the mistake, or not at all.
@@ -27,7 +27,7 @@ def check_arguments(
 
   Integers, floats, booleans, strings, literals, records, callables, and unions, sequences and
   mappings of these are checked; other annotations are not. Floats must be finite in float32.
-  An argument that is the default is right.
+  An argument that is its default is accepted.
 
   Args:
     factory: with annotations.
@@ -57,7 +57,7 @@ def check_arguments(
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-  """Decorates a function, whose arguments are checked against their annotations when it is called.
+  """Decorates a function so that each call checks its arguments against their annotations.
 
   Factories that are `recorded` (see `pecft_jax.settings`) are checked without it.
 
@@ -100,7 +100,7 @@ def check_fields(record: Any) -> None:
 
 
 def at_least(low: float, **numbers: float | None) -> None:
-  """Raises ValueError for a number below a bound; names it. None is no number.
+  """Raises ValueError, with the name, for a number below a bound. None passes.
 
   >>> at_least(0, strength=1.0, decay=-0.5)
   Traceback (most recent call last):
@@ -113,7 +113,7 @@ def at_least(low: float, **numbers: float | None) -> None:
 
 
 def above(low: float, **numbers: float | None) -> None:
-  """Raises ValueError for a number that is not above a bound; names it. None is no number.
+  """Raises ValueError, with the name, for a number that is not above a bound. None passes.
 
   >>> above(0, alpha=0.0)
   Traceback (most recent call last):
@@ -127,7 +127,7 @@ def above(low: float, **numbers: float | None) -> None:
 
 
 def expected(value: Any, hint: Any) -> str | None:
-  """What an annotation asks for, in words; None where the value is that.
+  """What an annotation expects, in words; None where the value fits it.
 
   >>> expected(2, int), expected(True, int), expected(float('nan'), float | None)
   (None, 'an integer', 'a finite number or None')
@@ -175,7 +175,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any, Any]]:
   """The annotations, kinds and defaults of a factory's arguments by name."""
   try:
     hints = typing.get_type_hints(factory, include_extras=True)
-  except NameError:  # Of a type that is imported for checkers alone.
+  except NameError:  # A type that is imported for type checkers alone.
     return {}
   parameters = inspect.signature(factory).parameters
   return {
@@ -201,7 +201,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-  """A scalar of numpy or jax as Python's own, where it is one that is known."""
+  """A numpy scalar or a concrete jax scalar as a Python number; other values as they are."""
   if getattr(value, 'ndim', None) == 0 and hasattr(value, 'item') and not hasattr(value, 'aval'):
     return value.item()
   known = getattr(value, 'ndim', None) == 0 and hasattr(value, 'addressable_shards')

@@ -8,7 +8,7 @@ of sharding ask for these names, never for a field or a method:
       a: Array  # [d_in, r]
       b: Array  # [r, d_out]
 
-Names stand for a field's last axes, so that a bank or a stack of it has them,
+Names belong to a field's last axes, so that a bank or a stack of it has them,
 too; for its first axes if an ellipsis follows. A field may hold a whole tree:
 then each leaf has these axes. Fields that are not named have none.
 

@@ -200,7 +200,7 @@ def choose(
 def _called(
   kind: str, name: str, factory: Factory, parts: tuple[Any, ...], options: Mapping[str, Any]
 ) -> ContinualMethod:
-  """What a factory makes of its parts. Raises ValueError where it is none of methods."""
+  """What a factory returns for its parts. Raises ValueError unless that is a method."""
   try:
     inspect.signature(factory).bind(*parts, **options)
   except (TypeError, ValueError) as error:

@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog='pecft run FILE --help lists the flags of an experiment.',
   )
   parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
-  # Before a command and behind it; flags of an experiment may begin alike.
+  # Accepted before and after a command. No abbreviations: flags of an experiment may share a
+  # prefix.
   either = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
   either.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
                       help='show the whole traceback of an error')  # fmt: skip
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = _run(known, rest, Console())
     sys.stdout.flush()
   except BrokenPipeError:
-    # Who read the output has gone, as `head` does. What is left of it goes nowhere.
+    # The reader closed the pipe, as `head` does: the remaining output is discarded.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _NO_READER
   except ERRORS as error:

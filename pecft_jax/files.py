@@ -15,7 +15,7 @@ from pecft_jax.local import local_path
 class Row(NamedTuple):
   """One line of a JSON-lines file."""
 
-  line: str  # As it stands, without its end.
+  line: str  # The line, without its line break.
   value: dict[str, Any] | None  # None where it is damaged.
   problem: str | None  # Names file and line.
 
@@ -43,7 +43,7 @@ def read_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
   Args:
     path: of the file; `~` is the home directory.
-    what: it is, for messages.
+    what: the kind of file, for messages: `a card`.
 
   Raises:
     ValueError: as for `read_json`, and where there is no such file, or it cannot be read.
@@ -122,7 +122,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def json_line(value: Any) -> str:
-  """A line of a JSON-lines file, with its end.
+  """A line of a JSON-lines file, with its line break.
 
   >>> json_line({'loss': 0.5})
   '{"loss": 0.5}\\n'

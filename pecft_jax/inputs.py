@@ -1,7 +1,7 @@
 """What backbones read: one record for each kind of input.
 
 A record says the shape and dtype of an example, what its values mean, and how
-it reaches the model. A kind of one's own is another record with the fields of
+it reaches the model. A kind of your own is another record with the fields of
 `pecft_jax.typing.InputSpec`.
 """
 

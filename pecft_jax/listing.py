@@ -1,6 +1,6 @@
-"""What there is, by name: for `pecft list` and for tables.
+"""Listings by name, for `pecft list` and for tables.
 
-Each kind imports what it lists when it is asked for: no other needs flax, benchmarks not even jax.
+Each kind is imported only when it is listed: only backbones need flax, and benchmarks need no jax.
 """
 
 import re
@@ -13,7 +13,7 @@ Entries = dict[str, dict[str, Any]]
 
 
 def listing(kind: str) -> Entries:
-  """What there is of one kind, by name: a summary and further facts, as JSON.
+  """The entries of one kind, by name: a summary and further facts, as JSON.
 
   Args:
     kind: `peft`, `methods` (wrappers, too), `presets`, `benchmarks` or `backbones`.
@@ -30,7 +30,7 @@ def listing(kind: str) -> Entries:
 
 
 def table(kind: str) -> str:
-  """A listing as a table of Markdown, one family after the other, wrappers behind the methods.
+  """A listing as a Markdown table, one family after the other, wrappers after the methods.
 
   Args:
     kind: `peft` or `methods`: family, name, summary, papers; or `costs`: what each method needs and
@@ -74,7 +74,7 @@ def _costs(name: str, each: dict[str, Any], before: str | None) -> tuple[str, ..
 
 
 def with_tables(page: str) -> str:
-  """A page of Markdown whose tables are those of the library now.
+  """A Markdown page with its tables brought up to date.
 
   A table stands between the comments `<!-- table: KIND -->`, with KIND as of `table`, and
   `<!-- end of table -->`.

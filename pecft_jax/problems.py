@@ -22,7 +22,7 @@ _OUT = -1e9  # The logit of a class that may not be chosen: finite, so that grad
 class Judged(NamedTuple):
   """Sums over a batch; the measure is `score / total`."""
 
-  score: Array  # [] int32 or float32, with all that was seen as choices.
+  score: Array  # [] int32 or float32, chosen among all classes seen.
   aware: Array  # The same with the task of each example known.
   total: Array  # [] int32
 
@@ -118,7 +118,7 @@ def _judge_classes(answers: Array, y: Array, valid: Array, seen: Array, own: Arr
   return Judged(right(seen), right(own), valid.sum(dtype=jnp.int32))
 
 
-# One class of all: `y` [B] is its position in the class order, answers are logits [B, C].
+# One class among all: `y` [B] is its position in the class order, answers are logits [B, C].
 classification = Problem(
   'classification',
   jax.ShapeDtypeStruct((), np.int32),
@@ -234,7 +234,7 @@ def judged_on_host(
   Args:
     problem: whose answers are no classes.
     score: `(answers, targets) -> scores [n]`, numpy arrays.
-    measure: that the mean of the scores is.
+    measure: name and range of the mean of the scores.
     answers: what comes to the host of a batch's answers; by default the most likely tokens.
 
   Raises:
@@ -254,7 +254,7 @@ def judged_on_host(
 
 
 def host_scores(problem: Problem, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """What the problem's judge on the host gives each example: float64 [n].
+  """The score of each example by the problem's judge on the host: float64 [n].
 
   Raises:
     ValueError: for scores of another shape, or outside of the measure's range.
@@ -288,7 +288,7 @@ def need_classes(problem: Problem, name: str) -> None:
 
 
 def need_row_of_answers(problem: Problem, width: int, name: str) -> None:
-  """Raises ValueError for a method with one head on a problem that [B, width] does not answer.
+  """Raises ValueError for a method with one head on a problem whose answers are not [B, width].
 
   >>> need_row_of_answers(regression(4), 4, 'finetune')
   """

@@ -149,7 +149,7 @@ def sgd(
 
 @recorded
 def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
-  """A recipe with rates of their own for groups of parameters.
+  """A recipe with a learning rate for each group of parameters.
 
   What the optimizer returns is scaled last, so a factor also scales decoupled
   weight decay. The log shows the rate of parameters that no pattern matches.
@@ -157,7 +157,7 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
   Args:
     recipe: any.
     factors: factor of the rate by regex, searched in the path of a leaf of
-      `params` (`head/kernel`); the first that is found counts.
+      `params` (`head/kernel`); the first match decides.
 
   Raises:
     ValueError: for a negative factor; when the optimizer starts, for a pattern
@@ -202,13 +202,13 @@ class Accumulated(NamedTuple):
   sums: Any  # As the parameters: gradients times weights.
   weight: Array  # [], sum of the weights.
   count: Array  # [] int32, micro-batches.
-  progress: Array  # [] of the first of them.
+  progress: Array  # [], at the first of them.
 
 
 def _accumulated(
   tx: optax.GradientTransformation, every: int
 ) -> optax.GradientTransformationExtraArgs:
-  """An update after so many gradients, and at the end of a task.
+  """An update after every `every` gradients, and at the end of a task.
 
   Of the extra arguments, `weight` [] is how much a gradient counts (its valid examples; 1 by
   default), `last` [] bool whether it is the last one of the task, and `steps` [] how many there
@@ -227,7 +227,7 @@ def _accumulated(
       extra.pop('last', False),
     )
     steps = extra.pop('steps', None)
-    if steps is not None:  # Of updates, as large batches have them.
+    if steps is not None:  # Progress counted in updates, as with large batches.
       number, of = jnp.round(progress * steps), jnp.asarray(steps, jnp.float32)
       progress = jnp.floor(number / every) / jnp.ceil(of / every)
     weight = jnp.asarray(weight, jnp.float32)

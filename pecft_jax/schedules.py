@@ -56,10 +56,10 @@ def cosine(progress: Array) -> Array:
 
 
 def quarter_cosine(progress: Array) -> Array:
-  """From 1 to nearly 0 along a quarter of a cosine, as InfLoRA's and CODA-Prompt's code.
+  """From 1 to nearly 0 along a quarter of a cosine, as in the code of InfLoRA and CODA-Prompt.
 
   Args:
-    progress: [], through a task, in [0, 1].
+    progress: [] in [0, 1], share of the task.
 
   Returns:
     The factor of the rate [].
@@ -90,7 +90,7 @@ def milestones(at: Sequence[float], factor: float = 0.1) -> Schedule:
     raise ValueError(f'expected points in (0, 1), got {list(at)}')
 
   def schedule(progress):
-    # Less than an update of any task, more than what progress is rounded by.
+    # Less than one update of any task, more than the rounding error of progress.
     passed = (progress > jnp.asarray(at, jnp.float32) - 1e-6).sum()
     return jnp.float32(factor) ** passed
 

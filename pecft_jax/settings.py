@@ -1,4 +1,4 @@
-"""What a run is made of, as JSON: each factory's name with all of its arguments.
+"""The settings of a run, as JSON: each factory's name with all of its arguments.
 
 A factory that is decorated with `recorded` puts `settings` on the record that it returns. They are
 nested where a record takes others, and are what config.json, results.json and reports show: two
@@ -47,7 +47,7 @@ _REMEDY = (
   'that makes it with `recorded` of pecft_jax.settings; or give the record settings by hand, as in '
   "record._replace(settings={'name': 'mine', 'version': 1})"
 )
-# Keys that the JSON of a mapping has for itself.
+# Keys reserved in the JSON of a mapping.
 _OWN_KEYS = {'name', 'order', 'items', 'default'}
 # Their wrappers (`jit`, `lru_cache`) compute what is wrapped.
 _WRAPPERS = {'jax', 'jaxlib', 'functools'}
@@ -140,7 +140,7 @@ def recorded(
 
 
 def defaults_of(factory: Callable[..., Any]) -> Mapping[str, Callable[[], Any]]:
-  """Functions that make the arguments that are None by default, of a `recorded` factory.
+  """The functions that make the arguments whose default is None, of a `recorded` factory.
 
   >>> from pecft_jax.continual import ease
   >>> defaults_of(ease)['peft'].__name__
@@ -197,7 +197,7 @@ def one_line(settings: Any) -> str:
 
 
 def wrappers_of(settings: Mapping[str, Any]) -> list[str]:
-  """The names of the wrappers around a method, the innermost first.
+  """The names of the wrappers around a method, innermost first.
 
   >>> wrappers_of({'name': 'er', 'inner': {'name': 'ewc', 'inner': {'name': 'finetune'}}})
   ['ewc', 'er']
@@ -234,7 +234,7 @@ def _with_settings(found: Any, values: dict[str, Any], called: str) -> Any:
 
 
 def _identified(value: Any, where: str, seen: Seen) -> Any:
-  """A value as JSON. Raises ValueError where nothing says which one it is."""
+  """A value as JSON. Raises ValueError where it cannot be identified."""
   if (found := simple(value)) is not None or value is None:
     return found
   if id(value) not in seen:
@@ -278,7 +278,7 @@ def _compound(value: Any, where: str, seen: Seen) -> Any:
 
 def _callable(value: Any, where: str, seen: Seen) -> Any:
   """A function, a method, or what wraps one. Raises ValueError for anything else."""
-  owner = getattr(value, '__self__', None)  # Of a method; a module for what it brings compiled.
+  owner = getattr(value, '__self__', None)  # A method's object, or a module.
   if callable(value) and owner is not None and not isinstance(owner, types.ModuleType):
     found = {'method': value.__name__, 'of': _identified(owner, where, seen)}
     function = getattr(value, '__func__', None)

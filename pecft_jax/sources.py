@@ -1,7 +1,7 @@
 """What a function is, as JSON: its name, and a digest of its source and of all that it reads.
 
 Functions of the libraries whose versions `pecft_jax.environment` records count by name alone, so
-that an upgrade of a library is no other configuration.
+that upgrading a library does not change a configuration.
 """
 
 import ast
@@ -45,9 +45,10 @@ def qualified_name(thing: Any) -> str:
 
 
 def counts_by_name(thing: Any) -> bool:
-  """Whether a function or class is what its name finds in a library whose version is recorded.
+  """Whether a function or class is found under its own name in a library whose version is recorded.
 
-  Not so what only bears such a name: `jax.grad(jnp.sin)`, or what `functools.wraps` has named.
+  False for objects that only carry such a name: `jax.grad(jnp.sin)`, or the result of
+  `functools.wraps`.
 
   >>> import operator
   >>> counts_by_name(operator.itemgetter), counts_by_name(operator.itemgetter(0))
@@ -106,7 +107,7 @@ def file_sha256(module: types.ModuleType) -> dict[str, str]:
 def source_sha256(thing: Any) -> str:
   """The first 16 hex digits of the sha256 of a function's source text.
 
-  Where there is no source (a prompt, generated code) the compiled code stands for it.
+  Where there is no source (a prompt, generated code) the digest is of the compiled code.
   """
   if isinstance(thing, type):
     return class_sha256(thing)
@@ -118,8 +119,8 @@ def source_sha256(thing: Any) -> str:
 def files_beside(path: str | pathlib.Path) -> dict[str, str]:
   """The sha256 of a Python file, and of all that it imports from its folder or below, by name.
 
-  Found in the text of the files, so imports inside functions count, and those that are made up
-  while running (`importlib.import_module(name)`) do not.
+  Found in the text of the files, so imports inside functions count, and those whose names are
+  computed at run time (`importlib.import_module(name)`) do not.
 
   Args:
     path: of the file.
@@ -138,7 +139,7 @@ def files_beside(path: str | pathlib.Path) -> dict[str, str]:
     found[name] = hashlib.sha256(content).hexdigest()
     try:
       tree = ast.parse(content)
-    except SyntaxError:  # Python says so where it is imported.
+    except SyntaxError:  # Python raises this error on import.
       continue
     for module in _imports(tree, current.relative_to(folder).parts[:-1]):
       if module[0] not in PACKAGES:

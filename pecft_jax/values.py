@@ -1,6 +1,6 @@
 """Single values as JSON, for `pecft_jax.settings`: numbers, strings, dtypes, arrays.
 
-A value and the text that stands for it count as the same: a path and its string, a dtype and its
+A value and its text count as the same: a path and its string, a dtype and its
 name, infinity and 'inf'. A scalar of numpy or jax counts as the Python number.
 """
 
@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from pecft_jax.sources import is_library, qualified_name
 
-_LONG = 64  # Bytes that are shown as they are.
+_LONG = 64  # Bytes of text that is shown as it is.
 
 
 def simple(value: Any) -> Any:
@@ -67,7 +67,7 @@ def enum_name(value: enum.Enum) -> str:
 
 
 def _scalar_type(value: type) -> str | None:
-  """The name of the dtype that a type of numpy or jax.numpy stands for."""
+  """The name of the dtype of a numpy or jax.numpy scalar type."""
   if issubclass(value, np.generic):
     return np.dtype(value).name
   dtype = getattr(value, 'dtype', None)
@@ -75,7 +75,7 @@ def _scalar_type(value: type) -> str | None:
 
 
 def _dtype(dtype: np.dtype) -> str:
-  """The name, which fields and a foreign order of bytes are no part of."""
+  """The dtype's name; its `repr` for structured dtypes and those of another byte order."""
   return dtype.name if dtype.isnative and dtype.fields is None else repr(dtype)
 
 
@@ -98,7 +98,7 @@ def _array(value: Any) -> Any:
 
 
 def _readable(value: Any) -> bool:
-  """Whether an array of jax still exists, and all of it on devices of this process."""
+  """Whether a jax array is not deleted, and this process can read all of it."""
   if not isinstance(value, jax.Array):
     return True
   whole = value.is_fully_addressable or value.is_fully_replicated
@@ -106,7 +106,7 @@ def _readable(value: Any) -> bool:
 
 
 def _bytes(array: np.ndarray) -> Any:
-  """The contents without a copy: dtypes of jax alone have no buffer of their own."""
+  """The contents without a copy, also of dtypes that have no buffer protocol (bfloat16, float8)."""
   return array.reshape(-1).view(np.uint8).data if array.nbytes else b''
 
 

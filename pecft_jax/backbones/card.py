@@ -3,7 +3,7 @@
 A card is a JSON file: `name`, `summary`, `family` (a name of `FAMILIES`),
 `architecture` (arguments of the family's factory), the value range where its
 factory takes one (`mean` and `std` of images), `file` (bundled with the
-library, or null), `sha256` (of the weights file, or null where any will do),
+library, or null), `sha256` (of the weights file, or null where any file is accepted),
 and entries that say where the weights come from: `about`, in any form, and some
 others of `_ABOUT`. Other entries are refused: they may be misspelt.
 """
@@ -24,12 +24,12 @@ from pecft_jax.paths import unknown
 from pecft_jax.typing import Backbone, Pretrained, WeightsIdentity
 
 _ENTRIES = ('name', 'summary', 'family', 'architecture', 'file', 'sha256')
-# Where weights come from, and what is known of them: of any form, and without effect.
+# Where weights come from, and what is known about them: of any form, without effect.
 _ABOUT = (
   'about', 'accuracy', 'data', 'licence', 'made_by', 'parameters_with_head', 'source', 'tied',
   'training', 'use_of_digits',
 )  # fmt: skip
-# Of arguments, as JSON has them.
+# Types of arguments in JSON.
 _TYPES = {int: int, float: int | float, bool: bool}
 _FAMILY_FOLDERS = pathlib.Path(__file__).parent / 'families'
 
@@ -44,7 +44,7 @@ class Card(NamedTuple):
   ranges: Mapping[str, tuple[float, ...]]  # Such as `mean` and `std`, one value per channel.
   file: pathlib.Path | None
   sha256: str | None
-  path: pathlib.Path  # Of the card itself.
+  path: pathlib.Path  # Path of the card itself.
 
 
 def read_card(path: str | pathlib.Path) -> Card:
@@ -168,12 +168,12 @@ def find_card(name: str | pathlib.Path) -> Card:
 def architecture(name: str | pathlib.Path, /, **options: Any) -> Backbone:
   """The backbone that a card describes, without weights.
 
-  Costs next to nothing however large the model is: `jax.eval_shape` of its
+  It costs almost nothing, whatever the size of the model: `jax.eval_shape` of its
   `init` gives the shapes of its weights.
 
   Args:
     name: of a card of the library, or the path of a card.
-    **options: of the family's factory, before what the card says: `scan`,
+    **options: of the family's factory, which replace those of the card: `scan`,
       `remat`, `dtype`, `length`, `name`, ...
 
   Raises:

@@ -17,7 +17,7 @@ def family_of(backbone: Backbone) -> Family:
     backbone: a `vit`, a `decoder`, or what a card describes.
 
   Raises:
-    ValueError: for a model of your own, which is of none of `FAMILIES`.
+    ValueError: for a model of your own, which is in none of `FAMILIES`.
 
   >>> from pecft_jax.backbones import architecture
   >>> family_of(architecture('vit_glyphs16')).name

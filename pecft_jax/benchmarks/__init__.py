@@ -10,7 +10,7 @@ import pkgutil
 
 
 def benchmarks() -> dict[str, str]:
-  """The names of all benchmarks, with a line on each; none of them is imported.
+  """The names of all benchmarks, with a one-line summary of each; imports none of them.
 
   >>> sorted(benchmarks())[-1]
   'split_digits'

@@ -3,7 +3,7 @@
     pecft run split_digits
     pecft run split_digits --method l2p
 
-Needs no download: scikit-learn brings the digits, this library the backbone.
+Needs no download: the digits come with scikit-learn, the backbone with this library.
 """
 
 from typing import Literal
@@ -53,8 +53,8 @@ def experiment(
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
-    preset: settings of a source (pecft list presets): its optimizer and options, and on the
-      command line the defaults of other flags, which go before it.
+    preset: settings of a source (pecft list presets): its optimizer and options, and on the command
+      line the defaults of other flags, which override it.
     views: of training images: this benchmark's, or the preset's.
     value_range: of images: what the backbone was trained with, or the preset's.
     tasks: number of tasks, of equally many classes.

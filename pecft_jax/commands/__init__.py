@@ -1,1 +1,1 @@
-"""The commands of `pecft`, a file each; what they import in functions is slow to load."""
+"""The commands of `pecft`, one file each; slow imports are inside functions."""

@@ -40,7 +40,7 @@ def export(
       f'{directory} does not tell which command made it, as pecft run writes it; in code, '
       'adapted_after of pecft_jax.train and save_hf_peft of pecft_jax.interop do the same'
     )
-  # Flags may hold paths, which were seen from there.
+  # Flags may hold paths relative to the directory of the original command.
   there = pathlib.Path(command['directory'])
   with contextlib.chdir(there) if there.is_dir() else contextlib.nullcontext():
     function = load_experiment(file)
@@ -68,7 +68,7 @@ def export(
 
 
 def card_of(experiment: Any, tasks: int, head: bool) -> str:
-  """What a person needs to know to use the adapter, in Markdown."""
+  """The README.md of the adapter: what is needed to use it."""
   from pecft_jax.data.scenario import task_masks
   from pecft_jax.interop import naming_of
   from pecft_jax.train.experiment import describe

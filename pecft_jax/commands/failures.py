@@ -1,4 +1,4 @@
-"""What a command says where something fails below it."""
+"""Messages of a command for errors below it."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-# Of users' mistakes, and of users' own code; anything else shows Python's traceback.
+# Errors of users' mistakes and users' own code; others show Python's traceback.
 ERRORS = (ValueError, ArithmeticError, OSError)
 _OURS = str(pathlib.Path(__file__).resolve().parents[1])
 _MOST = 6  # Lines of users' code in a message: the last ones.
@@ -19,7 +19,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def told(error: BaseException) -> str:
-  """An error in words, with the lines of the user's own files that led to it.
+  """An error message with the lines of the user's own files that led to the error.
 
   Lines of this library, of Python and of installed packages are left out; `--debug` shows them.
   """
@@ -45,7 +45,7 @@ def _is_users(file: str) -> bool:
 
 @contextlib.contextmanager
 def room_in(workdir: pathlib.Path) -> Iterator[None]:
-  """Says of a full disk what to do."""
+  """For a full disk, says what to do."""
   try:
     yield
   except OSError as error:
@@ -60,12 +60,12 @@ def room_in(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-  """Keeps from the terminal what orbax logs of errors that it raises, too: pages of traces."""
+  """Hides the tracebacks that orbax logs of errors that it raises as well."""
   loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
   levels, shown = [logger.level for logger in loggers], sys.unraisablehook
 
   def show(error: Any) -> None:
-    # Writes of other arrays, which nobody waits for once one has failed.
+    # Writes of other arrays, which are not awaited once one has failed.
     if str(error.exc_value) != 'Event loop is closed':
       shown(error)
 
@@ -76,7 +76,7 @@ def quiet_libraries() -> Iterator[None]:
   try:
     yield
   except OSError:
-    failed = True  # Those writes end whenever they do, and this process with them.
+    failed = True  # These writes end at any time, and this process with them.
     raise
   finally:
     if not failed:

@@ -92,7 +92,7 @@ def _importable_from(folder: pathlib.Path, *, first: bool) -> None:
 
 
 def _module_of(file: pathlib.Path) -> types.ModuleType:
-  # One of the library is imported as such.
+  # A benchmark of the library is imported under its module name.
   if file.stem in benchmarks() and file.resolve() == file_of(file.stem).resolve():
     return importlib.import_module(f'pecft_jax.benchmarks.{file.stem}')
   _importable_from(file.resolve().parent, first=True)
@@ -179,13 +179,13 @@ def _with_preset(
     'batch_size': found.batch_size,
     'learning_rate': found.learning_rate,
   }
-  if found.value_range is not None:  # Of texts, an experiment's own stay.
+  if found.value_range is not None:  # Presets for texts have neither.
     defaults |= {'views': 'source', 'value_range': 'source'}
   return [each.replace(default=defaults.get(each.name, each.default)) for each in parameters]
 
 
 def _marked(hint: Any) -> Any:
-  """What `pecft_jax.catalog.Repeated` says, in the words of tyro."""
+  """`pecft_jax.catalog.Repeated` as an annotation of tyro."""
   if typing.get_origin(hint) is not typing.Annotated:
     return hint
   plain, *marks = typing.get_args(hint)
@@ -193,10 +193,10 @@ def _marked(hint: Any) -> Any:
 
 
 def print_own_flags(command: str, own_flags: type) -> None:
-  """Prints the flags that a command has whatever the experiment."""
+  """Prints the flags that a command has for every experiment."""
 
   def experiment() -> None:
-    """Flags for any FILE; `--help` behind a FILE lists those of its experiment, too."""
+    """Flags for any FILE; `pecft run FILE --help` lists those of its experiment, too."""
 
   with contextlib.suppress(SystemExit):
     parse_flags(experiment, ['--help'], f'pecft {command} FILE', own_flags)

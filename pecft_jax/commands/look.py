@@ -1,4 +1,4 @@
-"""`pecft list`, `pecft report` and `pecft inspect`: what there is, and what was found."""
+"""`pecft list`, `pecft report` and `pecft inspect`: the commands that only read."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def report(
 
   if markdown and out is not None:
     raise ValueError('--markdown prints a table, --out names a page: give one of them')
-  # A run of several seeds stands for the directories of all of them.
+  # A run of several seeds is replaced by the directories of all of them.
   dirs = [each for path in map(local_path, dirs) for each in sorted(path.glob('seed_*')) or [path]]
   _check_different(dirs)
   if markdown:
@@ -65,7 +65,7 @@ def inspect_directory(
   from pecft_jax.report.inspected import print_inspected, problems_of
   from pecft_jax.workdir.inspection import inspect_run
 
-  # An accelerator may be in use by the very run that is looked at.
+  # The inspected run itself may be using the accelerator.
   jax.config.update('jax_platforms', 'cpu')
   with quiet_libraries():
     facts = inspect_run(directory, arrays=arrays)

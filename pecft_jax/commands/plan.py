@@ -55,7 +55,7 @@ def plan_file(path: str, args: Sequence[str], console: Console) -> int:
 def _growth(
   function: Callable[..., Any], values: dict[str, Any], experiment: Any
 ) -> dict[int, str]:
-  """What is carried, in words, with room for 1, 10 and 100 tasks and for those there are."""
+  """The bytes carried with room for 1, 10, 100 and the scenario's own number of tasks, in words."""
   from pecft_jax.plan import carried_bytes
 
   room = lambda each: carried_bytes(each.method, each.frozen)

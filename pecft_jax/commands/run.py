@@ -20,7 +20,7 @@ from pecft_jax.local import local_path, work_directory
 from pecft_jax.sources import files_beside
 
 _RESUME = 'The same command resumes.'
-_STOPPED = 143  # As of a process that SIGTERM ended, after Ctrl-C, too.
+_STOPPED = 143  # Exit status of a process that SIGTERM ended; used after Ctrl-C, too.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunFlags:
   branch: pathlib.Path | None = None
   """Start a new run from this work directory, as it was after task --after-task."""
   after_task: int | None = None
-  """Number of tasks that a branch shares with the run that it leaves, from 1."""
+  """Number of tasks that a branch shares with the run that it starts from, from 1."""
   coordinator: str | None = None
   """Be one process of a job: HOST:PORT of process 0, or auto to find all in the environment
   (Cloud TPU, GKE, SLURM, Open MPI)."""
@@ -167,7 +167,7 @@ def _branch(flags: RunFlags) -> Any:
 def _check_seeds(
   function: Callable[..., Any], values: dict[str, Any], experiment: Any, seeds: Sequence[int]
 ) -> None:
-  """Refuses seeds side by side where one by one they would learn different things."""
+  """Refuses seeds side by side where data, method or training settings depend on the seed."""
   from pecft_jax.train.experiment import configuration
 
   if values.get('seed') is None:

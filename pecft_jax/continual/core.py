@@ -37,7 +37,7 @@ class Head(NamedTuple):
 
 
 def zero_head(width: int, classes: int) -> Head:
-  """A head that is fair to every class before it has seen any."""
+  """A head of zeros, which favours no class."""
   return Head(jnp.zeros((width, classes)), jnp.zeros(classes))
 
 
@@ -82,7 +82,7 @@ class Model(NamedTuple):
 
 
 def model(backbone: Backbone, peft: PeftTransform) -> Model:
-  """Joins a backbone and a transform; by default computes just what the pooled feature reads.
+  """Joins a backbone and a transform; by default computes only what the pooled feature reads.
 
   `run` also gives tokens (with `rows=None` all of them) and what `watch` reads from the sites, in
   `Features.taps`.
@@ -118,7 +118,7 @@ def abstract_delta(backbone: Backbone, peft: PeftTransform) -> Delta:
 
 
 def frozen_features(backbone: Backbone, frozen: Params, x: Inputs) -> Array:
-  """The pooled feature of the backbone alone [B, D]; read off the cache where there is one."""
+  """The pooled feature of the backbone alone [B, D]; taken from the cache where there is one."""
   if (query := query_of(x)) is not None:
     return query
   images = normalised(backbone.inputs, raw(x))
@@ -183,7 +183,7 @@ def from_forward(
 
 
 def check_output(name: str, out: Any) -> Output:
-  """What a forward pass gave, if it is an `Output` whose regulariser is one number per example.
+  """Checks that a forward pass gave an `Output` with one regulariser value per example; returns it.
 
   Raises:
     TypeError: if it is no `Output`.
@@ -203,6 +203,6 @@ def check_output(name: str, out: Any) -> Output:
 
 
 def held_of(inner: ContinualMethod, params: Params) -> Params:
-  """What a wrapper may tie to old values: trained, and not reset at each task."""
+  """The parameters that a wrapper may tie to old values: trained, and not reset at each task."""
   lasting = {name: tree for name, tree in params.items() if name not in inner.renewed}
   return split_kept(lasting)[0]

@@ -29,13 +29,13 @@ Step = str | Phase | Calibrating | Calibrated
 def plan_of(method: ContinualMethod) -> tuple[Step, ...]:
   """The phases of a task: names of `DEFAULT` and the method's own phases, in order.
 
-  Transforms that are calibrated have their pass behind 'begin'.
+  Transforms that are calibrated have their pass after 'begin'.
 
-  A phase of the method's own stands behind the phase that its `after` names, and behind those of
-  its own that follow the same phase and were declared earlier.
+  A phase of the method's own comes after the phase that its `after` names, and after those of its
+  own that follow the same phase and were declared earlier.
 
   Raises:
-    ValueError: for two phases of one name, or a phase that follows none of the plan.
+    ValueError: for two phases of one name, or a phase whose `after` is not in the plan.
 
   Example:
     >>> from pecft_jax.typing import Once

@@ -1,7 +1,7 @@
 """Image augmentation as pure functions of images and uniform numbers.
 
 Randomness comes in as an argument, a fixed number K of uniforms per example,
-so that a view is decided by the numbers and by nothing else.
+so that a view is a function of the image and these numbers alone.
 """
 
 from collections.abc import Mapping
@@ -101,14 +101,14 @@ def brightness(amount: float) -> Augmentation:
   def apply(images, u):
     factor = 1 - amount + 2 * amount * u[:, 0].astype(np.float32)
     scaled = images * factor.astype(np.float32)[:, None, None, None]
-    return np.minimum(scaled, 255).astype(np.uint8)  # Cut off, as PIL does.
+    return np.minimum(scaled, 255).astype(np.uint8)  # Clipped, as PIL does.
 
   return Augmentation(1, apply)
 
 
 @recorded
 def random_crop(padding: int) -> Augmentation:
-  """Shifts images by up to `padding` pixels along each axis; black moves in.
+  """Shifts images by up to `padding` pixels along each axis; the border is filled with black.
 
   Args:
     padding: the largest shift in pixels.

@@ -1,9 +1,9 @@
 """Random numbers as pure functions of counters, in vectorised numpy.
 
-What is drawn for an example depends on its place in the stream and on nothing
-else: not on the batch size, the number of processes, the threads or a restart.
-Nor does it change with numpy's version, as its generators' streams may. The
-mixing function is SplitMix64 (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195).
+What is drawn for an example depends on its place in the stream alone: not on the batch size, the
+number of processes, the threads or a restart. Nor does it change with numpy's version, as its
+generators' streams may. The mixing function is SplitMix64 (Steele, Lea and Flood, 2014,
+doi:10.1145/2660193.2660195).
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
     np.uint64, of the counters' common shape.
   """
   state = np.uint64(seed % 2**64)
-  with np.errstate(over='ignore'):  # Wrapping around is the point.
+  with np.errstate(over='ignore'):  # Overflow wraps around, as intended.
     state = _mix(state + _STEP)
     for counter in counters:
       state = _mix(state + _STEP * (np.asarray(counter).astype(np.uint64) + np.uint64(1)))

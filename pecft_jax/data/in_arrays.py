@@ -17,7 +17,7 @@ def arrays(
   domains: Any = None,
   domain_names: Sequence[str] | None = None,
 ) -> Source:
-  """Makes a source of arrays, after checking that they fit together.
+  """Makes a source of arrays in memory, and checks that they fit together.
 
   Args:
     name: of the data set.

@@ -97,7 +97,7 @@ def domain_incremental(
   Args:
     train: training data, with domains.
     test: test data of the same classes and domains.
-    order: of the domains, as for `class_order`; names stand for their numbers.
+    order: of the domains, as for `class_order`; also by their names.
     name: for reports.
 
   Raises:

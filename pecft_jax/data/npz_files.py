@@ -68,7 +68,7 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
 
 def _read(path: Path) -> dict[str, Any]:
   try:
-    # Opened by hand, since np.load takes other formats than .npz too.
+    # Opened as a zip file, since np.load also reads other formats than .npz.
     with zipfile.ZipFile(path) as archive:
       keys = [member.removesuffix('.npy') for member in archive.namelist()]
     file = np.load(path, allow_pickle=False)
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _entry(path: Path, file: Any, key: str) -> Any:
   try:
-    # Text may hold numbers that are no characters, which shows when it is taken out.
+    # Text may hold invalid code points, which raise an error when it is read.
     return np.atleast_1d(file[key]).tolist() if key in _NAMES else file[key]
   except _UNREADABLE as error:
     # Not only where it is damaged: object arrays are pickles, which may run code.

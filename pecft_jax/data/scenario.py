@@ -99,7 +99,7 @@ def task_masks(scenario: Scenario, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def joined(splits: Sequence[Split]) -> Split:
-  """One split of several: for joint training, or evaluation over all tasks so far.
+  """Joins several splits into one: for joint training, or evaluation over all tasks so far.
 
   Args:
     splits: of one source, at least one.
@@ -164,7 +164,8 @@ def split_digest(kind: str, order: Sequence[int], tasks: Sequence[TaskData]) -> 
   digest = hashlib.sha256(kind.encode())
 
   def add(values: Any) -> None:
-    # Fixed width and byte order, with the length first, so that no two lists read alike.
+    # Fixed width and byte order, with the length first, so that different lists have different
+    # bytes.
     digest.update(np.array([len(values), *values], '<i8').tobytes())
 
   def add_labels(labels: np.ndarray) -> None:

@@ -136,7 +136,7 @@ def first_per_class(source: Source, n: int) -> Source:
     raise ValueError(f'expected at least 1 row per class, got {n}')
   by_class = np.argsort(source.labels, kind='stable')
   labels = source.labels[by_class]
-  # How many rows of its class stand before each row.
+  # Number of rows of the same class before each row.
   rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
   return select_rows(source, np.sort(by_class[rank < n]))
 

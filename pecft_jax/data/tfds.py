@@ -1,7 +1,7 @@
 """A source over a prepared TensorFlow Datasets set, without TensorFlow.
 
-`tfds` reads array_record files at any row and leaves TensorFlow alone as long
-as images are decoded here. Only preparing a data set may need it.
+`tfds` reads array_record files at any row, and imports no TensorFlow as long as images are decoded
+here. Only preparing a data set may need it.
 """
 
 import dataclasses

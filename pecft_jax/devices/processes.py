@@ -2,8 +2,7 @@
 
 Every process runs the same program on its share of each batch. What is written
 to the work directory is written by the first process, except checkpoints,
-to which each adds the arrays on its devices. One process is the smallest job:
-nothing here then costs anything.
+to which each adds the arrays on its devices. A single process is a job of one, at no cost.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _MESSAGE_BYTES = 4096
-# A process that is silent for so long counts as dead, and the job ends.
+# Seconds without a heartbeat after which a process counts as dead, and the job ends.
 HEARTBEAT_SECONDS = 25
 # Seconds between two agreements of all processes on saving and stopping.
 _ASKING_SECONDS = 1.0
@@ -28,7 +27,7 @@ _ASKING_SECONDS = 1.0
 def join(
   coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
 ) -> None:
-  """Makes this process part of a job; before anything is computed.
+  """Makes this process part of a job; call it before anything is computed.
 
   Args:
     coordinator: `HOST:PORT` of process 0. `auto` has JAX find the job in the
@@ -73,7 +72,7 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-  """Returns once all processes are here."""
+  """Returns once all processes have called it."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
@@ -108,9 +107,8 @@ def agreement() -> Callable[[int, bool, bool], tuple[bool, bool]]:
 
   A signal reaches processes at different moments, or just one of them, and
   clocks differ; yet all must leave the loop, or write their part of a
-  checkpoint, after the same batch. They ask one another about once a second:
-  the first process tells how many ticks that is. One process agrees with
-  itself at once.
+  checkpoint, after the same batch. They communicate about once a second: the first process says how
+  many ticks that is. A single process decides at once.
   """
   if jax.process_count() == 1:
     return lambda tick, stop, save: (stop, save)
@@ -131,7 +129,7 @@ def agreement() -> Callable[[int, bool, bool], tuple[bool, bool]]:
 
 
 def whole(leaf: Any) -> np.ndarray:
-  """An array in this process's memory; one that is split over processes is put together first."""
+  """An array in this process's memory; one that is split over processes is gathered first."""
   if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
     leaf = multihost_utils.process_allgather(leaf, tiled=True)
   return np.asarray(leaf)
@@ -141,7 +139,7 @@ def whole(leaf: Any) -> np.ndarray:
 def ending_together(unless: type[Exception]) -> Iterator[None]:
   """Ends a process of a job at once if it fails, so that the others notice; alone, just raises.
 
-  The orderly end would wait for the others, who may be waiting for this one.
+  A normal exit would wait for the others, which may be waiting for this one.
 
   Args:
     unless: an exception that all processes raise together.

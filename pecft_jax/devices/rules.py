@@ -1,4 +1,4 @@
-"""An ordered table of rules over leaf names, which says what is split over a mesh and how."""
+"""Sharding rules: an ordered table over leaf names that says what is split over a mesh, and how."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     pattern: regex searched in the leaf's path.
     axes: of the mesh, or None, for the leaf's last axes: so a rule for a weight
       also holds for a bank or a stack of it; for its first axes if an
-      ellipsis follows. Empty: whole on every device. Or a mapping from axes that
+      ellipsis follows. Empty: replicated. Or a mapping from axes that
       the leaf's type declares (see `pecft_jax.axes`) to those of the mesh: it
       decides about leaves that have one of them.
     optional: whether to leave to later rules those leaves that the axes do not
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
   optional: bool = False
 
 
-# Of transformers whose layers have the usual names here; families declare their own.
+# For transformers whose layers have this library's usual names; families declare their own.
 TRANSFORMER = LayerSplit(
   columns=r'(attn/(q|k|v|qkv)|mlp/(fc1|gate|up))',
   rows=r'(attn/out|mlp/(fc2|down))',
@@ -43,9 +43,9 @@ def tensor_parallel(
 ) -> tuple[Rule, ...]:
   """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
-  What methods train follows the weight it adapts: arrays whose types declare
-  the split axis, `in` or `out`, are split, others are whole. An embedding
-  table is split by its rows, the vocabulary.
+  What methods train follows the weight it adapts: arrays whose types declare the split axis, `in`
+  or `out`, are split, others are replicated. An embedding table is split by its rows, the
+  vocabulary.
 
   Args:
     axis: of the mesh.
@@ -87,7 +87,7 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
   return (
     Rule(r'/kernel$', (axis, None), optional=True),
     Rule('', {'in': axis}, optional=True),
-    # Few rows of a table are used: what is looked up moves between devices, not the table.
+    # A batch uses few rows of a table: these move between devices, not the table.
     Rule(r'embed/table$', (None, axis), optional=True),
   )
 
@@ -136,7 +136,7 @@ def read_rule(text: str) -> Rule:
 
 
 def written(axes: Sequence[Any] | Mapping[str, str]) -> str:
-  """The axes of a rule as text, as `read_rule` takes them; of declared axes `in: data`."""
+  """The axes of a rule as text, as `read_rule` takes them; declared axes as `in: data`."""
   if isinstance(axes, Mapping):
     return ', '.join(f'{name}: {axis}' for name, axis in axes.items())
   return ', '.join('-' if a is None else '...' if a is ... else a for a in axes) or 'whole'

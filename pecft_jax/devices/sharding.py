@@ -23,7 +23,7 @@ class Layout(NamedTuple):
     mesh: with at least the axis `data`, which batches are split over.
     rules: for the leaves of state and backbone: `Rule`s, or plain tuples of
       their fields. The first whose pattern is found in a leaf's path decides;
-      a leaf that none decides about is whole on every device. Your own rules
+      a leaf that no rule decides about is replicated. Your own rules
       go before a table that they override.
   """
 
@@ -55,7 +55,7 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
 
 
 def one_device() -> Layout:
-  """The smallest mesh: the first device alone.
+  """A mesh of the first device alone.
 
   >>> one_device().mesh.size
   1
@@ -75,7 +75,7 @@ def batched(layout: Layout) -> NamedSharding:
 
 
 def stacked_sharding(sharding: NamedSharding) -> NamedSharding:
-  """That of a stack of such arrays, whose leading axis is split over the axis `seed`, if any."""
+  """The sharding of a stack of such arrays: its leading axis is split over `seed`, if any."""
   lead = _seed_axis(sharding.mesh)
   return NamedSharding(sharding.mesh, P(lead, *sharding.spec))
 
@@ -110,7 +110,7 @@ def batch_part(layout: Layout) -> tuple[int, int]:
   Processes that differ only along other axes than `data` need the same part.
 
   Raises:
-    ValueError: if the mesh has this process's rows not side by side.
+    ValueError: if this process's rows of a batch are not contiguous on the mesh.
   """
   size = layout.mesh.shape['data']
   places = batched(layout).addressable_devices_indices_map((size,)).values()
@@ -137,7 +137,7 @@ def check_batches(layout: Layout, sizes: Mapping[str, int]) -> None:
 
 
 def traced_on(layout: Layout, fn: Callable[..., Any]) -> Callable[..., Any]:
-  """A function that sees the mesh while it is traced, to constrain activations."""
+  """Wraps a function so that the mesh is set while it is traced, to constrain activations."""
 
   @functools.wraps(fn)
   def run(*args: Any) -> Any:
@@ -165,7 +165,7 @@ def tree_shardings(layout: Layout, tree: Any) -> Any:
 
 
 def check_rules(layout: Layout, *trees: Any) -> None:
-  """Refuses rules that decide about no leaf of any tree: most likely misspelt.
+  """Refuses rules that decide about no leaf of any tree, which are most likely misspelt.
 
   Raises:
     ValueError: names the first such rule that is not optional, and some leaves.
@@ -180,7 +180,7 @@ def check_rules(layout: Layout, *trees: Any) -> None:
 
 
 def describe_rules(layout: Layout, *trees: Any) -> str:
-  """The table of rules as text: which decided about how many leaves, and about none.
+  """The table of rules as text, with the number of leaves that each decides about.
 
   Args:
     layout: mesh and rules.

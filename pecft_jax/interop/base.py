@@ -1,4 +1,4 @@
-"""Which base an adapter is for: a file of our own beside those of huggingface/peft."""
+"""The base model of an adapter: a file of this library beside those of huggingface/peft."""
 
 import hashlib
 import pathlib
@@ -36,7 +36,7 @@ def write_base(
 
 
 def check_base(directory: pathlib.Path, backbone: Backbone, params: Params) -> None:
-  """Raises ValueError where an adapter says that it is for other weights; many say nothing."""
+  """Raises ValueError where an adapter names other weights as its base; many name none."""
   path = directory / BASE
   if not path.exists():
     return

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of huggingface/peft: what of it changes the function, and what is harmless.
+"""`adapter_config.json` of huggingface/peft: which entries change the function, and which do not.
 
 Every key is in one of three tables for its type of adapter: read, accepted with certain values,
 or without effect on the function that was trained. Any other key is refused, as it may change the
@@ -14,8 +14,8 @@ import numpy as np
 
 from pecft_jax.files import read_object
 
-# Without effect on the function: where a file comes from, what is adapted (the tensors tell), and
-# settings of training.
+# Without effect on the function: where a file comes from, what is adapted (known from the tensors),
+# # and settings of training.
 _BOOKKEEPING = {
   'task_type', 'peft_type', 'auto_mapping', 'peft_version', 'base_model_name_or_path', 'revision',
   'inference_mode', 'target_modules', 'exclude_modules', 'modules_to_save',
@@ -40,7 +40,7 @@ ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
   'LORA': {
     'bias': ('none', None),
     'fan_in_fan_out': (False, None),
-    # Others take a part out of the base weights, which would have to be done here as well.
+    # Other values subtract a part from the base weights, which would have to be done here as well.
     'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', 'mica', None),
     'loftq_config': ({}, None),
     'corda_config': (None,),
@@ -68,7 +68,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Lora(NamedTuple):
-  """What the configuration says of LoRA, rsLoRA or DoRA.
+  """The configuration of a LoRA, rsLoRA or DoRA adapter.
 
   Attributes:
     rank: r.
@@ -117,7 +117,7 @@ def read_config(path: Any) -> dict[str, Any]:
 
 
 def lora_config(config: Mapping[str, Any]) -> Lora:
-  """What the configuration of a LoRA says, after checks of each value.
+  """Reads the configuration of a LoRA, and checks each value.
 
   Raises:
     ValueError: for a value of another type, or one that is not finite; names the entry.
@@ -156,9 +156,9 @@ def scale_of(config: Lora, name: str, rank: int) -> float:
 
 
 def scales_inputs(config: Mapping[str, Any], name: str) -> bool | None:
-  """Whether (IA)^3 scales the inputs of a layer; None where the configuration does not tell.
+  """Whether (IA)^3 scales the inputs of a layer; None where the configuration does not say.
 
-  As there, names of a list count as endings of any form, without a dot before them.
+  As in peft, names of a list match any end of a layer's name, not only at a dot.
 
   Raises:
     ValueError: for an entry that is no text and no list of texts.
@@ -187,7 +187,7 @@ def _patterns(
 
 
 def _bounded(entry: str, pattern: str) -> str:
-  """A regular expression that takes little time, whatever it is matched with."""
+  """A regular expression that takes little time on any text."""
   end = repeats = 0
   while len(pattern) <= _LENGTH and (atom := _ATOM.match(pattern, end)):
     end, repeats = atom.end(), repeats + (atom[0][-1] in '*+?' and len(atom[0]) > 1)

@@ -39,7 +39,7 @@ def load_hf_peft(
   """Reads a LoRA, rsLoRA, DoRA or (IA)^3 adapter onto a backbone.
 
   A layer that holds q, k and v becomes three sites, which share A.
-  Where layers differ in scale, the difference goes into B.
+  Where layers differ in scale, the difference is multiplied into B.
 
   Args:
     directory: with `adapter_config.json` and `adapter_model.safetensors`.
@@ -115,7 +115,7 @@ def _lora(
 ) -> tuple[PeftTransform, Delta]:
   settings = lora_config(config)
   root = math.sqrt(settings.rank) if settings.stabilised else settings.rank
-  # What a layer's scale differs by goes into its B; so does the sign.
+  # The ratio of a layer's scale to the common one goes into its B; so does the sign.
   common = settings.alpha / root if settings.alpha > 0 else 1.0
   expected = ('lora_A.weight', 'lora_B.weight', *(('lora_magnitude_vector',) * settings.dora))
   delta: Delta = {}
@@ -133,11 +133,11 @@ def _lora(
         own_part = _of_length(name, magnitude[0], b.shape[1])[cut]
         delta[path] = DoraDelta(jnp.asarray(a), jnp.asarray(b[:, cut]), jnp.asarray(own_part))
         continue
-      # Where q, k and v were adapted apart, the others' rows are zeros.
+      # Where not all of q, k and v were adapted, the rows of the others are zeros.
       rows = b[:, cut].any(1) if b.any() else np.ones(len(b), bool)
       if rows.any():
         delta[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
-  # With alpha / r the same scale, whatever it was there.
+  # alpha / r is then the scale, whether or not it was stabilised in the file.
   most = collections.Counter(leaf.a.shape[1] for leaf in delta.values()).most_common(1)[0][0]
   pattern, alpha = _pattern_of(delta), common * most
   if settings.dora:
@@ -185,7 +185,7 @@ def _cuts(name: str, places: list[tuple[int | None, str]], width: int) -> list[t
 
 
 def _sites(backbone: Backbone, naming: Naming) -> dict[str, list[tuple[int | None, str]]]:
-  """Sites by module, with the third of it that each one is."""
+  """Sites by module, each with its third of the module."""
   found: dict[str, list[tuple[int | None, str]]] = {}
   for spec in backbone.sites:
     if spec.site.kind == 'linear' and spec.site.path not in naming.convolutions:

@@ -1,8 +1,7 @@
 """Adapters of huggingface/peft: `adapter_config.json` and `adapter_model.safetensors`.
 
-There A and B are transposed, a model's layers are PyTorch's, and q, k and v may
-be one layer. Written for LoRA, rsLoRA, DoRA and (IA)^3, with the classifier
-among the modules to save.
+That format has A and B transposed, names of PyTorch layers, and q, k and v possibly in one layer.
+Written for LoRA, rsLoRA, DoRA and (IA)^3, with the classifier among the modules to save.
 """
 
 import collections
@@ -110,7 +109,7 @@ def save_hf_peft(
 
 def _lora(modules: _Modules, frozen: Params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Tensors by name, and the configuration, of LoRA and DoRA."""
-  # One scale for all, that of the first site; B takes up what is left of the others'.
+  # One scale for all, that of the first site; the ratios to it go into B of the others.
   scale = next(iter(modules.values()))[0][1].scale
   dora = False
   tensors, ranks = {}, {}
@@ -147,7 +146,7 @@ def _lora(modules: _Modules, frozen: Params) -> tuple[dict[str, np.ndarray], dic
 
 
 def _magnitudes(name: str, parts: Sequence[tuple[int | None, Piece]], frozen: Params) -> np.ndarray:
-  """[d_out] of a layer; of a third that is not adapted, the norms that it has."""
+  """[d_out] of a layer; for a third that is not adapted, the column norms of its weight."""
   sites = {third: np.asarray(piece.leaf.magnitude) for third, piece in parts}
   if len(sites) < len(parts):
     raise ValueError(f'two DoRAs act on {name}: huggingface/peft knows one a layer')
@@ -193,7 +192,7 @@ def _ia3(modules: _Modules, frozen: Params) -> tuple[dict[str, np.ndarray], dict
 def _last_part_is_enough(
   modules: Mapping[str, Any], feedforward: Sequence[str], backbone: Backbone, naming: Naming
 ) -> bool:
-  """Whether the last parts of names, which people write, mean the same layers of the model."""
+  """Whether the last parts of the names, the usual short form, match the same layers."""
   linear = (spec.site.path for spec in backbone.sites if spec.site.kind == 'linear')
   short, inputs = set(_last_parts(modules)), set(_last_parts(feedforward))
   there = {name for path in linear if set(_last_parts([name := naming.of(path).name])) & short}
@@ -206,5 +205,5 @@ def _last_parts(names: Iterable[str]) -> list[str]:
 
 
 def _whole(alpha: float) -> float | int:
-  """As an integer where it is one, as the format expects."""
+  """As an integer where the value is whole, as the format expects."""
   return round(alpha) if abs(alpha - round(alpha)) < 1e-6 * abs(alpha) else alpha

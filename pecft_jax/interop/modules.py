@@ -1,4 +1,4 @@
-"""What a backbone's sites are called in the models of other libraries."""
+"""Names of a backbone's sites in the models of other libraries."""
 
 from pecft_jax.backbones.core.naming import Module, Naming
 from pecft_jax.backbones.families.decoder.names import LLAMA
@@ -10,13 +10,13 @@ __all__ = ('LLAMA', 'TIMM_VIT', 'Module', 'Naming', 'naming_of')
 
 
 def naming_of(backbone: Backbone) -> Naming:
-  """That of the backbone's family: `TIMM_VIT` for a vision transformer, `LLAMA` for a decoder.
+  """The naming of the backbone's family: `TIMM_VIT` for a ViT, `LLAMA` for a decoder.
 
   Args:
     backbone: a `vit`, a `decoder`, or what a card describes.
 
   Raises:
-    ValueError: for a model of your own, which is of no family: give its naming.
+    ValueError: for a model of your own, which has no family: pass its naming instead.
 
   >>> from pecft_jax.backbones import architecture
   >>> naming_of(architecture('vit_glyphs16')).of('block_3/attn/v')

@@ -28,7 +28,7 @@ def pieces_of(peft: PeftTransform, delta: Delta) -> list[Piece]:
 
   Args:
     peft: `lora`, `rslora`, `dora` or `ia3`, with `at_layers` and in chains.
-    delta: one of its own; of a bank, one slot.
+    delta: of this transform; one slot of a bank.
 
   Raises:
     ValueError: if there are none, or some of another kind.
@@ -72,9 +72,9 @@ def _unknown(kind: str) -> ValueError:
 
 
 def _scale(peft, delta, parts, path, leaf) -> float:
-  """The scale of A B, read off the weights that a tiny adapter merges into.
+  """The scale of A B, measured by merging a tiny adapter.
 
-  Transforms keep it to themselves. With A B = [[1], [0]] a weight [[0], [1]]
+  Transforms do not expose it. With A B = [[1], [0]] a weight [[0], [1]]
   becomes [[scale], [1]], in DoRA times a norm.
   """
   if isinstance(leaf, Ia3Delta):
@@ -109,5 +109,5 @@ def _merged(peft, delta, parts, path, leaf, node) -> Any:
 
 
 def _emptied(node: Mapping[str, Any]) -> dict[str, Any]:
-  """A delta that names no site, but all parts of chains."""
+  """A delta without sites, with all parts of chains."""
   return {key: _emptied(value) for key, value in node.items() if isinstance(value, Mapping)}

@@ -13,7 +13,7 @@ from pecft_jax.metrics.matrix import Matrix, PerTask, square, validate
 from pecft_jax.metrics.record import Metric
 
 _THEMES = (performance, stability, plasticity, zero_shot, anytime)
-# What has a column in tables of several methods comes first.
+# Metrics with a column in tables of several methods come first.
 METRICS: tuple[Metric, ...] = tuple(
   sorted((metric for theme in _THEMES for metric in theme.METRICS), key=lambda each: not each.main)
 )
@@ -21,7 +21,7 @@ METRICS: tuple[Metric, ...] = tuple(
 
 @functools.cache
 def metrics_of(measure: Measure) -> tuple[Metric, ...]:
-  """`METRICS` in the words of a measure.
+  """`METRICS` with the names and range of a measure.
 
   Args:
     measure: what the matrix of a run holds.

@@ -46,12 +46,11 @@ def chain(**parts: PeftTransform) -> PeftTransform:
     **parts: transforms by name, in the order from the inside out.
 
   Returns:
-    A transform whose delta is `{name: delta of that part}`. It merges where
-    every part does, selective parts first, since these replace weights before
-    any site is reached.
+    A transform whose delta is `{name: delta of that part}`. It can be merged where every part can,
+    selective parts first, since these replace weights before any site is reached.
 
   Raises:
-    ValueError: if nothing is given, or for parts whose calibrations go through other examples.
+    ValueError: if nothing is given, or for parts whose calibrations need different passes.
 
   >>> import jax
   >>> from pecft_jax.peft import adaptformer, chain, lora

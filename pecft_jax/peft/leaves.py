@@ -126,7 +126,7 @@ def read_leaves(params: Params, sites: Sequence[SiteSpec]) -> dict[str, Any]:
 
 
 def leaf_named(name: str, leaves: Collection[str]) -> str:
-  """The leaf that a name stands for: itself, or the main weight of a site.
+  """The leaf of this name, or the main weight of the site of this name.
 
   Raises:
     ValueError: if it is neither.

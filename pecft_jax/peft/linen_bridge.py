@@ -1,4 +1,4 @@
-"""Makes the transforms work with Flax linen modules that know nothing of sites.
+"""Makes the transforms work with Flax linen modules that declare no sites.
 
 Every `nn.Dense` is a linear site and every `nn.LayerNorm` with a scale a norm
 site, named by the module's path (`encoder/Dense_0`). Attention, sublayers and
@@ -78,7 +78,7 @@ def _call(module: nn.Module, params: Params, tap: Tap, inputs: Any, kwargs: Any)
     path = '/'.join(inner.path)
     stored = read(params, path).main
     if stored.ndim != ndim:
-      # One call stands for all layers here: they would silently share one delta.
+      # One call is traced for all layers here: they would silently share one delta.
       raise ValueError(
         f'{path!r} is scanned or vmapped: expected a {main} of {ndim} axes, '
         f'got {list(stored.shape)}; unroll the layers'

@@ -26,7 +26,7 @@ def merged(peft: PeftTransform, delta: Delta, params: Params) -> Merged:
 
   Args:
     peft: a transform with a weight-space form.
-    delta: its own.
+    delta: of the transform.
     params: of the model.
 
   Raises:

@@ -39,7 +39,7 @@ def dropper(key: Key, rate: float) -> Drop:
 
 
 def check_rate(rate: float) -> float:
-  """Raises ValueError for a share of entries that cannot be dropped."""
+  """Raises ValueError for a rate outside [0, 1)."""
   if not 0 <= rate < 1:
     raise ValueError(f'expected a dropout in [0, 1), got {rate}')
   return rate

@@ -50,7 +50,7 @@ def _get(tree: Params, keys: tuple[str, ...]) -> Any:
 
 
 def _key(node: dict[Any, Any], name: str) -> Any:
-  """The key that a name stands for; trees of foreign models also have numbers as keys."""
+  """The key of this name; trees of other libraries' models also have numbers as keys."""
   return name if name in node else next((key for key in node if str(key) == name), None)
 
 
@@ -76,7 +76,7 @@ def _place(params: Params, path: str) -> _Place:
 
 
 def _fused(params: Params, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-  """Modules that by their names hold the site at `keys`, with its index in them."""
+  """Fused modules whose names declare the site at `keys`, with its index in each."""
   around = _get(params, keys[:-1]) if keys else None
   for key in around if isinstance(around, dict) else ():
     parts = parts_of(str(key))

@@ -7,7 +7,7 @@ import jax
 from pecft_jax.paths import tree_bytes
 from pecft_jax.typing import ContinualMethod, Params
 
-# What orbax writes for a leaf besides its data: shape, dtype, sharding and the like, in bytes.
+# Bytes of metadata that orbax writes for a leaf: shape, dtype, sharding and the like.
 LEAF_METADATA = 1024
 
 
@@ -33,7 +33,7 @@ def carried_bytes(method: ContinualMethod, frozen: Params) -> int:
 def growth(
   build: Callable[[int], ContinualMethod], frozen: Params, tasks: Iterable[int] = (1, 10, 100)
 ) -> dict[int, int]:
-  """Bytes that are carried, by the number of tasks that there is room for.
+  """Bytes that are carried, by the number of tasks in the capacity.
 
   Args:
     build: makes the method for a number of tasks, with as many classes as these have.
@@ -53,7 +53,7 @@ def growth(
 
 
 def checkpoint_bytes(state: object) -> int:
-  """The most that a checkpoint of this state takes on disk.
+  """An upper bound of the bytes of a checkpoint of this state on disk.
 
   Orbax compresses arrays, by a few per cent where they hold trained numbers, to next to nothing
   where they are still zero.

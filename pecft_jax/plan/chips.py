@@ -1,4 +1,4 @@
-"""Accelerators, as their vendors describe them.
+"""Accelerators, with their vendors' figures.
 
 Peaks are of dense arithmetic (vendors' figures for NVIDIA chips with structured sparsity are
 halved), sizes are read as decimal where a document says GB. The link is what one chip can send

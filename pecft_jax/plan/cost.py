@@ -1,8 +1,8 @@
 """FLOPs and temporaries of a function, from shapes: nothing is compiled, run or allocated.
 
-FLOPs are XLA's own count (`cost_analysis` of the lowered program), which takes a loop's body once:
-what its other turns cost is added here. Temporaries have no count before compilation; they are
-estimated by the lifetimes of the arrays in the jaxpr.
+FLOPs are XLA's own count (`cost_analysis` of the lowered program), which counts a loop's body once:
+its further iterations are added here. Temporaries are not known before compilation; they are
+estimated from the lifetimes of the arrays in the jaxpr.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-# These give another view of an array, or parts of it, and need no memory of their own.
+# These give a view of an array or of a part of it, and allocate nothing.
 _VIEWS = {
   'reshape', 'squeeze', 'expand_dims', 'broadcast_in_dim', 'transpose', 'slice', 'split', 'copy',
   'rev', 'stop_gradient',
@@ -25,7 +25,7 @@ def flops(function: Callable[..., Any], *args: Any, turns: int = 1) -> float:
   Args:
     function: pure.
     *args: arrays, or their shapes.
-    turns: how often a loop runs whose number of turns is known only at run time.
+    turns: assumed iterations of loops whose number of iterations is known only at run time.
 
   Example:
     >>> x = jax.ShapeDtypeStruct((3, 5), jax.numpy.float32)
@@ -38,7 +38,7 @@ def flops(function: Callable[..., Any], *args: Any, turns: int = 1) -> float:
 
 
 def _more_turns(jaxpr: Any, turns: int) -> float:
-  """FLOPs of all turns of loops but their first."""
+  """FLOPs of all iterations of loops after the first."""
   total = 0.0
   for eqn in jaxpr.eqns:
     more = {'scan': eqn.params.get('length', 1), 'while': turns}.get(eqn.primitive.name, 1) - 1
@@ -51,7 +51,7 @@ def _more_turns(jaxpr: Any, turns: int) -> float:
 
 
 def _bodies(eqn: Any) -> Iterator[ClosedJaxpr]:
-  """What an operation runs: the body of a loop, the branches of a condition, a function."""
+  """The jaxprs that an operation runs: loop bodies, branches of a condition, functions."""
   for value in eqn.params.values():
     for each in value if isinstance(value, tuple | list) else (value,):
       if hasattr(each, 'consts'):
@@ -81,8 +81,8 @@ def temporaries(function: Callable[..., Any], *args: Any) -> int:
 
 def _peak(jaxpr: Any, free: set[Any]) -> int:
   """The most bytes that the results of a jaxpr take at once, except the free ones."""
-  shown: dict[Any, Any] = {}  # What a view shows.
-  last: dict[Any, int] = {}  # Where a value is read for the last time.
+  shown: dict[Any, Any] = {}  # The array that a view is of.
+  last: dict[Any, int] = {}  # The equation that reads a value last.
   for i, eqn in enumerate(jaxpr.eqns):
     read = [v for v in eqn.invars if not isinstance(v, Literal)]
     if eqn.primitive.name in _VIEWS and read:

@@ -87,9 +87,8 @@ def plan(
 ) -> Plan:
   """Plans a training step.
 
-  The step is that of one device's part of the batch. Axes of the mesh other than `data` are taken
-  to split its FLOPs evenly; activations are counted as if they split none of them, which is too
-  much.
+  The step is that of one device's part of the batch. Axes of the mesh other than `data` are assumed
+  to split its FLOPs evenly, and no activations: an upper bound.
 
   Args:
     method: that trains.
@@ -214,7 +213,7 @@ def _computed_in(backbone: Backbone) -> str:
 def _traffic(memory: Memory, sending: Sent, layers: int) -> int:
   updated = memory.trained + memory.gradients + memory.optimizer
   passes = 2 if memory.gradients else 1
-  # As many weights come from other devices as are sent to them.
+  # As many bytes of weights are received as are sent.
   weights = passes * memory.frozen + sending.weights
   return int(weights + 2 * memory.activations / layers + 2 * updated)
 
@@ -245,7 +244,7 @@ def abstract_batch(
 def training_step(
   method: ContinualMethod, recipe: Recipe
 ) -> Callable[[TrainState, Params, Batch], Any]:
-  """What is planned: one update, or one batch of a method's pass where it never trains."""
+  """The planned step: one update, or one batch of a method's pass where it never trains."""
   if method.trains(0):
     return lambda state, frozen, batch: train_step(method, recipe, state, frozen, batch)
   own = [phase.hook for phase in method.phases if isinstance(phase, Gather)]

@@ -1,8 +1,8 @@
-"""What devices send to one another in a training step, by the rules of the layout alone.
+"""Communication between devices in a training step, by the rules of the layout alone.
 
 Collectives are taken to be rings: of n devices, each sends (n - 1) / n of what is gathered or
-scattered, and twice that of what is summed (Patarasuk and Yuan, 2009). What a partitioner adds
-for reasons of its own is not in here.
+scattered, and twice that of what is summed (Patarasuk and Yuan, 2009). Further communication that
+XLA's partitioner may add is not counted.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ def sent(
   sites: Sequence[SiteSpec],
   local_batch: int,
 ) -> Sent:
-  """Counts a training step.
+  """Counts the bytes of a training step.
 
   Args:
     layout: mesh and rules.
     state: shapes.
     frozen: shapes.
-    sites: of the backbone; they tell the number of tokens, and the dtype of activations.
+    sites: of the backbone; they give the number of tokens, and the dtype of activations.
     local_batch: examples per device.
   """
   sizes = dict(layout.mesh.shape)
@@ -52,7 +52,7 @@ def sent(
       local = leaf.bytes
       for axis in leaf.axes:
         local //= sizes[axis] if axis not in {None, 'data'} else 1
-      # Scattered sums, and two gatherings of the parameter; or plain sums.
+      # A reduce-scatter and two all-gathers of the parameter; or an all-reduce.
       gradients += (3 if 'data' in leaf.axes else 2) * share(n) * local
   linear = next(spec for spec in sites if spec.site.kind == 'linear')
   attend = next((spec for spec in sites if spec.site.kind == 'attend'), linear)
@@ -68,6 +68,6 @@ def sent(
     if len(leaf.axes) >= 2 and leaf.axes[-2] in others:
       layers = leaf.shape[0] if len(leaf.shape) == 3 else 1
       out = layers * local_batch * tokens * leaf.shape[-1] * linear.out.dtype.itemsize
-      # In the backward pass those of the layers before it, split by columns, are as large.
+      # In the backward pass, the sums for the column-split layers before it are as large.
       activations += 2 * 2 * share(sizes[leaf.axes[-2]]) * out
   return Sent(gradients, weights, activations)

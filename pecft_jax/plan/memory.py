@@ -16,8 +16,8 @@ from pecft_jax.typing import Params, TrainState
 class Memory(NamedTuple):
   """Bytes on each device while it trains.
 
-  All but the last is exact. Activations are what a step makes between its inputs and its
-  gradients, at the moment when most of it is held, see `pecft_jax.plan.cost.temporaries`.
+  All but the last is exact. Activations are the peak of what a step stores between its inputs and
+  its gradients, see `pecft_jax.plan.cost.temporaries`.
 
   Attributes:
     frozen: weights of the backbone.
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     record: the current task, counters and keys.
     batch: one batch.
     gradients: of `trained`, laid out like it.
-    gathered: the largest weight that is split over `data`, made whole where it is used.
+    gathered: the largest weight that is split over `data`, gathered where it is used.
     activations: an estimate. Programs compiled for the CPU hold 0.95 to 1.35 times as much.
   """
 
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
 
   @property
   def total(self) -> int:
-    """All gradients count, though not all are there yet when activations are the most."""
+    """The sum. All gradients count, although some are not computed yet when activations peak."""
     return sum(self)
 
 
@@ -96,7 +96,7 @@ def shard_bytes(tree: Any, shardings: Any) -> int:
 
 
 def held(layout: Layout, state: TrainState, frozen: Params) -> dict[str, int]:
-  """The lines of `Memory` that lie on each device all the time, by name."""
+  """The entries of `Memory` that are on each device all the time, by name."""
   shardings = tree_shardings(layout, state)
   part = lambda name: shard_bytes(getattr(state, name), getattr(shardings, name))
   return {
@@ -113,7 +113,7 @@ class SplitLeaf(NamedTuple):
 
   name: str
   shape: tuple[int, ...]
-  bytes: int  # Whole.
+  bytes: int  # Before it is split.
   axes: tuple[str | None, ...]
 
 

@@ -8,7 +8,7 @@ from pecft_jax.plan.estimate import Plan
 from pecft_jax.plan.roofline import times
 from pecft_jax.text import amount, count
 
-if TYPE_CHECKING:  # What prints imports it, so that rows without a terminal do not.
+if TYPE_CHECKING:  # Imported only where something is printed.
   from rich.console import Console
   from rich.table import Table
 
@@ -27,7 +27,7 @@ _LINES = {
 
 
 def memory_rows(plan: Plan) -> Lines:
-  """What lies on each device, line by line."""
+  """Bytes on each device, by use."""
   memory = plan.memory
   exact = {name: getattr(memory, name) for name in _LINES}
   rows = [
@@ -43,7 +43,7 @@ def memory_rows(plan: Plan) -> Lines:
 
 
 def step_rows(plan: Plan) -> Lines:
-  """What a step computes and moves, on each device, and what is kept of it."""
+  """FLOPs and bytes of a step on each device, and the bytes carried and checkpointed."""
   one = plan.unit.removesuffix('s')
   what = 'a training step' if plan.trains else 'a pass over a batch'
   return [
@@ -72,7 +72,7 @@ class Expected(NamedTuple):
 
 
 def expected(plan: Plan, chip: Chip, utilisation: float) -> Expected:
-  """What a step takes on a chip that reaches a share of its roofline."""
+  """Times of a step on a chip that reaches a share of its roofline."""
   busy = times(chip, plan.step, plan.traffic, sum(plan.sent), plan.dtype)
   seconds = busy.step(utilisation)
   share = plan.memory.total / chip.memory
@@ -91,7 +91,7 @@ def chip_rows(plan: Plan, chips: Iterable[Chip], utilisation: float) -> list[tup
 
 
 def assumptions(plan: Plan, chips: Sequence[Chip], utilisation: float) -> list[str]:
-  """What the figures rest on."""
+  """The assumptions behind the figures."""
   notes = [
     'Exact: weights, parameters, optimizer state, memory of the method. Activations are an '
     'estimate: programs compiled for the CPU hold 0.95 to 1.35 times as much.',

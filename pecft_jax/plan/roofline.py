@@ -1,4 +1,4 @@
-"""How long a step takes on a chip, if nothing but its peaks limits it (Williams et al., 2009)."""
+"""The roofline time of a step on a chip: only its peak rates limit it (Williams et al., 2009)."""
 
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ class Times(NamedTuple):
 
   @property
   def bound(self) -> str:
-    """The resource that is busy for longest."""
+    """The resource that is busy longest."""
     return max(self._fields, key=lambda name: getattr(self, name))
 
   def step(self, utilisation: float) -> float:
-    """Expected seconds of a step: resources work at once, and reach a share of the roofline.
+    """Expected seconds of a step: resources work in parallel, and reach a share of the roofline.
 
     Raises:
       ValueError: for a share that is not in (0, 1].

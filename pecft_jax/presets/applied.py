@@ -1,4 +1,4 @@
-"""What an experiment takes from a preset, where its flags ask for it."""
+"""The parts of a preset that an experiment uses, where its flags ask for them."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,8 +19,8 @@ def value_range_of(published: Preset | None, whose: Whose, channels: int) -> dic
     channels: that the backbone reads.
 
   Raises:
-    ValueError: for the source's without a preset, or where it has no images or another number of
-      channels.
+    ValueError: for `whose='source'` without a preset, or with one that has no images or another
+      number of channels.
 
   >>> from pecft_jax.presets import preset
   >>> value_range_of(preset('l2p@pilot'), 'source', channels=1)
@@ -36,7 +36,7 @@ def value_range_of(published: Preset | None, whose: Whose, channels: int) -> dic
 def views_of(
   published: Preset | None, whose: Whose, side: int, own: Augmentation | None
 ) -> Augmentation | None:
-  """What is done to training images; None where they are trained as they are.
+  """The augmentation of training images; None for none.
 
   Args:
     published: the preset in use, or None.
@@ -45,7 +45,7 @@ def views_of(
     own: the experiment's.
 
   Raises:
-    ValueError: for the source's without a preset, or where it has no images.
+    ValueError: for `whose='source'` without a preset, or with one that has no images.
 
   >>> views_of(None, 'own', 32, None) is None
   True
@@ -67,7 +67,7 @@ def recipe_of(
   Args:
     published: the preset in use, or None.
     learning_rate: the peak rate that was asked for; None for that of the recipe in use.
-    own: peak rate -> the experiment's.
+    own: peak rate -> the experiment's own recipe.
     own_rate: its peak rate.
 
   >>> from pecft_jax.recipes import sgd

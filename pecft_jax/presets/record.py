@@ -1,4 +1,4 @@
-"""What a source sets together for a method, each value with where it stands."""
+"""A preset: all settings of a method in one source, each with its place there."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from pecft_jax.recipes import Recipe, grouped, recipe
 from pecft_jax.schedules import Schedule, cosine
 from pecft_jax.settings import recorded
 
-UNVERIFIED = 'unverified'  # A place: the value was not read at the source.
+UNVERIFIED = 'unverified'  # In place of a place in the source: the value was not checked there.
 
 
 class ValueRange(NamedTuple):
-  """What a source makes of pixels in 0..1: (x - mean) / std, by channel; one value is all's."""
+  """Normalisation of pixels in 0..1, (x - mean) / std; one value per channel, or one for all."""
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
@@ -82,7 +82,7 @@ class Preset(NamedTuple):
 
   @property
   def values(self) -> dict[str, Any]:
-    """All that the source sets, by name, as JSON: `epochs`, `options.l2p.pool`, ..."""
+    """All settings of the source, by name, as JSON: `epochs`, `options.l2p.pool`, ..."""
     named = self.recipe(self.learning_rate) if self.recipe and self.learning_rate else None
     found = {
       'method': self.method,

@@ -1,4 +1,4 @@
-"""Views of training images that more than one source has, by the side of the images."""
+"""Views of training images that several sources use, as functions of the side of the images."""
 
 from pecft_jax.data import (
   Augmentation,
@@ -11,7 +11,7 @@ from pecft_jax.data import (
 
 
 def parts_from_a_twentieth(side: int) -> Augmentation:
-  """A part of 5 % to 100 % of the area, stretched, and flips.
+  """A random resized crop of 5 % to 100 % of the area, and flips.
 
   >>> parts_from_a_twentieth(224).uniforms
   5
@@ -21,7 +21,7 @@ def parts_from_a_twentieth(side: int) -> Augmentation:
 
 
 def parts(side: int) -> Augmentation:
-  """A part of 8 % to 100 % of the area, stretched, and flips: torchvision's defaults.
+  """A random resized crop of 8 % to 100 % of the area, and flips: torchvision's defaults.
 
   >>> parts(224).uniforms
   5

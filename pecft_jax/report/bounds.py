@@ -1,4 +1,4 @@
-"""Where a run stands between its bounds: sequential fine-tuning below, joint training above."""
+"""The place of a run between its bounds: sequential fine-tuning below, joint training above."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -103,9 +103,9 @@ def clauses(at: Standing) -> list[str]:
 
 
 def beside(run: Run) -> dict[str, Mapping[str, float]]:
-  """Metrics of the bounds after as many tasks as the run has finished, by what to call them.
+  """Metrics of the bounds after as many tasks as the run has finished, by the bound's title.
 
-  A bound that has not come so far is named with the tasks that its numbers stand for.
+  The title of a bound with fewer finished tasks says how many its numbers are of.
   """
   out = {}
   for name, words in glossary.NAMES.items():
@@ -134,7 +134,7 @@ def _beside(run: Run, name: str) -> bool:
 
 
 def _recorded(run: Run, name: str) -> Mapping[str, float]:
-  """What results.json tells of a bound whose directory is gone; of the end of the run only."""
+  """The final values of a bound in results.json, for a bound whose directory is gone."""
   if not run.done or _beside(run, name):
     return {}
   return (run.results.get('references') or {}).get(name) or {}

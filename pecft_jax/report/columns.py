@@ -30,7 +30,7 @@ Table = list[tuple[str, list[Cell]]]  # Title of each column, and a cell for eac
 
 
 def quality(groups: tuple[Group, ...], comparable: bool) -> Table:
-  """What the methods reach; columns without any value are left out.
+  """Columns of the quality of predictions; those without any value are left out.
 
   Args:
     groups: of one measure, or of several, each with columns of its own.
@@ -42,7 +42,7 @@ def quality(groups: tuple[Group, ...], comparable: bool) -> Table:
 
 
 def cost(groups: tuple[Group, ...], comparable: bool) -> Table:
-  """What the methods take, in the same form.
+  """Columns of the cost of methods, in the same form.
 
   The least peak memory is marked only where all runs were made alike.
   """
@@ -52,7 +52,7 @@ def cost(groups: tuple[Group, ...], comparable: bool) -> Table:
 
 
 def averages(values: list[float], write: Callable[[float], str]) -> str:
-  """Mean and sample standard deviation, `91.2 ± 0.3`, or just the mean of one."""
+  """Mean and sample standard deviation, `91.2 ± 0.3`; for one value the value alone."""
   spread = deviation(values)
   text = write(mean(values))
   return text if spread is None else f'{text} ± {write(spread)}'
@@ -63,7 +63,7 @@ def _table(columns: tuple[Column, ...], groups: tuple[Group, ...], comparable: b
   for column in columns:
     values = [group.values(column.read) for group in groups]
     means = [mean(v) * column.best for v in values if v]
-    # Nobody is best where all are the same.
+    # No best where all are the same.
     mark = comparable and means and max(means) > min(means)
     if means:
       best = [bool(mark and v and mean(v) * column.best == max(means)) for v in values]

@@ -134,7 +134,7 @@ def _top(found: Comparison, title: str) -> Raw:
 
 
 def _lead(found: Comparison) -> str:
-  """How far the best is ahead, and whether that is more than seeds make."""
+  """How far the best is ahead, and whether that is more than the spread over seeds."""
   first, second = (group.values(final_average) for group in found.groups[:2])
   measure = found.groups[0].runs[0].measure
   ahead = measure.sign * (mean(first) - mean(second))
@@ -164,7 +164,7 @@ def _quality(found: Comparison) -> Raw:
 
 def _curves(found: Comparison, caption: str) -> list[Raw]:
   """A figure for each measure there is."""
-  from pecft_jax.report import curves  # With matplotlib, which nothing else needs.
+  from pecft_jax.report import curves  # Imports matplotlib, which nothing else needs.
 
   drawn = []
   for measure in dict.fromkeys(group.runs[0].measure for group in found.groups):
@@ -216,7 +216,7 @@ def _runs(found: Comparison) -> Raw:
 
 
 def _shared(found: Comparison) -> Raw:
-  """The identity of the best run, which is that of all where nothing is warned of."""
+  """The identity of the best run: that of all runs, unless there is a warning."""
   missing = element('span', 'not recorded', class_='missing')
   own = ('Seeds', 'Status', 'State sha256', 'Compilations')
   rows = [
@@ -245,5 +245,5 @@ def _row(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-  """Text that neither ends a cell nor starts HTML."""
+  """Text escaped so that it neither ends a table cell nor starts HTML."""
   return text.replace('|', '\\|').replace('<', '&lt;').replace('\n', ' ')

@@ -6,13 +6,13 @@ from typing import Any
 
 from pecft_jax.report.read import Run
 
-# Dates differ always; `resumed` lists environments, each of which counts as its own.
+# Dates always differ; `resumed` lists environments, which are compared one by one.
 _ASIDE = ('started', 'ended', 'resumed')
-_LETTERS = 12  # Of a commit.
+_LETTERS = 12  # Hex digits shown of a commit.
 
 
 def on_times(runs: Sequence[Run]) -> str:
-  """What must be said beside times and memory of runs, in sentences; empty where nothing must.
+  """Caveats for times and memory of runs, in sentences; empty where there is none.
 
   >>> on_times([])
   ''
@@ -22,7 +22,7 @@ def on_times(runs: Sequence[Run]) -> str:
 
 
 def alike(runs: Sequence[Run]) -> bool:
-  """Whether runs were made in one environment, with as many seeds side by side.
+  """Whether runs were made in the same environment, with the same number of seeds side by side.
 
   >>> alike([])
   True
@@ -31,7 +31,7 @@ def alike(runs: Sequence[Run]) -> bool:
 
 
 def different(runs: Iterable[Run]) -> str | None:
-  """Says by key in what the environments differ in which runs were made.
+  """The differences between the environments of runs, by key.
 
   An environment has the versions, the kind and number of devices and the processor of the host.
   A run that was resumed elsewhere has several.
@@ -58,7 +58,7 @@ def different(runs: Iterable[Run]) -> str | None:
 
 
 def _together(runs: Sequence[Run]) -> str | None:
-  """Says that seeds were learned side by side: what they took is recorded with each of them."""
+  """Says that seeds were learned side by side: each records the time and memory of all of them."""
   numbers = _seeds_together(runs)
   if not numbers or numbers == [1]:
     return None
@@ -73,7 +73,7 @@ def _seeds_together(runs: Sequence[Run]) -> list[float]:
 
 
 def _environments(run: Run) -> list[dict[str, Any]]:
-  """All that a run says of where it was made: at first, whenever it was resumed, and in the end."""
+  """All environments that a run recorded: of its start, of each resumption, and of its end."""
   recorded = [run.config.get('environment'), run.results.get('environment')]
   recorded = [each for each in recorded if isinstance(each, Mapping)]
   for holder in (run.config, run.results.get('environment')):

@@ -1,4 +1,4 @@
-"""What is stated about a run besides its accuracy, as rows of text for any kind of output."""
+"""Facts about a run besides its accuracy, as rows of text for any kind of output."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _PREDICTION = {
 
 
 def identity(run: Run) -> Lines:
-  """All that a number needs beside it to be compared with another."""
+  """Everything that must be equal for two numbers to be comparable."""
   recorded = run.results.get('identity') or {}
   kind, seed = run.scenario, run.results.get('seed')
   rows = [
@@ -65,7 +65,7 @@ def efficiency(run: Run) -> Lines:
 
 
 def configuration(run: Run) -> Lines:
-  """config.json with nested names joined by dots, without the identity that stands elsewhere."""
+  """config.json with nested names joined by dots, without the identity."""
   own = {key: value for key, value in run.config.items() if key != 'identity'}
   return [(key, listed(value)) for key, value in flat(own).items()]
 

@@ -12,7 +12,7 @@ def level(measure: Measure, value: float) -> str:
 
 
 def bare(measure: Measure, value: float) -> str:
-  """A value, or a difference of two, without its unit and in no more digits than tell."""
+  """A value, or a difference of two, without its unit, rounded to the digits that matter."""
   return text.number(100 * value) if measure.percent else text.rounded(value)
 
 
@@ -24,7 +24,7 @@ def change(measure: Measure, value: float) -> str:
 
 
 def unit(measure: Measure, difference: bool = False) -> str:
-  """What stands behind a bare value: `%`, `points`, or nothing."""
+  """The unit of a bare value: `%`, `points`, or nothing."""
   return ('points' if difference else '%') if measure.percent else ''
 
 
@@ -38,6 +38,6 @@ def written(metric: Metric, value: float) -> str:
   """A metric's value with its unit."""
   if not metric.difference:
     return level(metric.measure, value)
-  # What is lost is read as an amount; what is gained, as a change.
+  # A loss is written as an amount, a gain as a change with its sign.
   write = bare if metric.direction == 'lower' else change
   return write(metric.measure, value)

@@ -19,7 +19,7 @@ _ASIDE = (
   'resumed',
 )  # fmt: skip
 _VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'alone')
-_ROOM = 34  # Letters beside a figure.
+_ROOM = 34  # Longest label beside a figure, in letters.
 _IDENTITY = {
   'benchmark': 'benchmark',
   'split_digest': 'split digest',
@@ -36,18 +36,18 @@ class Group(NamedTuple):
 
   title: str  # Method and wrappers.
   peft: str
-  settings: str  # What sets it apart from groups of the same method and PEFT; often empty.
+  settings: str  # How it differs from groups of the same method and PEFT; often empty.
   label: str  # What differs between the groups, on one line.
   runs: tuple[Run, ...]  # By seed.
 
   def values(self, read: Callable[[Run], float | None]) -> list[float]:
-    """What `read` finds in each run, without the runs where it finds None."""
+    """The values that `read` finds in the runs, without None."""
     found = [read(run) for run in self.runs]
     return [value for value in found if value is not None]
 
 
 class Comparison(NamedTuple):
-  """What stands on one page."""
+  """The content of the page of a comparison."""
 
   groups: tuple[Group, ...]  # The best average first.
   warnings: tuple[str, ...]  # Reasons against comparing.
@@ -110,7 +110,7 @@ def closed(run: Run) -> float | None:
 
 
 def _seed(run: Run) -> str:
-  return f'{run.results.get("seed", "")!s:>20}'  # Numbers in their order, names after each other.
+  return f'{run.results.get("seed", "")!s:>20}'  # Numbers in their order, then names in theirs.
 
 
 def _stable(settings: Mapping[str, Any]) -> dict[str, Any]:

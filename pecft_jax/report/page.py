@@ -10,7 +10,7 @@ from pecft_jax.report.bounds import Standing, beside, clauses, headline, standin
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
 
-_ROW = 4  # Tiles in a row; what does not fill a row stands just in the table.
+_ROW = 4  # Tiles in a row; metrics that do not fill a row are in the table only.
 
 
 def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -106,7 +106,7 @@ def _tiles(run: Run) -> Raw:
 
 
 def _figures(run: Run) -> Raw:
-  from pecft_jax.report import plots  # With matplotlib, which nothing else needs.
+  from pecft_jax.report import plots  # Imports matplotlib, which nothing else needs.
 
   wide = run.total > plots.WIDE
   between = ' The band lies between the bounds.' if len(run.references) == 2 else ''
@@ -137,7 +137,7 @@ def _figures(run: Run) -> Raw:
 
 
 def _ahead(run: Run) -> str:
-  """How entries above the diagonal are to be read, where there are any."""
+  """An explanation of entries above the diagonal, where there are any."""
   above = np.triu(~np.isnan(run.matrix), 1).any()
   return ' Above it, in italics: tasks not learned yet.' if above else ''
 

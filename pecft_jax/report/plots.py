@@ -179,13 +179,13 @@ def losses(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     found = [row.get(key) for key in ('task', 'step', 'loss')]
     numbers = [float(value) for value in found if value is not None]
     if row.get('kind') == 'train' and len(numbers) == 3 and np.isfinite(numbers).all():
-      # A resumed run repeats the steps since its checkpoint; the last word counts.
+      # A resumed run repeats the steps since its checkpoint; the last row counts.
       task, step, loss = numbers
       tasks.setdefault(int(task), {})[step] = loss
   out, start = {}, -np.inf
   for task, values in sorted(tasks.items()):
     points = np.array(sorted(values.items()))
-    # Steps may count over the sequence or start afresh with each task.
+    # Steps may count over the sequence or from 0 in each task.
     points[:, 0] += start if points[0, 0] < start else 0.0
     start = points[-1, 0] + 1
     pieces = np.array_split(points, min(len(points), max(400 // len(tasks), 20)))
@@ -207,7 +207,7 @@ def _half(total: int) -> tuple[float, float]:
 
 
 def _names(run: Run) -> tuple[str, ...] | None:
-  """Short names of few tasks, else None: a number serves better."""
+  """Short names of few tasks; else None, and numbers are shown."""
   plain = all(name == f'task {j + 1}' for j, name in enumerate(run.tasks))
   short = all(len(name) <= 12 for name in run.tasks)
   return run.tasks if short and not plain and run.total <= WIDE else None
@@ -220,7 +220,7 @@ def task_axis(axes: Axes, total: int) -> None:
 
 
 def scale(measure: Measure) -> float:
-  """What values are multiplied with: fractions are drawn in percent."""
+  """The factor of values in a figure: fractions are drawn in percent."""
   return 100.0 if measure.percent else 1.0
 
 
@@ -245,7 +245,7 @@ def finish(
   size: float = 10.5,
 ) -> None:
   """Writes the labels at the ends of lines once the axes have their place."""
-  # Constrained layout does not know of text outside the axes until it is drawn.
+  # Constrained layout ignores text outside the axes until it is drawn.
   figure.draw_without_rendering()
   last = max(total, 2)
   svg.label_ends(axes, ends, beside=0.03 * (last - 1), size=size)

@@ -22,15 +22,15 @@ _SAME = ('benchmark', 'class_order', 'split_digest', 'backbone_sha256', 'value_r
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run as its work directory tells it; k finished tasks of T."""
+  """One run, read from its work directory; k finished tasks of T."""
 
   path: Path
-  results: Mapping[str, Any]  # results.json as it stands.
+  results: Mapping[str, Any]  # results.json as it is.
   config: Mapping[str, Any]  # config.json; empty where there is none.
   log: tuple[Mapping[str, Any], ...]  # Rows of metrics.jsonl.
-  measure: Measure  # What was measured on each test set.
+  measure: Measure  # The measure on each test set.
   matrix: np.ndarray  # [k, T] of the measure [time, task], NaN where not evaluated.
-  task_aware: np.ndarray | None  # [k, T], where it was evaluated apart.
+  task_aware: np.ndarray | None  # [k, T], with the task known, where that was evaluated separately.
   metrics: Mapping[str, float]  # As recorded, completed from the matrix.
   references: Mapping[str, 'Run']  # Readable runs of the bounds, by name in REFERENCES.
   problems: tuple[str, ...] = ()  # What could not be read and was left out.
@@ -54,7 +54,7 @@ class Run:
   def title(self) -> str:
     """The method with its wrappers, or the run's name, or its directory's."""
     method = self.results.get('method') or self.results.get('name') or self.path.resolve().name
-    # A wrapped method mostly has a name that says so: derpp(olora).
+    # The name of a wrapped method usually has its wrappers: derpp(olora).
     wrappers = [str(name) for name in self.results.get('wrappers') or ()]
     return ' + '.join([str(method), *(name for name in wrappers if f'{name}(' not in str(method))])
 

@@ -1,4 +1,4 @@
-"""What results.json and the rows of metrics.jsonl hold, checked before anything is made of them."""
+"""Checks the content of results.json and of the rows of metrics.jsonl before it is used."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -30,8 +30,8 @@ _SCHEME = {
   'upper': UPPER,
 }
 
-# Distinct for every common colour-vision deficiency (after Okabe and Ito), and of a
-# lightness that shows on white and on black.
+# Distinct with any common colour-vision deficiency (after Okabe and Ito), and visible on white
+# and on black.
 CYCLE = ('#2272b4', '#d9661f', '#12936b', '#c066a0', '#c99000', '#4aa3d8', '#7d6bc9', '#8a7356')
 HEAT = LinearSegmentedColormap.from_list(
   'heat', ['#fbf3d0', '#b9e0bd', '#5dbcc0', '#2b7fb8', '#1d4e98', '#12296a']
@@ -76,7 +76,7 @@ def render(figure: Figure, name: str, label: str) -> str:
 
   Args:
     figure: made under `styled`.
-    name: unique within a page, so that ids of two figures do not meet.
+    name: unique within a page, so that ids of two figures do not clash.
     label: what the figure shows, for readers who cannot see it.
   """
   buffer = io.StringIO()
@@ -135,7 +135,7 @@ def label_ends(
   for at in sorted({x for x, *_ in ends}):
     here = [end for end in ends if end[0] == at]
     places = spread([y for _, y, _, _ in here], gap)
-    # A pack of labels that would leave the axes moves as one.
+    # A block of labels that would leave the axes moves as one.
     places += min(0.0, high - places.max()) + max(0.0, low - places.min())
     for (x, end, text, color), y in zip(here, places, strict=True):
       line = {'color': color, 'linewidth': 0.7, 'alpha': 0.55, 'clip_on': False}

@@ -10,7 +10,7 @@ from pecft_jax.report.bounds import beside, headline, standing
 from pecft_jax.report.read import Run
 from pecft_jax.text import rounded
 
-if TYPE_CHECKING:  # Each table imports it, so that reading runs does not.
+if TYPE_CHECKING:  # Imported in each table, so that reading runs does not load rich.
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text

@@ -44,7 +44,7 @@ def adapted_after(
   Raises:
     ValueError: if there is no such checkpoint or seed, the run is of another
       experiment, or the method predicts with more than one delta.
-    Damaged: if a checkpoint is not what was written.
+    Damaged: if a checkpoint differs from what was written.
     Unread: if one could not be read for another reason.
 
   >>> import numpy as np
@@ -92,7 +92,7 @@ def adapted_after(
 
 
 def place_of_seed(directory: pathlib.Path, seed: int | None) -> int | None:
-  """Of a seed among those of one program; None where there is one alone.
+  """Index of a seed among those of one program; None where there is only one.
 
   Raises:
     ValueError: for a seed that was not learned, or none where there are several.

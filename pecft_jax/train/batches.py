@@ -26,7 +26,7 @@ def in_order(loop: Loop, split: Split, start: int = 0) -> Iterator[Batch]:
 def training_batches(
   loop: Loop, position: Position, split: Split, epochs: int, stored: int = 0
 ) -> Iterator[Batch]:
-  """Shuffled batches from the position on, on their devices; keeps the state of their stream."""
+  """Shuffled batches from the position on, on their devices; updates the stream's state in it."""
   streams = _streams(loop, split, position.task, epochs, stored)
   if position.data is not None:
     for stream in streams:

@@ -14,10 +14,10 @@ from pecft_jax.typing import ContinualMethod, Fit, Once
 def check_method(
   method: ContinualMethod, *, recipe: Recipe | None = None, batch_size: int = 5
 ) -> None:
-  """Traces all that a run would compile, with shapes alone, and looks for the usual mistakes.
+  """Traces every function of a run, on shapes alone, and checks for common mistakes.
 
-  It takes seconds, whatever the size of the model. A run would find the
-  same, when it comes to that hook, except keys that are used twice.
+  It takes seconds, whatever the size of the model. A run finds the same mistakes when it reaches
+  the hook, except keys that are used twice.
 
   Args:
     method: any.

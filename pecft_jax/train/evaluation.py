@@ -107,7 +107,7 @@ def _measured(
 
 
 def _open_to(loop: Loop, state: TrainState, position: Position, test: TestSet) -> TrainState:
-  """The state in which the classes of a task to come are possible answers, too."""
+  """The state with the classes of a future task among the possible answers."""
   scenario, seen = loop.experiment.scenario, test.classes
   if position.phase != 'start':
     seen = seen | task_masks(scenario, position.task)[1]
@@ -141,7 +141,7 @@ def _on_host(
 
   Raises:
     NonFiniteLoss: where an answer is NaN.
-    ValueError: for scores that are none.
+    ValueError: for invalid scores.
   """
   del test  # Answers are no classes.
   assert loop.steps.answer is not None

@@ -61,7 +61,7 @@ class Experiment:
     model: the frozen backbone with its weights; `Pretrained(backbone, params)`
       makes one by hand.
     scenario: the sequence of tasks.
-    method: the method to be judged, built on the same backbone.
+    method: the method to run, built on the same backbone.
     training: how each task is trained.
     seed: of initialisation, order and views.
     references: methods run beside it for comparison, by name; `finetune` and
@@ -184,7 +184,7 @@ def identified(experiment: Experiment) -> Experiment:
     if known_of.is_of(model.params):
       source = known_of.source
     else:
-      identity.pop('backbone_sha256', None)  # It is that of other weights.
+      identity.pop('backbone_sha256', None)  # It belongs to other weights.
   known = {**identity, **experiment.identity}
   if 'backbone_sha256' not in known:
     identity['backbone_sha256'] = tree_sha256(model.params)
@@ -239,7 +239,7 @@ def configuration(experiment: Experiment, method: ContinualMethod | None = None)
 
 
 def _check_backbone(role: str, method: ContinualMethod, backbone: Backbone) -> None:
-  """Raises ValueError for a method that stands on another backbone than the experiment's."""
+  """Raises ValueError for a method on another backbone than the experiment's."""
   facts = lambda each: (each.name, each.width, each.depth, each.inputs, each.sites)
   if facts(method.backbone) != facts(backbone):
     raise ValueError(

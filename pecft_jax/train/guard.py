@@ -1,4 +1,4 @@
-"""Mistakes in a user's method, in words; checked where hooks are traced, at no run time."""
+"""Explains mistakes in a user's method; checked while hooks are traced, at no cost at run time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pecft_jax.typing import ContinualMethod, Params, TrainState
 
 @contextlib.contextmanager
 def calling(method: ContinualMethod, hook: str) -> Iterator[None]:
-  """Says which hook it was that used a traced value as a Python value.
+  """Names the hook that uses a traced value as a Python value.
 
   Raises:
     ValueError: for a Python `if`, `while`, `int()` or `np.asarray()` on a traced value.
@@ -79,7 +79,7 @@ def pair(method: ContinualMethod, hook: str, found: Any) -> tuple[Any, Any]:
 def carried(
   method: ContinualMethod, hook: str, before: TrainState, after: TrainState
 ) -> TrainState:
-  """The state after a hook, if it still has the names, shapes and dtypes of before.
+  """The state after a hook, if names, shapes and dtypes are unchanged.
 
   Raises:
     ValueError: if a leaf of params or memory came, went, or has another shape or dtype.

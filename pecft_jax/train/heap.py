@@ -1,6 +1,6 @@
 """Keeps freed memory for the next step, on Linux with glibc.
 
-XLA on the CPU allocates its temporaries anew at every step; by default each
+XLA on the CPU allocates its temporaries again at every step; by default each
 of these large blocks is mapped and unmapped, and page faults take up to half
 of the time. Accelerators have allocators of their own.
 """

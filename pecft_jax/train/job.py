@@ -1,4 +1,4 @@
-"""One method, learned by one or several seeds from wherever its checkpoints stand to its end."""
+"""One method, run for one or several seeds from its newest checkpoint to its end."""
 
 import contextlib
 import dataclasses
@@ -71,7 +71,7 @@ class Job:
 
   @functools.cached_property
   def console(self) -> 'Console':
-    """For progress; only the first process says anything."""
+    """For progress; only the first process prints."""
     from rich.console import Console
 
     if not is_first():
@@ -125,7 +125,7 @@ def run_job(job: Job) -> list[dict[str, Any]]:
     keep_tasks=job.options.keep_tasks,
     identity=plain(describe(experiment)),
   )
-  # Messages of other libraries may hold brackets, which are not meant as markup.
+  # Messages of other libraries may contain brackets, which are not markup.
   tell = lambda text: job.console.print(f'{job.directory}: {text}', style='yellow', markup=False)
   key = _key(job)
   like = jax.eval_shape(steps.init, key, frozen)

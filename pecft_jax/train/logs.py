@@ -14,7 +14,7 @@ from pecft_jax.workdir.position import Position
 
 
 def settle(position: Position) -> None:
-  """Fetches all that waits on the devices, and checks it; before every save.
+  """Fetches all pending results from the devices, and checks them; called before every save.
 
   Raises:
     NonFiniteLoss: if the loss of a step, or a parameter after it, was not finite.
@@ -36,7 +36,7 @@ def no_number(position: Position, j: int) -> NonFiniteLoss:
 
 
 def fetch(position: Position) -> None:
-  """Fetches what the updates told so far, and checks it.
+  """Fetches the results of updates so far, and checks them.
 
   Raises:
     NonFiniteLoss: as in `settle`.

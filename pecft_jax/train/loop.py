@@ -134,7 +134,7 @@ def _check_finite(loop: Loop, state: TrainState, name: str, task: int) -> None:
   found = jax.device_get(_not_finite(trees))
   bad = {leaf for leaf, (nan, _) in found.items() if nan}
   if infinite := {leaf for leaf, (_, inf) in found.items() if inf}:
-    # Rare: only now `init` is asked what may be infinite, such as a running minimum.
+    # Rare: only now is `init` called to see what may be infinite, such as a running minimum.
     at_start = jax.jit(
       lambda key, frozen: dict(
         zip(('params', 'memory'), loop.method.init(key, frozen), strict=True)
@@ -178,7 +178,7 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
   started, spent = time.perf_counter(), position.training_seconds
   for batch in training_batches(loop, position, split, training.epochs, stored):
     state, log = loop.steps.train(state, loop.frozen, batch)
-    # Losses wait on their device, so that no step waits for the host.
+    # Losses stay on their device, so that no step waits for the host.
     position.logs.append(log)
     position.batch += 1
     position.images += training.batch_size * len(loop.seeds)

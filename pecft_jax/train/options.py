@@ -53,6 +53,6 @@ class RunOptions:
   accept_changes: bool = False
 
   def __post_init__(self) -> None:
-    """Raises ValueError for seconds that are no number, or negative."""
+    """Raises ValueError for seconds that are not a number, or negative."""
     check_arguments(RunOptions, {'save_every': self.save_every, 'keep_tasks': self.keep_tasks})
     at_least(0, save_every=self.save_every)

@@ -44,7 +44,7 @@ NO_NUMBER = -1
 
 
 class Run(NamedTuple):
-  """What the phases of a method share: `restart` is whether each task has a fresh optimizer."""
+  """What the phases share: method, recipe, and whether each task has a fresh optimizer."""
 
   method: ContinualMethod
   recipe: Recipe
@@ -56,7 +56,7 @@ def begin(run: Run, state: TrainState, frozen: Params, task: Task) -> TrainState
   method, task = run.method, task._replace(start=state.step)
   params, memory = state.params, state.memory
   if method.begin_task is not None:
-    key = key_for(state, task, 2**32 - 1)  # A number that no training step has.
+    key = key_for(state, task, 2**32 - 1)  # A number that no training step uses.
     env = Env(frozen, task, state.step - task.start)
     with calling(method, 'begin_task'):
       params, memory = pair(method, 'begin_task', method.begin_task(params, memory, env, key))
@@ -120,7 +120,7 @@ def predict(
   """
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
-  # What `predict` gives has -inf for classes not seen: all may be asked.
+  # `predict` gives -inf for classes not seen, so all may be judged.
   every = jnp.ones_like(classes)
   new = method.capacity.problem.judge(answers, batch.y, batch.valid, every, classes)
   found = Judged(*map(jnp.add, counts, new))
@@ -129,7 +129,7 @@ def predict(
 
 
 def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch) -> Answers:
-  """What is brought to the host where the problem is judged there."""
+  """The arrays that are brought to the host where the problem is judged there."""
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
   host = method.capacity.problem.host
@@ -138,8 +138,7 @@ def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Ba
 
 
 def _no_number(answers: Array, batch: Batch) -> Array:
-  # Comparisons with NaN are false, so that it would be counted as some class; -inf is an answer
-  # that is not asked for.
+  # Comparisons with NaN are false, so it would count as some class; -inf marks an excluded answer.
   bad = jnp.isnan(answers) | jnp.isposinf(answers)
   return (bad.reshape(len(answers), -1).any(1) & batch.valid).any()
 
@@ -239,7 +238,7 @@ def calibrated(run: Run, step: Calibrated, state: TrainState, frozen: Params) ->
   assert calibration is not None
   statistics = state.extra[f'calibrate {step.entry}']
   delta = calibration.finish(state.params[step.entry], statistics)
-  # What was summed up has been read.
+  # The sums are not needed any more.
   start = no_statistics(run.method, calibration, delta)
   extra = {**state.extra, f'calibrate {step.entry}': start}
   after = state._replace(params={**state.params, step.entry: delta}, extra=extra)

@@ -13,7 +13,7 @@ from pecft_jax.workdir.position import Position
 if TYPE_CHECKING:
   from rich.console import Console
 
-# Rough cost of a batch against one forward pass of as many examples.
+# Rough cost of a batch, relative to one forward pass of as many examples.
 _TRAIN_COST = 3.0
 _QUIET_SECONDS = 10.0  # Between lines, where there is no terminal to redraw.
 

@@ -1,4 +1,4 @@
-"""results.json: what a run found, in the terms of the public contract."""
+"""results.json: the outcome of a run, in its public format."""
 
 import resource
 import sys

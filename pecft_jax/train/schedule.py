@@ -50,7 +50,7 @@ def training_steps(experiment: Experiment, method: ContinualMethod, t: int) -> i
 
 
 def check_batch_size(experiment: Experiment) -> None:
-  """Raises ValueError where a batch is larger than all that a task trains on, over all epochs."""
+  """Raises ValueError where a batch is larger than all epochs of a task together."""
   method, training = experiment.method, experiment.training
   for t, task in enumerate(experiment.scenario.tasks):
     n = len(training_split(experiment, method, t).rows) + stored_examples(experiment, method, t)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question that the loop can ask."""
+"""SIGTERM and SIGINT as a flag that the loop polls."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-  """Gives a function that tells whether the process was asked to stop; a second signal kills."""
+  """Yields a function that returns whether the process was asked to stop; a second signal kills."""
   caught: list[int] = []
 
   def handle(number: int, frame: Any) -> None:
@@ -21,7 +21,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     for number in (signal.SIGTERM, signal.SIGINT):
       before[number] = signal.signal(number, handle)
   except ValueError:
-    pass  # Not the main thread: whoever runs that one decides about signals.
+    pass  # Not the main thread: signal handlers belong to the program that runs that one.
   try:
     yield lambda: bool(caught)
   finally:

@@ -40,14 +40,14 @@ def init_state(method: ContinualMethod, recipe: Recipe, key: Key, frozen: Params
   check_start(method, params, memory)
   task = no_task(method.capacity)
   step = jnp.zeros((), jnp.int32)
-  # As plain numbers: jit sees the shardings of typed keys change where nothing does.
+  # As plain numbers: for typed keys jit sees new shardings where nothing changed.
   data = jax.random.key_data(k_run)
   opt_state = recipe.tx.init(split_kept(params)[0])
   return TrainState(params, memory, opt_state, task, step, data, fresh_extra(method, params))
 
 
 def fresh_extra(method: ContinualMethod, params: Params) -> dict[str, Any]:
-  """What the method's own phases carry, at their start: optimizer states, statistics."""
+  """The initial state of the method's own phases: optimizer states, statistics."""
   extra: dict[str, Any] = {}
   for step in plan_of(method):
     if isinstance(step, Fit):
@@ -61,7 +61,7 @@ def fresh_extra(method: ContinualMethod, params: Params) -> dict[str, Any]:
 
 
 def no_statistics(method: ContinualMethod, calibration: Calibration, delta: Delta) -> Any:
-  """Statistics of a calibration at their start."""
+  """The initial statistics of a calibration."""
   if calibration.gradients is None:
     return calibration.empty(delta, {})
   names, backbone = calibration.gradients(delta), method.backbone
@@ -71,12 +71,12 @@ def no_statistics(method: ContinualMethod, calibration: Calibration, delta: Delt
 
 
 def key_for(state: TrainState, task: Task, number: Array | int) -> Key:
-  """The key of one numbered event of a task, a function of nothing else."""
+  """The key of one numbered event of a task, a function of these numbers alone."""
   key = jax.random.wrap_key_data(state.key)
   return jax.random.fold_in(jax.random.fold_in(key, task.index), number)
 
 
 def own_key(state: TrainState, number: int) -> Key:
   """The key of a phase of the method's own, by its number among them."""
-  # Numbers that neither training steps nor the beginning of a task have.
+  # Numbers used by neither training steps nor the beginning of a task.
   return key_for(state, state.task, 2**32 - 2 - number)

@@ -59,13 +59,13 @@ class Steps(NamedTuple):
     answer: `(state, frozen, batch) -> Answers`, in the place of `predict` where the problem is
       judged on the host; else None.
     query: `(frozen, x) -> [B, D]`, or None.
-    own: of the method's own phases, by name: as `end` (once), `prepare` (gather),
+    own: functions of the method's own phases, by name: as `end` (once), `prepare` (gather),
       or, of fits, `(state, frozen, [batch,] step, steps) -> (state, StepLog)`.
     state_shardings: of the state.
     frozen_shardings: of the frozen weights.
     batch_sharding: of every array of a batch.
     train_batch_sharding: of every array of a training batch.
-    counts_sharding: of counts: whole on every device.
+    counts_sharding: of counts: replicated on every device.
     score_dtype: of the scores that the problem's judge adds up.
     seed_axes: 1 where there is a leading axis for seeds, else 0.
   """
@@ -157,7 +157,7 @@ def compile_steps(
     return jit(run, (state_s, frozen_s, batch_s), state_s, (0, None, None))
 
   def own(step: Any, number: int) -> Any:
-    """The compiled function of a phase that is not one of every method."""
+    """The compiled function of a phase of the method's own."""
     fit = functools.partial(fit_step, method, step, number)
     match step:
       case Once():
@@ -180,7 +180,7 @@ def compile_steps(
 
   query = None
   if method.query is not None:
-    # Whole everywhere: a shuffled batch may hold any example.
+    # Replicated: a shuffled batch may hold any example.
     query = jax.jit(method.query, in_shardings=(frozen_s, batch_s), out_shardings=one)
   inputs = (state_s, frozen_s, batch_s, one, one)
   begin, end = (functools.partial(fn, shared) for fn in (phases.begin, phases.end))

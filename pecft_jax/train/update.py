@@ -28,9 +28,9 @@ class StepLog(NamedTuple):
   """The log of one update."""
 
   loss: Array  # []
-  score: Array  # [], as the problem judges, among the classes seen: training examples right.
+  score: Array  # [], the problem's score summed over training examples, among the classes seen.
   total: Array  # [] int32
-  finite: Array  # [] bool, whether all parameters are numbers after it.
+  finite: Array  # [] bool, whether all parameters are finite after it.
 
 
 def loss_and_grads(loss_of: Any, params: Params) -> Any:
@@ -38,7 +38,7 @@ def loss_and_grads(loss_of: Any, params: Params) -> Any:
 
   Args:
     loss_of: `(params) -> (loss, aux)`.
-    params: whole; grads have None in place of what is `Kept`.
+    params: with their `Kept` leaves; grads have None in place of these.
   """
   active, kept = split_kept(params)
   return jax.value_and_grad(lambda part: loss_of(combine(part, kept)), has_aux=True)(active)
@@ -51,11 +51,11 @@ def updated(
 
   Args:
     recipe: the optimizer.
-    params: whole.
+    params: with their `Kept` leaves.
     grads: of what is trained.
     opt_state: of the recipe.
-    **about: the step: `progress` [], `last` [] bool of the task, its `steps` [], `weight` [] of its
-      examples.
+    **about: extra arguments of the optimizer: `progress` [], `last` [] bool, `steps` [], `weight`
+      [].
   """
   active, kept = split_kept(params)
   updates, opt_state = recipe.tx.update(grads, opt_state, active, **about)
@@ -63,7 +63,7 @@ def updated(
 
 
 def all_finite(tree: Any) -> Array:
-  """[] bool, whether every number of a tree is one."""
+  """[] bool, whether every number of a tree is finite."""
   return jax.tree.reduce(lambda ok, leaf: ok & jnp.isfinite(leaf).all(), tree, jnp.array(True))
 
 
@@ -73,7 +73,7 @@ def env_of(state: TrainState, frozen: Params) -> Env:
 
 
 def with_stored(method: ContinualMethod, memory: Any, env: Env, batch: Batch) -> Batch:
-  """A batch with the stored examples that some of its rows stand for; see `Joined`."""
+  """A batch with stored examples filled into the rows that refer to them; see `Joined`."""
   if method.joined is None or batch.slot is None:
     return batch
   stored = batch.slot >= 0
@@ -81,7 +81,7 @@ def with_stored(method: ContinualMethod, memory: Any, env: Env, batch: Batch) ->
     found = method.joined.read(memory, env, jnp.maximum(batch.slot, 0))
   new_x, new_y = pair(method, 'joined', found)
   rows = lambda array: stored.reshape(-1, *[1] * (array.ndim - 1))
-  # Stored examples have no further values, so no row may have them.
+  # Stored examples have no cached features or task ids, so no row may have them.
   x, y = raw(batch.x), batch.y
   x, y = jnp.where(rows(x), new_x, x), jnp.where(rows(y), new_y, y)
   return batch._replace(x=x, y=y, index=jnp.where(stored, -1, batch.index))
@@ -95,7 +95,7 @@ def train_step(
   batch = with_stored(method, state.memory, env, batch)
   key = key_for(state, task, state.step)
   k_loss, k_observe = jax.random.split(key)
-  k_project = jax.random.fold_in(key, 2)  # 0 and 1 are those of the split.
+  k_project = jax.random.fold_in(key, 2)  # 0 and 1 are drawn by the split above.
   penalties = {k: t.penalty for k, t in method.transforms.items() if t.penalty is not None}
 
   def loss_of(params: Params) -> tuple[Array, Output]:

@@ -18,7 +18,7 @@ class Features(NamedTuple):
   """What a backbone computes."""
 
   pooled: Array  # [B, D], what a head reads.
-  tokens: Array  # [B, T, D] after the final norm; just those computed where `rows` was given.
+  tokens: Array  # [B, T, D] after the final norm; only those computed where `rows` was given.
   taps: dict[str, Any]  # What `watch` took from sites, by `kind:path`.
 
 
@@ -117,11 +117,11 @@ class Backbone(NamedTuple):
 
 
 class WeightsIdentity(dict[str, Any]):
-  """What is known of certain arrays, as JSON: it says nothing of others put in their place.
+  """What is known of certain arrays, as JSON: it does not hold for others put in their place.
 
   Attributes:
-    source: where they can be had again, as JSON, which is no part of what identifies them: of
-      `card`, `file` and `random` (a seed). None where nobody knows.
+    source: where to read or make them again, as JSON with keys of `card`, `file` and `random` (a
+      seed); not part of the identity. None where that is unknown.
   """
 
   source: Mapping[str, Any] | None
@@ -147,7 +147,7 @@ class Pretrained(NamedTuple):
     backbone: the model.
     params: its weights.
     head: the classifier that came with the weights; None where there is none.
-    identity: what the record of a run says of the weights, as JSON, such as
+    identity: what a run records about the weights, as JSON, such as
       `backbone_sha256`; a run computes the digest where it is missing, and where weights were
       put in the place of those that a `WeightsIdentity` is of.
   """

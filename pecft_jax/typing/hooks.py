@@ -36,7 +36,7 @@ class PredictHook(Protocol):
 
 
 class StateHook(Protocol):
-  """Between passes: a change of what is carried."""
+  """Changes params and memory between passes."""
 
   def __call__(self, params: Params, memory: Any, env: Env, key: Key, /) -> tuple[Params, Any]:
     """Returns (params, memory) of the same names, shapes and dtypes. Consumes the key."""

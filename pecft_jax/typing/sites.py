@@ -13,7 +13,7 @@ class Site(NamedTuple):
     path: path of the site's weights in the backbone's parameters, as in
       `block_3/attn/q`; for sites without weights, of the module around them.
     lead: for `tokens` sites, how many tokens stand before inserted ones (the
-      class token of a ViT: 1). With 0, what is read stands behind them: where
+      class token of a ViT: 1). With 0, the tokens that are read come after them: where
       a backbone gives back fewer tokens than it got, these are the last ones.
     stack: name of the stack of blocks that it belongs to; `''` in a backbone
       with one stack.

@@ -52,8 +52,7 @@ class Batch(NamedTuple):
   y: Array  # [B, ...], as the problem's target: of classification, the position of the class.
   valid: Array  # [B] bool
   index: Array  # [B] int32, row of the example in its split.
-  # [B] int32, -1 where a row is of the task's own data, else the stored example that it is, see
-  # `Joined`. None where a method joins none.
+  # [B] int32, number of the stored example in a row, -1 for the task's own data; see `Joined`.
   slot: Array | None = None
 
 

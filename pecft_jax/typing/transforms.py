@@ -57,7 +57,7 @@ class Calibration(NamedTuple):
 
 
 class PeftTransform(NamedTuple):
-  """A parameter-efficient fine-tuning method as pure functions; absent ones are None.
+  """A parameter-efficient fine-tuning method as pure functions; those it does not need are None.
 
   Attributes:
     init: `(key, sites, params) -> delta`. Consumes the key. `sites` is a

@@ -15,7 +15,7 @@ class Branch(NamedTuple):
   """Where a run starts from.
 
   Attributes:
-    source: work directory of the run that it leaves.
+    source: work directory of the run that it starts from.
     after_task: number of tasks that are shared, from 1.
   """
 
@@ -39,8 +39,8 @@ def find_branch(
     places: of the seeds' logs in a work directory, in both.
 
   Raises:
-    ValueError: if the source has no such checkpoint, learns something else, or
-      is the new run's own directory.
+    ValueError: if the source has no such checkpoint or another identity, or is the new run's own
+      directory.
   """
   source = work_directory(branch.source)
   there = source / 'checkpoints'
@@ -59,7 +59,7 @@ def find_branch(
 
 
 def find_after(directory: pathlib.Path, tasks: int | None) -> tuple[int, Contents]:
-  """The checkpoint after a number of tasks: its tick, and what it says of itself.
+  """The checkpoint after a number of tasks: its tick and its description.
 
   Args:
     directory: of a run.
@@ -67,7 +67,7 @@ def find_after(directory: pathlib.Path, tasks: int | None) -> tuple[int, Content
 
   Raises:
     ValueError: if there is none.
-    Damaged: if one is not what was written.
+    Damaged: if one differs from what was written.
     Unread: if one could not be read for another reason.
   """
   found = {int(path.name): read_contents(path) for path in _checkpoints(directory / 'checkpoints')}
@@ -94,7 +94,7 @@ def copy_branch(
   for place, found in zip(places, position.seeds, strict=True):
     kept = read_rows(source / place / 'metrics.jsonl')[: found.rows]
     replace_text(directory / place / 'metrics.jsonl', ''.join(f'{row.line}\n' for row in kept))
-  # Under another name first: a checkpoint that is there is a whole one.
+  # Under another name first, so that a checkpoint under its own name is always complete.
   here.mkdir(exist_ok=True)
   part = here / f'{tick}.branching'
   shutil.rmtree(part, ignore_errors=True)
@@ -107,7 +107,7 @@ def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_identity(source: pathlib.Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-  """Raises ValueError where a run learns something else than was learned in a directory."""
+  """Raises ValueError where the identity of a run differs from that of a directory."""
   differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
   if differing:
     shown = [f'{k}: there {json.dumps(there.get(k))[:60]}, here {json.dumps(here.get(k))[:60]}'

@@ -30,7 +30,7 @@ from pecft_jax.workdir.stored import (
   read_contents,
 )
 
-# What a killed process was writing or deleting.
+# Directories that a killed process was writing or deleting.
 UNFINISHED = r'\d+\.(orbax-checkpoint-tmp.*|deleted|branching)'
 
 
@@ -54,8 +54,8 @@ class Checkpoints:
     Args:
       directory: of the checkpoints.
       keep: how many of the newest stay.
-      identity: the run's, as JSON; written into each checkpoint, so that one that
-        is found alone tells which backbone and which split it belongs to.
+      identity: the run's, as JSON; written into each checkpoint, so that a lone checkpoint says
+        which backbone and which split it belongs to.
       keep_tasks: whether those made after a task stay, too.
     """
     self._directory, self._keep, self._identity = directory.absolute(), keep, identity
@@ -91,7 +91,7 @@ class Checkpoints:
       'identity': self._identity,
     }
     context = ocp.Context()
-    # Loading brings shardings of its own, and those on file outweigh a small state.
+    # Loading gives its own shardings, and stored ones are larger than a small state.
     context.array.saving.enable_write_sharding_file = False
     with context:
       self._pending = tick, ocp.save_async(self._at(tick), state, custom_metadata=meta)
@@ -99,7 +99,7 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits for the write under way.
 
-    Only now that it is complete, checkpoints beyond the number to keep go.
+    Old checkpoints beyond the number to keep are deleted only once it is complete.
 
     Raises:
       NotSaved: if it failed, on a full disk for example.
@@ -109,14 +109,14 @@ class Checkpoints:
     (number, pending), self._pending = self._pending, None
     try:
       pending.result()
-    except Exception as error:  # Of a full disk, Python and tensorstore tell in different types.
+    except Exception as error:  # Python and tensorstore differ in its type.
       raise NotSaved(self._not_saved(number, error)) from error
     if not is_first():
       return
     for tick in self.ticks()[: -self._keep]:
       if self._keep_tasks and self._after_task(tick):
         continue
-      # Renamed first, so that what is left of it after a kill is no checkpoint.
+      # Renamed first, so that the rest of it after a kill does not count as a checkpoint.
       going = self._at(tick).rename(self._directory / f'{tick}.deleted')
       shutil.rmtree(going)
 
@@ -139,12 +139,12 @@ class Checkpoints:
     """The newest good checkpoint, or None where there is no checkpoint at all.
 
     Damaged ones that are newer are moved to `damaged/` beside the checkpoints:
-    the run will come to their ticks again.
+    the run will reach their ticks again.
 
     Args:
       like: the state, or its shapes.
       shardings: of its leaves.
-      tell: told of each damaged checkpoint.
+      tell: called with each damaged checkpoint.
 
     Raises:
       ValueError: if a checkpoint holds another structure, shape or dtype.
@@ -180,7 +180,7 @@ class Checkpoints:
 
     Raises:
       ValueError: if it holds another structure, shape or dtype.
-      Damaged: if its content is not what was written.
+      Damaged: if its content differs from what was written.
       Unread: if it could not be read for a reason outside of it.
     """
     return read_checkpoint(self._at(tick), like, shardings)
@@ -206,7 +206,7 @@ def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[Trai
     shardings,
   )
   state = read_arrays(path, target, contents)
-  # Of equal arrays, but not of equal shardings in the eyes of jit, which would compile anew.
+  # The arrays are equal, but jit sees other shardings and would compile again.
   return jax.device_put(state, shardings), Position.from_json(contents.position)
 
 

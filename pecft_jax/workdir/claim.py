@@ -69,7 +69,7 @@ def claim(
     accept_changes: go on where files are others than they were, and record it.
 
   Returns:
-    What is to be said of a run that resumes: another environment, or files that were changed.
+    Notes about a run that resumes: another environment, or files that were changed.
 
   Raises:
     ValueError: if the configuration or the files differ; names the keys.
@@ -117,7 +117,7 @@ def ran_in(directory: pathlib.Path, *, done: bool) -> dict[str, Any]:
   results = directory / 'results.json'
   before: Any = {}
   if done and results.exists():
-    with contextlib.suppress(ValueError):  # What is damaged is made anew.
+    with contextlib.suppress(ValueError):  # A damaged file is written again.
       before = _read(results)
   if before.get('status') == 'done' and 'environment' in before:
     return before['environment']
@@ -197,7 +197,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
   if isinstance(there, dict) and isinstance(here, dict):
     if there.get('name') != here.get('name'):
-      # Of two factories no argument means the same.
+      # Arguments of two different factories are not comparable.
       yield f'{name}.name: there {_short(there.get("name"))}, here {_short(here.get("name"))}'
       return
     for key in there.keys() | here.keys():

@@ -112,7 +112,7 @@ def _refused(
   results: Sequence[dict[str, Any]],
   checkpoints: bool,
 ) -> list[str]:
-  """What keeps a run from going on, beside damage: the same command on the directory is refused."""
+  """Reasons, besides damage, why the same command on the directory would be refused."""
   found = [f'{path / ".lock"} is a directory'] if (path / '.lock').is_dir() else []
   for output, each in zip(outputs, results, strict=True):
     there = each.get('status') == 'done' or (each and not (path / 'checkpoints').is_dir())
@@ -125,14 +125,14 @@ def _refused(
 
 
 def _unlike(config: dict[str, Any], contents: Contents) -> list[str]:
-  """Says where the configuration tells of other data or weights than a checkpoint."""
+  """Says where the configuration and a checkpoint have different data or weights."""
   there, here = contents.identity or {}, config.get('identity') or {}
   keys = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
   return [f'config.json and the newest checkpoint differ in {", ".join(keys)}'] if keys else []
 
 
 def _too_few(outputs: Sequence[pathlib.Path], tick: int, contents: Contents) -> list[str]:
-  """Says where a log is shorter than it was when the newest checkpoint was made."""
+  """Says where a log is shorter than when the newest checkpoint was made."""
   found = []
   for output, seed in zip(outputs, contents.position['seeds'], strict=False):
     path = output / 'metrics.jsonl'
@@ -159,16 +159,16 @@ def holder(lock: pathlib.Path) -> int | None:
   except ProcessLookupError:
     return None
   except PermissionError:
-    pass  # It is there, and another user's.
+    pass  # The process exists, and belongs to another user.
   opened = pathlib.Path(f'/proc/{number}/fd')
   try:
     return number if any(_same(at, lock) for at in opened.iterdir()) else None
-  except OSError:  # No Linux, or not ours to look into: a process of that number has to do.
+  except OSError:  # Not Linux, or no permission: a process with that number is taken as the holder.
     return number
 
 
 def bytes_of(path: pathlib.Path) -> int:
-  """Bytes of a file, or of all files below a directory, less those that vanish meanwhile."""
+  """Bytes of a file, or of all files below a directory; files deleted meanwhile count as 0."""
   files = [path] if path.is_file() else []
   for folder, _, names in os.walk(path):
     files += [pathlib.Path(folder, name) for name in names]
@@ -235,9 +235,9 @@ def _numbered(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _checkpoint(path: pathlib.Path, arrays: bool) -> tuple[dict[str, Any] | None, Contents | None]:
-  """Facts about one checkpoint, and what it says of itself where that can be read.
+  """Facts about one checkpoint, with its description where that can be read.
 
-  Nothing of a checkpoint that vanishes meanwhile: a running process keeps the newest only.
+  None for a checkpoint that is deleted meanwhile: a running process keeps the newest only.
   """
   facts: dict[str, Any] = {'tick': int(path.name), 'bytes': bytes_of(path), 'problem': None}
   contents = None
@@ -279,7 +279,7 @@ def _size(shape: Sequence[int], dtype: str) -> int:
 
 
 def _log(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Any]:
-  kinds = {'train': 0, 'eval': 0}  # Phases of a method's own have kinds of their names.
+  kinds = {'train': 0, 'eval': 0}  # Others are names of a method's own phases.
   for path in paths:
     try:
       rows = read_rows(path)

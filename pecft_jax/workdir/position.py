@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclasses.dataclass
 class Findings:
-  """What was gathered on the way, of one seed.
+  """Results so far, of one seed.
 
   Attributes:
     counts: [test set, 3] score, score with the task known, and total, of the
@@ -33,7 +33,7 @@ class Findings:
 
 @dataclasses.dataclass
 class Position:
-  """The place in a sequence, and what was gathered on the way.
+  """The place in a sequence, and the results so far.
 
   Attributes:
     task: the current one, from 0; the number of tasks when all is done.
@@ -76,7 +76,7 @@ class Position:
     return self.evaluated() == self.task + 1
 
   def to_json(self) -> dict[str, Any]:
-    """A dict of JSON's own types; only once everything was fetched from the devices."""
+    """A dict of JSON types; call it only after everything was fetched from the devices."""
     assert not self.logs and not self.sums
     value = dataclasses.asdict(self)
     del value['logs'], value['sums']

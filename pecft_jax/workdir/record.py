@@ -18,7 +18,7 @@ class Writer(Protocol):
   """Anything that takes rows of metrics beside the files: TensorBoard, a tracker."""
 
   def __call__(self, row: dict[str, Any], /) -> None:
-    """Takes a row as it is appended to the log; rows behind a checkpoint come again on resuming.
+    """Takes a row as it is appended to the log; rows after the checkpoint come again on resuming.
 
     Args:
       row: values by name, of `COLUMNS`: `kind`, `task` and what that kind of row has.
@@ -29,8 +29,8 @@ class Writer(Protocol):
 class Record:
   """`metrics.jsonl` and `metrics.csv` of a work directory.
 
-  A resumed run opens them at the number of rows its checkpoint knows of; rows
-  that a killed process wrote after that are cut off, as they will come again.
+  A resumed run opens them at the number of rows in its checkpoint; rows that a killed process wrote
+  after that are cut off, as they will come again.
   """
 
   def __init__(self, directory: pathlib.Path, rows: int = 0, writers: tuple[Writer, ...] = ()):
@@ -72,19 +72,19 @@ class Record:
       writer(row)
 
   def sync(self) -> None:
-    """Returns once all rows are on disk: before a checkpoint that counts on them."""
+    """Returns once all rows are on disk; called before a checkpoint that refers to them."""
     with named(self._json.name):
       os.fsync(self._json.fileno())
 
   def close(self) -> None:
-    """Closes the files; rows that did not get to the disk were told of by `write`."""
+    """Closes the files; `write` has already raised for rows that did not reach the disk."""
     for file in (self._json, self._csv_file):
       with contextlib.suppress(OSError):
         file.close()
 
 
 class Unwritten:
-  """The log as the other processes of a job keep it: they count its rows."""
+  """The log in all processes of a job but the first: it only counts rows."""
 
   def __init__(self, rows: int):
     self.rows = rows
@@ -95,10 +95,10 @@ class Unwritten:
     self.rows += 1
 
   def sync(self) -> None:
-    """Nothing is on the way to a disk."""
+    """Does nothing."""
 
   def close(self) -> None:
-    """Nothing is open."""
+    """Does nothing."""
 
 
 def _known(path: pathlib.Path, number: int, row: Row) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One checkpoint on disk: its description, and whether it still is what was written."""
+"""One checkpoint on disk: its description, and the check against its digests."""
 
 import errno
 import hashlib
@@ -15,11 +15,11 @@ from pecft_jax.paths import named_leaves
 
 
 class Damaged(ValueError):
-  """A checkpoint that is not what was written."""
+  """A checkpoint that differs from what was written."""
 
 
 class Unread(OSError):
-  """A checkpoint that could not be read for a reason outside of it; it need not be damaged."""
+  """A checkpoint that could not be read for an outside reason; it may be undamaged."""
 
 
 # Failures of the file system or of the machine, as Python and as tensorstore and XLA report them.
@@ -120,7 +120,7 @@ def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
     contents: of the checkpoint.
 
   Raises:
-    Damaged: if the arrays are not what was written.
+    Damaged: if the arrays differ from what was written.
     Unread: if they cannot be read for another reason.
   """
   from orbax.checkpoint import v1 as ocp
@@ -135,7 +135,7 @@ def read_arrays(path: pathlib.Path, target: Any, contents: Contents) -> Any:
 
 
 def leaf_of(named: tuple[str, Any]) -> Leaf:
-  """What a leaf is on disk: keys are stored as their data."""
+  """A leaf as it is stored: keys are stored as their data."""
   name, leaf = named
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
@@ -160,16 +160,16 @@ def _unreadable(path: pathlib.Path, error: Exception) -> Damaged | Unread:
 
 
 def _outside(error: BaseException) -> bool:
-  """Whether a failure comes from around the checkpoint: rights, memory, a file system."""
+  """Whether a failure has a cause outside the checkpoint: permissions, memory, a file system."""
   if isinstance(error, MemoryError) or getattr(error, 'errno', None) in _OUTSIDE:
     return True
   if any(status in str(error) for status in _STATUSES):
     return True
-  # Orbax reports what its threads met as a cause, or as one of a group.
+  # Orbax reports errors of its threads as a cause, or in an exception group.
   inner = [error.__cause__, *getattr(error, 'exceptions', ())]
   return any(_outside(each) for each in inner if each is not None)
 
 
 def first_line(error: Exception) -> str:
-  """An error of another library in a line, cut where it gets long."""
+  """An error of another library on one line, shortened."""
   return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:300]}'

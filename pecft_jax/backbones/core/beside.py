@@ -16,7 +16,8 @@ def configuration_beside(path: pathlib.Path) -> dict[str, Any] | None:
     path: of the weights.
 
   Returns:
-    None where there is none, or a run wrote it, in whose work directory the weights lie.
+    None where there is none, or where it is the config.json of a run, in whose work directory the
+    weights lie.
 
   Raises:
     ValueError: for a file that is no JSON object.
@@ -40,7 +41,7 @@ def check_known(path: pathlib.Path, entries: Mapping[str, Any], known: set[str])
 def check_values(
   path: pathlib.Path, entries: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]
 ) -> None:
-  """Raises ValueError for an entry with another value than those allowed; the first is implied."""
+  """Raises ValueError for an entry with a value that is not allowed; the first is the default."""
   for key, values in allowed.items():
     value = entries.get(key, values[0])
     if not any(type(value) is type(each) and value == each for each in values):

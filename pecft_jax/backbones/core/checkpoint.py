@@ -14,7 +14,7 @@ from pecft_jax.paths import shortened
 from pecft_jax.peft.leaves import inside, stacks_of
 from pecft_jax.typing import Backbone, Params
 
-# Of safetensors, as numpy and ml_dtypes hold them. Weights are of the first three.
+# Dtypes of safetensors, as numpy and ml_dtypes call them. Weights are of the first three.
 _DTYPES = (
   'F32', 'BF16', 'F16', 'F64', 'I64', 'I32', 'I16', 'I8', 'U64', 'U32', 'U16', 'U8', 'BOOL', 'C64',
 )  # fmt: skip
@@ -42,7 +42,7 @@ def expected(backbone: Backbone) -> Params:
 
 
 def as_stored(backbone: Backbone, params: Params) -> Params:
-  """Parameters with `block_0`, `block_1`, … as the backbone keeps them: stacked where it does."""
+  """Parameters with `block_0`, `block_1`, … in the backbone's own layout, stacked or not."""
   want = jax.eval_shape(backbone.init, _key())
   for stack, layers in stacks_of(backbone.sites).items():
     if 'blocks' in inside(want, stack):
@@ -89,19 +89,19 @@ def filled(
   convert: Callable[[str, np.ndarray], np.ndarray],
   dtypes: Collection[str],
 ) -> Params:
-  """A tree of our names from tensors of theirs.
+  """A tree of this library's names from another library's tensors.
 
   Args:
     path: of the file, for messages.
     model: name of the backbone, for messages.
-    leaves: our names, with the shapes expected.
-    tensors: by their names.
-    name_of: theirs of ours.
+    leaves: this library's names, with the shapes expected.
+    tensors: by the other library's names.
+    name_of: `(our name) -> their name`.
     convert: `(our name, their array) -> our array`.
     dtypes: that are allowed.
 
   Raises:
-    ValueError: where the tensors are not just those expected, or one has
+    ValueError: where tensors are missing or unexpected, or one has
       another shape or dtype, or holds NaN or an infinity.
   """
   names = {ours: name_of(ours) for ours, _ in leaves}

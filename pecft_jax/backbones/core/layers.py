@@ -23,9 +23,9 @@ def linear(x: Array, w: Array, b: Array | None) -> Array:
 def along_data(x: Array) -> Array:
   """Keeps examples on the devices that they were sent to.
 
-  Weights may be split over the same devices as the batch. Left to itself, the
-  compiler then also finds it good to split activations by features, and moves
-  whole batches from layer to layer; with this, weights are what moves.
+  Weights may be split over the same devices as the batch. Without this constraint the compiler may
+  then split activations by features, and move whole batches between layers; with it, weights are
+  moved.
 
   Args:
     x: [B, ...]
@@ -38,7 +38,7 @@ def along_data(x: Array) -> Array:
   parts = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)).get('data', 1)
   if parts == 1 or 'data' not in mesh.auto_axes:
     return x
-  # An example alone is under a vmap, which tells by `spmd_axis_name` that its axis is the batch.
+  # A single example is under a vmap, whose `spmd_axis_name` says that its axis is the batch.
   lead = P.UNCONSTRAINED if x.shape[0] % parts else 'data'
   return jax.lax.with_sharding_constraint(x, P(lead, *(P.UNCONSTRAINED,) * (x.ndim - 1)))
 
@@ -55,8 +55,8 @@ def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-6) ->
 def rms_norm(x: Array, scale: Array, bias: Array | None, *, epsilon: float = 1e-5) -> Array:
   """Root-mean-square normalisation over the last axis, computed in float32.
 
-  Zhang and Sennrich, 2019, arXiv:1910.07467. It has no bias of its own; one
-  that a transform gives is added.
+  Zhang and Sennrich, 2019, arXiv:1910.07467. It has no bias of its own; a transform's bias is
+  added.
   """
   wide = x.astype(jnp.float32)
   normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
@@ -68,7 +68,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
   """Softmax attention: q [B, Tq, H, K], k and v [B, T, Hkv, K] -> [B, Tq, H, K].
 
   Hkv divides H: consecutive queries share a key (Ainslie et al., 2023,
-  arXiv:2305.13245). The mask, if any, is True where a query may look: [Tq, T]
+  arXiv:2305.13245). The mask, if any, is True where a query may attend: [Tq, T]
   or [B, Tq, T].
   """
   if mask is not None:
@@ -76,8 +76,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
   return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-# Of elementwise functions and norms the backward pass is given the inputs alone: what it needs
-# beside them is cheaper to compute again than to keep, a quarter of all that a step keeps.
+# For elementwise functions and norms only the inputs are stored for the backward pass: the rest,
+# a quarter of what a step would store, is cheaper to compute again.
 gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=False))
 gated = jax.checkpoint(lambda gate, up: nn.silu(gate) * up)
 

@@ -1,4 +1,4 @@
-"""What a backbone's sites are called in the models of other libraries."""
+"""Names of a backbone's sites in the models of other libraries."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class Naming(NamedTuple):
 
   Attributes:
     of: `(site path) -> Module`.
-    convolutions: sites that are no linear layers there.
+    convolutions: sites that are convolutions there, not linear layers.
     head: name of the classifier.
-    model: in words, what a saved adapter can be put on.
+    model: in words, the models that a saved adapter fits.
   """
 
   of: Callable[[str], Module]

@@ -27,7 +27,7 @@ def find_sites(
   def record(delta, site, next_fn, *args):
     del delta
     out = next_fn(*args)
-    if site.layer is None and (block := block_of(site.path)):  # The model did not say it.
+    if site.layer is None and (block := block_of(site.path)):  # The model did not set it.
       site = site._replace(stack=block.stack, layer=block.layer)
     found.setdefault(site, SiteSpec(site, tuple(abstract(a) for a in args), abstract(out)))
     return out

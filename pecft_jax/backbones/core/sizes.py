@@ -1,4 +1,4 @@
-"""Checks of what a model is made with, before anything is traced."""
+"""Checks of a model's arguments, before anything is traced."""
 
 import math
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 _LAYERS = ('depth', 'num_hidden_layers')
-_MOST_LAYERS = 1000  # Those of the deepest models, several times over.
+_MOST_LAYERS = 1000  # Several times the layers of the deepest models.
 _MOST = 2**31 - 1
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_sizes(model: str, **sizes: Any) -> None:
-  """Checks that sizes are whole numbers of at least 1, and not absurd.
+  """Checks that sizes are whole numbers from 1 to a generous maximum.
 
   Args:
     model: its name, for messages.

@@ -39,8 +39,8 @@ def run_blocks(
 
   Parameters named `block_0`, `block_1`, … run as a Python loop, stacked ones
   (`blocks`, leading axis L) as one `lax.scan` over each run of consecutive
-  layers whose deltas have the same structure, and of which `watch` asks the
-  same. Deltas and taps are named by layer in both, and results are equal.
+  layers whose deltas have the same structure, and in which `watch` reads the same values. Deltas
+  and taps are named by layer in both, and results are equal.
 
   Args:
     run_block: `(params, tap, name, x, mask, rows) -> x` of one block; sites
@@ -70,7 +70,7 @@ def run_blocks(
     """Block `index` under the name of block `layer`: [B, T, D], and what is watched in it."""
 
     def run(weights, delta, x):
-      # Taken out in here, so that the backward pass may take it out again.
+      # Sliced in here, so that the backward pass can slice it again instead of storing it.
       block = layer_at(weights, index) if stacked else weights
       found: dict[str, Any] = {}
       tap = tap_of(peft, delta, watch, found, stack=stack, layer=layer)
@@ -88,7 +88,7 @@ def run_blocks(
     return x
 
   def asks(low: int, delta: Delta) -> Callable[[int], list[_Request]]:
-    """What `watch` reads in a layer like `low`, as a function of its number."""
+    """The requests of `watch` in a layer like `low`, as a function of its number."""
     seen: list[tuple[Site, Any]] = []
     record = lambda site, args, out: seen.append((site, _shapes((args, out))))
     jax.eval_shape(lambda x: call(low, low, delta, x, None, record)[0], x)
@@ -113,13 +113,13 @@ def run_blocks(
 
 
 def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
-  """A policy for `jax.checkpoint`: keeps what products of matrices and sums give.
+  """A policy for `jax.checkpoint`: stores the results of matrix products and sums.
 
   Everything else is computed again in the backward pass: element-wise functions
   cost little beside products. What it needs of a weight (its layer of a stack, its part
-  of a fused one, its cast to another dtype) is taken from the parameters, not
-  kept for every layer: for a stack run by `lax.scan` that would be a second
-  copy of the model, and for weights that are split over devices a whole one.
+  of a fused one, its cast to another dtype) is taken from the parameters, not stored for every
+  layer: for a stack run by `lax.scan` that would be a second copy of the model, and for weights
+  that are split over devices a full copy.
 
   Args:
     primitive: a JAX primitive.
@@ -127,7 +127,7 @@ def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
     **__: its parameters, which are ignored.
 
   Returns:
-    Whether the results of the primitive are kept for the backward pass.
+    Whether the results of the primitive are stored for the backward pass.
 
   >>> import jax, jax.numpy as jnp
   >>> layer = jax.checkpoint(lambda x: jnp.sin(x @ x).sum(), policy=products_and_sums)
@@ -146,7 +146,7 @@ class _Request(NamedTuple):
 
 
 def _request(watch: Any, prefix: str, layer: int, site: Site, given: Any) -> _Request:
-  """Of a layer's site, where `site` and what is `given` there are those of a layer like it."""
+  """The request at a layer's site, from `site` and `given` of a layer with the same structure."""
   path = site.path.replace(f'{prefix}block_{site.layer}', f'{prefix}block_{layer}', 1)
   site = site._replace(path=path, layer=layer)
   program, tree = jax.make_jaxpr(lambda pair: watch(site, *pair), return_shape=True)(given)
@@ -154,7 +154,7 @@ def _request(watch: Any, prefix: str, layer: int, site: Site, given: Any) -> _Re
 
 
 def _alike(some: list[_Request], others: list[_Request]) -> bool:
-  """Whether one program computes what `watch` reads in both layers."""
+  """Whether one program computes the requests of both layers."""
   return all(
     one[:2] == other[:2]
     and len(one.constants) == len(other.constants)
@@ -168,7 +168,7 @@ def _shapes(tree: Any) -> Any:
 
 
 def _of_layer(delta: Delta, stack: str, layer: int, at: int) -> Delta:
-  """The part of a delta that one layer of a stack can read, under the name of layer `at`."""
+  """The part of a delta that belongs to one layer of a stack, under the name of layer `at`."""
   if not isinstance(delta, dict):
     return delta
   out = {}
@@ -187,7 +187,7 @@ def _runs(
   stack: str,
   asks: Callable[[int, Delta], Callable[[int], list[_Request]]] | None,
 ) -> list[tuple[int, int, Delta]]:
-  """Splits layers into runs that one program serves: (low, high, stacked delta)."""
+  """Groups layers into runs that share one program: (low, high, stacked delta)."""
   shape = lambda tree: (
     jax.tree.structure(tree),
     [(a.shape, a.dtype) for a in jax.tree.leaves(tree)],

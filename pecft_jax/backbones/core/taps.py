@@ -17,7 +17,7 @@ def put_on(
 
   Args:
     peft: the transform, or None.
-    delta: its own, or None.
+    delta: of the transform, or None.
     params: the frozen weights, some of which selective transforms replace.
     key: of dropout; None leaves it out.
 
@@ -51,7 +51,7 @@ def tap_of(
 
   Args:
     peft: the transform, or None.
-    delta: its own.
+    delta: of the transform.
     watch: what to take from the sites, or None.
     taps: receives what `watch` returns, under `kind:path` of the site.
     stack: of the sites that go through this tap.

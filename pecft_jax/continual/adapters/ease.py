@@ -5,7 +5,7 @@ subspace. Classes are prototypes in all subspaces; those of old classes in a
 new subspace, for which no data are left, are synthesised.
 
 A class that comes with several tasks (other domains of it) has prototypes from
-data in all subspaces up to the last of them, and all those tasks are its own.
+data in all subspaces up to the last of them, and all those tasks count as its own.
 """
 
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class EaseMemory(NamedTuple):
   bank: Delta  # [T, ...], the adapter of each task.
   counts: Array  # [T, C], examples of each class in each subspace.
   own: Array  # [T, C] bool, which classes came with which task.
-  prototypes: Array  # [T, C, D], means, those that are missing made up.
+  prototypes: Array  # [T, C, D], means; missing ones are synthesised.
   sums: Array  # [T, C, D]
 
 
@@ -192,9 +192,8 @@ def completed(means: Array, known: Array, home: Array) -> Array:
 
   An old class is a mixture of the newer classes that are known in subspace j,
   weighted by the softmax of their cosines to it in its first subspace, where
-  all of them are known; the same mixture of their prototypes in subspace j
-  stands for it there. As in the authors' code, mixtures are computed again after
-  each task, from more classes each time.
+  all of them are known; the same mixture of their prototypes in subspace j is its prototype there.
+  As in the authors' code, mixtures are computed again after each task, from more classes each time.
 
   Args:
     means: [T, C, D], class means, where there are data.

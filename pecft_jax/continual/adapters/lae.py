@@ -44,7 +44,7 @@ def lae(
   task, while the head is trained; then both are trained. After each update the
   offline delta moves, off <- decay x off + (1 - decay) x on. A class's score is
   the larger of its softmax shares. Until the first task ends there is the
-  online delta alone. Training has the softmax over the task's own classes.
+  online delta alone. The training softmax is over the task's own classes.
 
   Args:
     backbone: frozen.
@@ -97,7 +97,7 @@ def lae(
 
   def observe(params, memory, env, batch, out, update, key):
     del batch, out, key
-    # Momentum and weight decay also move what has no gradient.
+    # Momentum and weight decay also change parameters whose gradient is zero.
     choose = lambda new, old: jnp.where(learning(env), new, old)
     delta = jax.tree.map(choose, params['delta'], update.before['delta'])
     share = jnp.where(env.task.index == 0, 0.0, decay)

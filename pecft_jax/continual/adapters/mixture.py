@@ -1,4 +1,4 @@
-"""Mixtures of adapters: experts of a branch, weighed for each example by a router."""
+"""Mixtures of adapters: experts of a branch, weighted for each example by a router."""
 
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def mixed(peft: PeftTransform, backbone: Backbone, slots: dict[str, int]) -> Pef
       out = run_one({site.path: adapter}, site, lambda *_: y, *args)
       return total + weight[:, None, None] * (out - y), None
 
-    # Experts are computed anew in the backward pass: kept is what they read, once.
+    # Experts are recomputed in the backward pass: only their common input is stored.
     add = jax.checkpoint(add, prevent_cse=False)
     return y + jax.lax.scan(add, jnp.zeros_like(y), (mixture.experts.adapter, gate.T))[0]
 
@@ -76,12 +76,12 @@ def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int
   Args:
     backbone: that the transform is put on.
     peft: what an expert is.
-    experts: the most in one block.
-    growing: the last so many blocks have room for more than one.
+    experts: at most so many in one block.
+    growing: number of last blocks that have room for more than one.
 
   Raises:
-    ValueError: for a transform that is no bottleneck adapter without dropout, or that is in none
-      of the growing blocks.
+    ValueError: for a transform other than bottleneck adapters without dropout, or one in none of
+      the growing blocks.
   """
   delta = abstract_delta(backbone, peft)
   leaves = list(delta.values()) if isinstance(delta, dict) else [delta]

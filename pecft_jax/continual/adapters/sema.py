@@ -85,10 +85,10 @@ def sema(
 
   Departures from the authors' code: z-scores are of the whole task, so that no order or batch
   decides, and all blocks decide at once. There a block that grows is trained before the blocks
-  behind it decide, which takes as many trainings as blocks that grow. Errors' mean and
-  deviation are those of the trained descriptor, of all data of its task. Adapters and descriptors
-  read the normalised input of the MLP, there what comes before the norm; and there an adapter has
-  no scale, which is `adaptformer(width=16, scale=1.0)`.
+  after it decide, which takes as many trainings as blocks that grow. Errors' mean and deviation are
+  those of the trained descriptor, of all data of its task. Adapters and descriptors read the
+  normalised input of the MLP, there what comes before the norm; and there an adapter has no scale,
+  which is `adaptformer(width=16, scale=1.0)`.
 
   Adapters of blocks that do not grow learn the first task and stay as they are. Where that task is
   small they cost more than they give: put adapters into the growing blocks alone, as in
@@ -102,8 +102,8 @@ def sema(
     capacity: tasks and classes of the sequence.
     peft: what an expert is: a bottleneck adapter without dropout, `adaptformer(width=16)` by
       default. Blocks that do not grow have one expert, which the first task trains.
-    experts: E, the most in one block.
-    growing: the last so many blocks may grow.
+    experts: E, at most so many in one block.
+    growing: number of last blocks that may grow.
     threshold: of |z|.
     hidden: H, width of the descriptors.
     descriptor: how descriptors are trained, `sgd(1e-2)` by default.

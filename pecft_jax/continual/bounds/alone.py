@@ -1,4 +1,4 @@
-"""Training on each task alone: the accuracy without the tasks before."""
+"""Training on each task alone: the accuracy without the earlier tasks."""
 
 import jax.numpy as jnp
 
@@ -50,7 +50,7 @@ def alone(
     fresh, memory = inner.init(key, env.frozen)
     if not capacity.problem.classes:
       return fresh, memory
-    # The masked loss leaves the biases of other classes where they are: out of reach.
+    # The masked loss never changes the biases of other classes, so they are never predicted.
     bias = jnp.where(env.task.classes, fresh['head'].bias, _NEVER)
     return {**fresh, 'head': fresh['head']._replace(bias=bias)}, memory
 

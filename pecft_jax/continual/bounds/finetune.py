@@ -57,8 +57,8 @@ def finetune(
     masked: leave old classes out of the training softmax.
 
   Raises:
-    ValueError: if the transform finds no site in the backbone, or the problem is not
-      answered with one row of numbers per example, as classes and regression are.
+    ValueError: if the transform finds no site in the backbone, or the problem's answers are not [B,
+      width], as those of classification and regression are.
 
   >>> from pecft_jax.continual import finetune
   >>> from pecft_jax.backbones import pretrained

@@ -28,9 +28,9 @@ def language_model(
   """Trains one delta on text after text, and does nothing about forgetting.
 
   The logits of a token are its state times the transposed embedding table, or the checkpoint's own
-  head; neither is trained, but by a transform that replaces the table. Answers are logits
-  [B, T, V] for the token behind each; the matrix of a run holds token accuracy. Wrappers that ask
-  for no classes (`er`, `ewc`, `lwf`) go around it.
+  head; neither is trained, except by a transform that replaces the table. Answers are logits
+  [B, T, V] for the token after each; the matrix of a run holds token accuracy. Wrappers that need
+  no classes (`er`, `ewc`, `lwf`) go around it.
 
   Args:
     backbone: a decoder with weights `embed/table` [V, D], frozen.
@@ -40,8 +40,8 @@ def language_model(
       where it is tied to the embedding.
 
   Raises:
-    ValueError: for a backbone that reads no texts, a problem that asks for no tokens of them, a
-      head of another shape, or a transform that finds no site.
+    ValueError: for a backbone that reads no texts, a problem without next tokens, a head of another
+      shape, or a transform that finds no site.
 
   >>> from pecft_jax.backbones import decoder
   >>> from pecft_jax.problems import next_tokens

@@ -60,7 +60,7 @@ def inflora(
   After training, a second pass with the new weights gives the directions that
   P gains: so many that P holds a share eps_t = eps + (1 - eps) t / T of the
   energy of H (the paper's DualGPM; with a projector instead of a basis, "remove"
-  and "retain" are one). Training has the softmax over the task's own classes.
+  and "retain" are one). The training softmax is over the task's own classes.
 
   Args:
     backbone: frozen.
@@ -142,7 +142,7 @@ def inflora(
       for path in shapes
     }
     bank = stored(memory['bank'], now(params, memory), env.task.index)
-    # The task now acts through its slot; acting twice would double it.
+    # The task's delta now acts through its slot; acting twice would double it.
     params = {**params, 'up': jax.tree.map(jnp.zeros_like, params['up'])}
     return params, {**memory, 'bank': bank, 'old': old, 'moments': squares()}
 

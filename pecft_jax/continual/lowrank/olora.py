@@ -111,7 +111,7 @@ def olora(
   def end_task(params, memory, env):
     put = lambda bank, new: bank.at[env.task.index].set(new)
     bank = jax.tree.map(put, memory['bank'], params['delta'])
-    # The task now acts through its slot; acting twice would double it.
+    # The task's delta now acts through its slot; acting twice would double it.
     return {**params, 'delta': jax.tree.map(jnp.zeros_like, params['delta'])}, {'bank': bank}
 
   def adapted(params, memory, env):

@@ -21,7 +21,7 @@ def need_lora(name: str, backbone: Backbone, peft: PeftTransform) -> dict[str, A
   Args:
     name: of the method, for the message.
     backbone: frozen.
-    peft: asked by the types of its delta.
+    peft: identified by the types of its delta.
 
   Returns:
     `{site path: LoraDelta of jax.ShapeDtypeStruct}`
@@ -69,5 +69,5 @@ def summed(peft: PeftTransform) -> PeftTransform:
 
 
 def stored(bank: Any, delta: Any, index: jax.Array) -> Any:
-  """A bank with a delta in a slot."""
+  """A bank with a delta written into a slot."""
   return jax.tree.map(lambda slots, new: slots.at[index].set(new), bank, delta)

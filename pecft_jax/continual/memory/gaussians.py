@@ -18,7 +18,7 @@ class Gaussians(NamedTuple):
 
   count: Array  # [C] examples of each class.
   mean: Array  # [C, D]
-  spread: Array  # [C, D, D], or [C, D] where features count as independent.
+  spread: Array  # [C, D, D], or [C, D] where features are treated as independent.
 
 
 def no_gaussians(classes: int, width: int, *, diagonal: bool = False) -> Gaussians:
@@ -34,7 +34,7 @@ def no_gaussians(classes: int, width: int, *, diagonal: bool = False) -> Gaussia
 
 
 def without(gaussians: Gaussians, classes: Array) -> Gaussians:
-  """Resets some classes [C] bool, which are to be gathered again."""
+  """Resets some classes [C] bool, before they are gathered again."""
   keep = lambda leaf: jnp.where(classes.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
   return Gaussians(*map(keep, gaussians))
 
@@ -47,7 +47,7 @@ def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: A
     h: [B, D]
     y: [B] int32
     valid: [B] bool; other rows are ignored.
-    classes: [C] bool, those that the rows may be of: the others cost nothing.
+    classes: [C] bool, which the rows may belong to: the others cost nothing.
 
   Raises:
     AssertionError: for other shapes.

@@ -1,11 +1,11 @@
-"""Exemplars of classes: chosen by herding, held in blocks of one buffer.
+"""Exemplars of classes: chosen by herding, stored in blocks of one buffer.
 
 Herding in the form of iCaRL (Rebuffi et al., 2017, arXiv:1611.07725, Algorithm 4): one
 example after another, such that the mean of those chosen stays nearest to the class mean.
 
-A buffer of K slots is split evenly among the classes that have exemplars: block r, of
-K // classes slots, is that of the r-th of them in class order, best exemplar first. When
-classes come, blocks get shorter, and each keeps its best.
+A buffer of K slots is split evenly among the classes that have exemplars: block r, of K // classes
+slots, belongs to the r-th of them in class order, best exemplar first. When classes come, blocks
+get shorter, and each keeps its best.
 """
 
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ def moved(exemplars: Exemplars, old: Blocks, new: Blocks, kept: Array) -> Exempl
   Args:
     exemplars: in the blocks `old`.
     old: with a block for every class that is kept.
-    new: with blocks that are no longer.
+    new: with blocks that are no longer than the old ones.
     kept: [C] bool
   """
   owner = jnp.maximum(new.owner, 0)
@@ -128,7 +128,7 @@ def herded(candidates: Sample, means: Array, own: Blocks, wanted: Array) -> Arra
 def fetched(
   exemplars: Exemplars, rows: Array, items: Any, labels: Array, index: Array
 ) -> Exemplars:
-  """Exemplars with those of a batch in the slots that they were chosen for.
+  """Writes the examples of a batch into the slots that they were chosen for.
 
   Args:
     exemplars: of K slots.
@@ -144,7 +144,7 @@ def fetched(
   chex.assert_equal_shape([rows, exemplars.label])
   match = (rows[:, None] == index[None, :]) & (rows[:, None] >= 0)  # [K, B]
   size = rows.shape[0]
-  slot = jnp.where(match.any(0), match.argmax(0), size)  # Slot K is none, and dropped.
+  slot = jnp.where(match.any(0), match.argmax(0), size)  # Writes to slot K are dropped.
   put = lambda store, new: store.at[slot].set(new, mode='drop')
   stored = jax.tree.map(put, exemplars.items, items)
   return Exemplars(stored, put(exemplars.label, labels.astype(jnp.int32)))

@@ -1,4 +1,4 @@
-"""How unlike known data new data are: autoencoders with the spread of their errors.
+"""Novelty of data: autoencoders, and the mean and spread of their errors.
 
 As the representation descriptors of SEMA (Wang et al., 2025, arXiv:2403.18886).
 """
@@ -49,14 +49,14 @@ def reconstruction_errors(coder: Descriptor, tokens: Array) -> Array:
 
 
 def z_scores(errors: Spread, new: Array) -> Array:
-  """|new - mean| / deviation of [E, B]; 0 for descriptors that know fewer than three errors."""
+  """|new - mean| / deviation of [E, B]; 0 for descriptors with fewer than three errors."""
   deviation = jnp.sqrt(errors.squares / jnp.maximum(errors.count - 1, 1))
   away = jnp.abs(new - errors.mean[:, None]) / jnp.maximum(deviation, 1e-12)[:, None]
   return jnp.where(errors.count[:, None] > 2, away, 0)
 
 
 def with_errors(spread: Spread, errors: Array, valid: Array, at: Array) -> Spread:
-  """With a batch of errors [B] more for the descriptors `at` [E] bool (Chan et al., 1983)."""
+  """Adds a batch of errors [B] to the descriptors `at` [E] bool (Chan et al., 1983)."""
   chex.assert_equal_shape([errors, valid])
   chex.assert_equal_shape([at, spread.count])
   many = valid.sum(dtype=jnp.float32)

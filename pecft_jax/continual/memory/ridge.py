@@ -11,7 +11,7 @@ from pecft_jax.continual.memory.moments import Moments, dot
 from pecft_jax.typing import Array
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
-# Errors this near to the least count as equal to it; float32 often cannot tell them apart.
+# Errors this near to the least count as equal to it; float32 often cannot distinguish them.
 TIE = 1e-3
 
 
@@ -32,7 +32,7 @@ def best_ridge(fit: Examples, held: Examples, *, least: Array | float) -> Array:
 
   Args:
     fit: the regression W = (H^T H + ridge I)^-1 H^T Y is on these.
-    held: the examples that it is judged on.
+    held: the examples on which its error is measured.
     least: smaller ridges are not considered.
 
   Returns:

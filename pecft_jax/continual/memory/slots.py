@@ -1,4 +1,4 @@
-"""Room for a number of items."""
+"""Preallocated slots for items."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def empty_slots(size: int, item: Any, what: str) -> Any:
   Args:
     size: N, at least 1.
     item: a pytree of `jax.ShapeDtypeStruct`, or of arrays, of one item.
-    what: the room is part of, for the message.
+    what: the slots belong to, for the message.
 
   Returns:
     A pytree with leading axis N.
@@ -29,12 +29,12 @@ def empty_slots(size: int, item: Any, what: str) -> Any:
 
 
 def check_rows(store: Any, items: Any, *others: Array) -> None:
-  """Checks a batch against the room that it is to be put into; a scatter would broadcast it.
+  """Checks a batch against the store that it is written into; a scatter would broadcast it.
 
   Args:
     store: a pytree with leading axis N.
     items: the same with leading axis B.
-    *others: what else the batch has a number of for each row, [B].
+    *others: further arrays [B] of the batch.
 
   Raises:
     AssertionError: for another structure or other shapes.

@@ -114,7 +114,7 @@ def l2p(
   abstract_delta(backbone, beside)
   transform = chain(peft=beside, prompts=_read_at_prompts())
   inserted = top_k * length
-  # Another transform may put tokens of its own before these.
+  # Another transform may insert its own tokens before these.
   rows = 1 + inserted if peft is None else None
 
   def init(key, frozen):
@@ -162,7 +162,7 @@ def l2p(
 
 
 def _vote(similarity: Array, top_k: int) -> Array:
-  """The prompts [top_k] that most examples of a batch have among their own."""
+  """The prompts [top_k] that most examples of a batch selected."""
   _, chosen = jax.lax.top_k(similarity, top_k)
   votes = jnp.zeros(similarity.shape[1]).at[chosen.reshape(-1)].add(1.0)
   return jax.lax.top_k(votes, top_k)[1]

@@ -67,7 +67,7 @@ def icarl(
   chosen by herding, and a second pass fetches their images: no other image is ever stored.
   Features have length 1 wherever they are compared or averaged.
 
-  Exemplars are replayed as they are: augmentation is of the task's own data. A class that comes
+  Exemplars are replayed without augmentation, which is for the task's own data. A class that comes
   with several tasks keeps exemplars of the last of them, and is a new class there. A class
   with fewer examples than its share of the buffer has some of them visited more often.
 
@@ -76,7 +76,7 @@ def icarl(
     capacity: tasks and classes of the sequence.
     peft: what is trained of the backbone; `lora()` by default.
     size: K, exemplars in all, shared evenly by the classes seen.
-    candidates: N, examples of a task whose features [N, D] are held until exemplars are chosen.
+    candidates: N, examples of a task whose features [N, D] are stored until exemplars are chosen.
       Of a task with more, exemplars are chosen among a uniform sample; means are of all.
 
   Raises:
@@ -149,7 +149,7 @@ def icarl(
 
   def end_task(params, memory, env):
     buffer = memory['buffer']
-    # In parts: the activations of all K images at once would not fit.
+    # In chunks: the activations of all K images at once would not fit.
     one = lambda x: features_of(params, env, x[None])[0]
     features = jax.lax.map(one, buffer.items['x'], batch_size=min(size, 64))
     sums, _ = class_sums(features, buffer.label, buffer.label >= 0, classes)
@@ -188,7 +188,7 @@ def binary_cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 def _nothing_gathered(size: int, candidates: int, classes: int, width: int) -> dict[str, Any]:
-  """What a task fills until exemplars are chosen."""
+  """Empty statistics that a task fills until exemplars are chosen."""
   number = jax.ShapeDtypeStruct((), jnp.int32)
   item = jax.ShapeDtypeStruct((width,), jnp.float32), number, number
   return {
@@ -203,7 +203,7 @@ def _choice(size: int) -> tuple[Once, Gather]:
   """The phases that choose exemplars, and fetch them."""
 
   def herd(params, memory, env, key):
-    """Room for the new classes, and which rows of the data are to fill it."""
+    """Makes blocks for the new classes, and chooses the rows of the data that fill them."""
     del key
     task = env.task
     old, new = blocks(size, task.past), blocks(size, task.seen)

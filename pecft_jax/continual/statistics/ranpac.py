@@ -144,7 +144,7 @@ def ranpac(
     del env
     moments = memory['moments']
     fit, held = rows_of(memory['fit']), rows_of(memory['held'])
-    # An example of a class without others to fit to would always ask for the strongest ridge.
+    # A held-out example of a class with no example to fit would always favour the strongest ridge.
     fitted = (fit.y * fit.valid[:, None]).any(0)
     held = held._replace(valid=held.valid & (held.y * fitted).any(1))
     ridge = best_ridge(fit, held, least=least_ridge(moments))

@@ -86,7 +86,7 @@ def agem(inner: ContinualMethod, *, size: int = 500) -> ContinualMethod:
 
 
 def projected(grads: Params, reference: Params) -> Params:
-  """The gradient without its part against a reference gradient (eq. 11)."""
+  """The gradient without its component against a reference gradient (eq. 11)."""
   dot = jnp.asarray(optax.tree.vdot(grads, reference))
   square = jnp.asarray(optax.tree.vdot(reference, reference))
   share = jnp.where(dot < 0, dot / jnp.maximum(square, 1e-12), 0.0)

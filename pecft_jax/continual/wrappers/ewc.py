@@ -37,7 +37,7 @@ def ewc(inner: ContinualMethod, *, strength: float = 100.0, decay: float = 1.0) 
   Args:
     inner: any method that trains on every task.
     strength: lambda.
-    decay: gamma; 1 weighs all past tasks alike.
+    decay: gamma; 1 weights all past tasks equally.
 
   Raises:
     ValueError: if wrapping `inner` has no meaning; at init, if all its parameters

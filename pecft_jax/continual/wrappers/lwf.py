@@ -53,7 +53,7 @@ def lwf(
 
   def loss(params, memory, env, batch, key):
     value, out = inner.loss(params, memory['inner'], env, batch, key)
-    # Without classes, all answers are known from the second task on.
+    # Without classes, every answer is distilled from the second task on.
     known = env.task.past
 
     def distilled(logits):

@@ -28,8 +28,8 @@ def wrap(
   Args:
     inner: any method.
     name: of the wrapper; the result is called `name(inner)`.
-    phases: of the wrapper, behind those of the inner method that follow the
-      same phase. They see the wrapper's memory.
+    phases: of the wrapper, after those of the inner method that follow the same phase. They see the
+      wrapper's memory.
     **hooks: fields of `ContinualMethod`; they see the wrapper's memory. One that
       replaces a hook calls the inner method's itself, where there is one:
       `begun`, `observed`, `consolidated` and `ended` do.
@@ -80,7 +80,7 @@ def lifted(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
 def begun(
   inner: ContinualMethod, params: Params, memory: Any, env: Env, key: Key
 ) -> tuple[Params, Any]:
-  """What the inner method makes of a new task; the same where it has no such hook."""
+  """State after the inner method's `begin_task`; unchanged where it has none."""
   return (
     (params, memory) if inner.begin_task is None else inner.begin_task(params, memory, env, key)
   )
@@ -90,7 +90,7 @@ def observed(
   inner: ContinualMethod, params: Params, memory: Any, env: Env, batch: Batch, out: Output,
   update: Update, key: Key,
 ) -> tuple[Params, Any]:  # fmt: skip
-  """What the inner method makes of an update; the same where it has no such hook."""
+  """State after the inner method's `observe`; unchanged where it has none."""
   if inner.observe is None:
     return params, memory
   return inner.observe(params, memory, env, batch, out, update, key)
@@ -99,12 +99,12 @@ def observed(
 def consolidated(
   inner: ContinualMethod, params: Params, memory: Any, env: Env, batch: Batch
 ) -> Any:
-  """What the inner method gathers from a batch; the same where it has no such hook."""
+  """Memory after the inner method's `consolidate`; unchanged where it has none."""
   return memory if inner.consolidate is None else inner.consolidate(params, memory, env, batch)
 
 
 def ended(inner: ContinualMethod, params: Params, memory: Any, env: Env) -> tuple[Params, Any]:
-  """What the inner method makes of a task's end; the same where it has no such hook."""
+  """State after the inner method's `end_task`; unchanged where it has none."""
   return (params, memory) if inner.end_task is None else inner.end_task(params, memory, env)
 
 

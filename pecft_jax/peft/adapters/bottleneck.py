@@ -56,10 +56,10 @@ def bottleneck(
   Args:
     pattern: regex searched in the path of `sublayer` sites.
     width: r, at least 1.
-    parallel: beside the branch instead of behind it.
+    parallel: beside the branch instead of after it.
     scale: factor of the adapter's output.
     activation: f, elementwise.
-    dropout: share of the entries behind f that are zero in training.
+    dropout: share of the entries after f that are zero in training.
 
   Raises:
     ValueError: for a width below 1, a scale that is not positive, or a dropout outside [0, 1).
@@ -109,7 +109,7 @@ def houlsby(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 
   Args:
     width: of the bottleneck, at least 1.
-    dropout: share of the entries behind the activation that are zero in training.
+    dropout: share of the entries after the activation that are zero in training.
 
   Raises:
     ValueError: for a width below 1, or a dropout outside [0, 1).
@@ -138,7 +138,7 @@ def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
 
   Args:
     width: of the bottleneck, at least 1.
-    dropout: share of the entries behind the activation that are zero in training.
+    dropout: share of the entries after the activation that are zero in training.
 
   Raises:
     ValueError: for a width below 1, or a dropout outside [0, 1).
@@ -169,7 +169,7 @@ def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.
   Args:
     width: of the bottleneck, at least 1.
     scale: factor of the adapter's output.
-    dropout: share of the entries behind the activation that are zero in training.
+    dropout: share of the entries after the activation that are zero in training.
 
   Raises:
     ValueError: for a width below 1, or a dropout outside [0, 1).
@@ -201,7 +201,7 @@ def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) ->
   Args:
     width: of the bottleneck, at least 1.
     scale: factor of the adapter's output.
-    dropout: share of the entries behind the activation that are zero in training.
+    dropout: share of the entries after the activation that are zero in training.
 
   Raises:
     ValueError: for a width below 1, or a dropout outside [0, 1).

@@ -14,7 +14,7 @@ from pecft_jax.typing import Array, Delta, Kept, PeftTransform
 
 
 class Importance(NamedTuple):
-  """Moving averages over updates, of the same shapes as what they are of."""
+  """Moving averages over updates, in the shapes of P, l and Q."""
 
   mean: Any  # Of |w g|.
   change: Any  # Of ||w g| - mean|.
@@ -72,8 +72,7 @@ def adalora(
     orthogonality: weight of the regulariser.
 
   Raises:
-    ValueError: for ranks out of order, shares that leave nothing between, or numbers out of their
-      range.
+    ValueError: for target > rank, warm + hold of 1 or more, or numbers out of their range.
 
   Example:
     >>> import jax

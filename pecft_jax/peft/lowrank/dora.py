@@ -1,4 +1,4 @@
-"""DoRA: low-rank updates of the direction of a weight, and its magnitude apart
+"""DoRA: low-rank updates of the direction of a weight, with a separate magnitude
 (Liu et al., 2024, arXiv:2402.09353).
 """
 
@@ -68,7 +68,8 @@ def dora(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = Non
     y = next_fn(x, w, b)
     product = y if b is None else y - b.astype(y.dtype)  # x W: the bias has no magnitude.
     update = low_rank(delta, x) * jnp.asarray(scale, x.dtype)
-    # (gain - 1) apart: exactly the frozen layer at init, and no rounding to 1 in bfloat16.
+    # (gain - 1) as a separate term: exactly the frozen layer at init, and no rounding to 1 in
+    # bfloat16.
     return y + (gain - 1).astype(y.dtype) * product + gain.astype(y.dtype) * update
 
   def merge(delta, weights):
@@ -79,5 +80,5 @@ def dora(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = Non
 
 
 def _column_norms(w: Array) -> Array:
-  """[d_in, d_out] -> [d_out] in float32; positive, so that a column of zeros divides."""
+  """[d_in, d_out] -> [d_out] in float32; positive also for a column of zeros."""
   return jnp.maximum(jnp.linalg.norm(w.astype(jnp.float32), axis=0), 1e-12)

@@ -46,8 +46,8 @@ def vera(
     pattern: regex searched in the site path.
     rank: r, at least 1.
     seed: of the random factors.
-    fan_in: the largest d_in among the sites, which fixes the scale of A; may be
-      left out where they all have one.
+    fan_in: the largest d_in among the sites, which fixes the scale of A; may be left out where all
+      have the same.
 
   Raises:
     ValueError: for a rank below 1; at init, if sites differ in d_in and

@@ -1,4 +1,4 @@
-"""SSF: a learned scale and shift behind every operation (Lian et al., 2022, arXiv:2210.08823)."""
+"""SSF: a learned scale and shift after every operation (Lian et al., 2022, arXiv:2210.08823)."""
 
 from typing import NamedTuple
 

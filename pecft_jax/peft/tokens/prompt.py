@@ -42,10 +42,10 @@ def _xavier(key: Key, shape: tuple[int, ...]) -> Array:
 def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _normal) -> PeftTransform:
   """Inserts learned tokens at matching sites, and removes their outputs after the site.
 
-  They stand behind the site's leading tokens (the class token of a ViT). All
+  They come after the site's leading tokens (the class token of a ViT). All
   tokens see them. Where there is a mask, they see each other and what the last
-  leading token sees, or, with none before them, each other alone (in a causal
-  model those before them): nothing of later tokens leaks through them.
+  leading token sees, or, with no leading token, each other alone (in a causal model those before
+  them): they leak nothing of later tokens.
 
   Args:
     pattern: regex searched in the path of `tokens` sites.
@@ -131,7 +131,7 @@ def prompt_tuning(length: int = 10) -> PeftTransform:
 )
 @recorded
 def vpt_shallow(length: int = 50) -> PeftTransform:
-  """Learned tokens behind the class token at the input of the encoder.
+  """Learned tokens after the class token at the input of the encoder.
 
   Args:
     length: P, at least 1.
@@ -157,7 +157,7 @@ def vpt_shallow(length: int = 50) -> PeftTransform:
 )
 @recorded
 def vpt_deep(length: int = 50, stack: str | None = None) -> PeftTransform:
-  """Learned tokens behind the class token, new ones in every block.
+  """Learned tokens after the class token, new ones in every block.
 
   The paper replaces the outputs at the previous block's prompts; removing them
   and inserting the next is the same.
@@ -185,7 +185,7 @@ def deep(stack: str | None = None) -> str:
 
 
 def _widened(mask: Array, lead: int, size: int) -> Array:
-  """[..., T, T] -> [..., T + P, T + P] with P rows and columns behind the leading ones."""
+  """[..., T, T] -> [..., T + P, T + P] with P rows and columns after the leading ones."""
   first = mask[..., lead - 1 : lead, :] if lead else jnp.zeros_like(mask[..., :1, :])
   rows = jnp.broadcast_to(first, (*mask.shape[:-2], size, mask.shape[-1]))
   mask = jnp.concatenate([mask[..., :lead, :], rows, mask[..., lead:, :]], -2)

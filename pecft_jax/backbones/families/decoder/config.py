@@ -1,6 +1,6 @@
-"""`config.json` of Hugging Face's transformers: which models are this decoder, and which are not.
+"""`config.json` of Hugging Face's transformers: which models are this `decoder`.
 
-The weights of several kinds of models have Llama's names and shapes, and mean another function.
+The weights of several other models have Llama's names and shapes, but belong to another function.
 Every key is in one of three tables: read, accepted with certain values, or without effect on what
 the weights compute. Any other key is refused, as it may change the function in a way that this
 reader does not know.
@@ -25,9 +25,9 @@ from pecft_jax.local import local_path
 from pecft_jax.text import shortened
 from pecft_jax.typing import Backbone
 
-# Mistral's blocks are Llama's; its window is looked at below.
+# Mistral's blocks are Llama's; its window is checked below.
 MODELS = ('llama', 'mistral')
-_WINDOW = {'mistral': 4096}  # Where the entry is missing.
+_WINDOW = {'mistral': 4096}  # Defaults of missing entries.
 _SIZES = {
   'vocab_size': 'vocabulary', 'hidden_size': 'width', 'num_hidden_layers': 'depth',
   'num_attention_heads': 'heads', 'num_key_value_heads': 'kv_heads',
@@ -59,7 +59,7 @@ _HARMLESS = {
   'problem_type', 'return_dict', 'torch_dtype', 'transformers.js_config', 'transformers_version',
   'unsloth_fixed', 'use_bfloat16', 'use_cache',
 }  # fmt: skip
-# Of the rotary positions: the kinds that are known, and what each of them is made of.
+# Rotary positions: the known kinds, and the entries of each.
 _ROPES = {
   'default': set(),
   'llama3': {'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'},
@@ -82,8 +82,8 @@ def read_llama_config(path: str | pathlib.Path) -> dict[str, Any]:
     that the model has positions for, or its sliding window where that is shorter.
 
   Raises:
-    ValueError: if there is no such file, the model is of another kind than `MODELS`, or an entry
-      is unknown or has a value that makes it another function; names the file and the entry.
+    ValueError: if there is no such file, the model is of another kind than `MODELS`, or an entry is
+      unknown or has a value that changes the function; names the file and the entry.
 
   >>> import json, pathlib
   >>> entries = {
@@ -110,7 +110,7 @@ def check_llama_config(path: pathlib.Path, backbone: Backbone, head: Any, table:
     table: [V, D], the embedding.
 
   Raises:
-    ValueError: if the configuration says that the weights mean another function; names the file
+    ValueError: if by the configuration the weights belong to another function; names the file
       and the entry.
   """
   entries = configuration_beside(path)
@@ -189,7 +189,7 @@ def _arguments(path: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _length(path: pathlib.Path, entries: Mapping[str, Any], length: int) -> int:
-  """The longest texts that no window changes."""
+  """The longest texts that the sliding window does not change."""
   kinds = entries.get('layer_types')
   if kinds is not None and kinds != ['full_attention'] * entries['num_hidden_layers']:
     raise ValueError(f'{path}: expected layer_types of full_attention in each layer, got {kinds!r}')
@@ -217,7 +217,7 @@ def _rope(path: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
   rope = given[0] if given else {}
   if not isinstance(rope, dict):
     raise ValueError(f'{path}: expected an object for the rotary positions, got {rope!r}')
-  # Older files call the kind by its short name; both may be there.
+  # Older files have the kind under `type`; both may be present.
   names = {rope[key] for key in ('rope_type', 'type') if isinstance(rope.get(key), str)}
   (kind,) = names if len(names) == 1 else ('default' if not rope.keys() - {'rope_theta'} else None,)
   if kind not in _ROPES:

@@ -6,9 +6,8 @@ arXiv:2104.09864), grouped-query attention (arXiv:2305.13245), SwiGLU
 (Shazeer, 2020, arXiv:2002.05202), no biases: the same function as the
 `LlamaModel` of Hugging Face's transformers, whose weights it reads.
 
-Texts are as long as one another: shorter ones are filled up with a pad id, at
-either end. Pads are never looked up in the embedding, no token sees them, and
-they take up no positions, so what a text gives does not depend on them.
+All texts of a batch have one length: shorter ones are padded with a pad id, at either end. Pads are
+not embedded, not attended to, and have no positions, so outputs do not depend on them.
 """
 
 from typing import Any, NamedTuple
@@ -92,7 +91,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
   """A pre-norm transformer block: [B, T, D] -> [B, 1 or T, D].
 
-  With `behind` [B] the MLP is computed only of the token that has so many behind it.
+  With `behind` [B] the MLP is computed only for the token with so many tokens after it.
   """
 
   sizes: Sizes
@@ -104,7 +103,7 @@ class Block(nn.Module):
     sizes = self.sizes
     attention = Attention(sizes, self.tap, f'{self.at}/attn', name='attn')
     mlp = Mlp(sizes.hidden, self.tap, f'{self.at}/mlp', name='mlp')
-    # Tokens that a transform has put in are causal, too.
+    # Tokens that a transform inserted are causal, too.
     mask = mask & causal(x.shape[1])
     branch = lambda x: attention(x, mask)
     y = RmsNorm(sizes.epsilon, self.tap, f'{self.at}/ln1', name='ln1')(x)
@@ -141,9 +140,9 @@ def decoder(
 
   Its inputs are int32 token ids [B, T], T up to `length`; ids that are neither
   in the vocabulary nor the pad id give NaN. `pooled` is the state of the last
-  real token of each text after the final norm; a text of pads alone gives some
-  finite number. `rows` is None or 1: then the MLP of the last block is computed
-  of those tokens only, and `tokens` [B, 1, D] holds them.
+  real token of each text after the final norm; for a text of pads alone it is finite, but has no
+  meaning. `rows` is None or 1: then the MLP of the last block is computed of those tokens only, and
+  `tokens` [B, 1, D] holds them.
 
   The language-model head is not part of it: a checkpoint that was read holds it
   separately (`Checkpoint.head`).
@@ -156,8 +155,8 @@ def decoder(
     heads: H, of queries; divides the width, into heads of an even size.
     kv_heads: of keys and values; divides H.
     hidden: width of the MLP.
-    length: the most tokens of one text, the pads included.
-    pad: the id that fills up texts; the default is no token of any vocabulary.
+    length: most tokens of one text, pads included.
+    pad: id of padding; the default is in no vocabulary.
     eps: of the norms.
     rope_theta: base of the rotary frequencies.
     rope_factor: and the three after it: see `Rope`.
@@ -235,7 +234,7 @@ def decoder(
 
     return apply, init
 
-  # All blocks are alike: one of them tells the sites of all.
+  # All blocks are equal: one of them gives the sites of all.
   sites = layered(find_sites(*functions(1, scan=False), spec.shape, spec.dtype), depth)
   apply, init = functions(depth, scan)
   return Backbone(name, init, apply, sites, spec, width, depth, family='decoder')
@@ -253,7 +252,7 @@ def embedded(table: Array, ids: Array, real: Array) -> Array:
 
 
 def from_the_end(x: Array, behind: Array) -> Array:
-  """The token of each row with `behind` [B] others behind it: [B, T, D] -> [B, 1, D]."""
+  """The token of each row with `behind` [B] others after it: [B, T, D] -> [B, 1, D]."""
   return jnp.take_along_axis(x, (x.shape[1] - 1 - behind)[:, None, None], 1)
 
 

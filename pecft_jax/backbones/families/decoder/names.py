@@ -39,7 +39,7 @@ _NAMES = (
 )
 _BODY = 'model.'
 _HEAD = 'lm_head.weight'
-_BUFFER = 'rotary_emb.inv_freq'  # In files of old versions; it follows from the architecture.
+_BUFFER = 'rotary_emb.inv_freq'  # In files of old versions; implied by the architecture.
 _DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -90,7 +90,7 @@ def save_llama(
   if head is not None:
     tensors[_HEAD] = np.asarray(head['kernel']).T
   tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-  # Readers of the format ask by this entry which library wrote it.
+  # Readers of the format check in this entry which library wrote the file.
   from safetensors.numpy import save_file
 
   save_file(tensors, str(path), metadata={'format': 'pt'})
@@ -101,8 +101,8 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   """Reads a Llama checkpoint in Hugging Face's naming into a decoder's layout.
 
   Weights stay in the type they are stored in: float32, bfloat16 or float16. A
-  `config.json` beside the file must be that of the backbone: the weights of
-  other models, as Gemma's, have the same names and mean another function.
+  `config.json` beside the file must be that of the backbone: the weights of other models, such as
+  Gemma's, have the same names but belong to another function.
 
   Args:
     path: a safetensors file, or the index (`model.safetensors.index.json`) of
@@ -111,13 +111,13 @@ def load_llama(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
 
   Returns:
     The checkpoint; its head is {'kernel' [D, V]}, or None where the file has
-    none: then the head is the embedding's transpose, or was never there. The
-    sha256 of several files is that of their own, one a line, in their order.
+    none: then the head is the embedding's transpose, or the model has none. For several files, the
+      sha256 is that of the list of their digests, one per line, in order.
 
   Raises:
     ValueError: if a file is missing or not whole, the tensors are not those of
       the backbone, or one has another shape or dtype, or is not finite;
-      or if a `config.json` beside it says that they mean another function.
+      or if by a `config.json` beside it they belong to another function.
 
   >>> import jax
   >>> from pecft_jax.backbones import decoder
@@ -148,7 +148,7 @@ def _flipped(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _files(path: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-  """The files of a model with the names of their tensors; None where any will do."""
+  """The files of a model, each with the names of its tensors; None where these are not listed."""
   if path.suffix != '.json':
     return {path: None}
   weight_map = read_object(path, 'an index of safetensors files').get('weight_map')
@@ -178,7 +178,7 @@ def _joined(
         f'does not, or not {shortened(sorted(tensors.keys() - names))}, which it does'
       )
     for name, tensor in tensors.items():
-      # The body saved by itself has no prefix.
+      # A model saved without its head has no prefix.
       whole = name if name.startswith(_BODY) or name == _HEAD else _BODY + name
       if whole in found:
         raise ValueError(f'{path} holds {whole} twice')

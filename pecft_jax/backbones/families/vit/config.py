@@ -1,4 +1,4 @@
-"""`config.json` of timm: which of its models are this vision transformer, and which are not.
+"""`config.json` of timm: which of its models compute the same function as `vit`, and which do not.
 
 Models with the same names and shapes of tensors may have another number of heads, another
 activation, pooling or value range. Every key is in one of three tables: read, accepted with certain
@@ -20,7 +20,7 @@ from pecft_jax.backbones.core.beside import (
 )
 from pecft_jax.typing import Backbone
 
-# Sizes of timm's architectures that are this function, with their heads, which no tensor shows.
+# Sizes of timm's architectures that are this function; heads cannot be read from the tensors.
 _HEADS = {
   'tiny': 3, 'small': 6, 'medium': 8, 'base': 12, 'large': 16, 'huge': 16, 'giant': 16,
   'gigantic': 16,
@@ -28,7 +28,7 @@ _HEADS = {
 _ARCHITECTURE = re.compile(
   rf'(?:vit|deit)_({"|".join(_HEADS)})_patch\d+_\d+(?:_in21k)?(?:\.[\w.-]+)?'
 )
-# What timm calls the arguments of `vit`.
+# timm's names of the arguments of `vit`.
 _SIZES = {
   'embed_dim': 'width', 'depth': 'depth', 'num_heads': 'heads', 'mlp_ratio': 'mlp_ratio',
   'patch_size': 'patch', 'in_chans': 'channels', 'img_size': 'image_size',
@@ -68,8 +68,8 @@ def check_timm_config(path: pathlib.Path, backbone: Backbone) -> None:
     backbone: a `vit`.
 
   Raises:
-    ValueError: if an entry is unknown, or says that the weights mean another function or read
-      another value range; names the file and the entry.
+    ValueError: if an entry is unknown, or says that the weights belong to another function or value
+      range; names the file and the entry.
   """
   entries = configuration_beside(path)
   if entries is None:
@@ -111,7 +111,7 @@ def _object(path: pathlib.Path, entries: Mapping[str, Any], key: str) -> dict[st
 
 
 def _close(said: Any, own: tuple[float, ...]) -> bool:
-  """Whether numbers are the same to the four digits that they are published with."""
+  """Whether numbers are equal to the four digits in which they are published."""
   if not isinstance(said, list) or not all(type(each) in (int, float) for each in said):
     return False
   return len(said) == len(own) and bool(np.allclose(said, own, rtol=0, atol=1e-4))

@@ -151,8 +151,8 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   Raises:
     ValueError: if there is no such file, it is truncated or no safetensors
       file, its tensors are not exactly those of the backbone, or one has another
-      shape or dtype, or is not finite; or if a `config.json` beside it says that they mean
-      another function.
+      shape or dtype, or is not finite; or if by a `config.json` beside it they belong to another
+      function.
 
   >>> from pecft_jax.backbones import pretrained
   >>> model = pretrained('vit_glyphs16')
