@@ -3,6 +3,7 @@
 Each kind is imported only when it is listed: only backbones need flax, and benchmarks need no jax.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,8 +34,9 @@ def table(kind: str) -> str:
   """A listing as a Markdown table, one family after the other, wrappers after the methods.
 
   Args:
-    kind: `peft` or `methods`: family, name, summary, papers; or `costs`: what each method needs and
-      carries from task to task, and its forward passes per prediction.
+    kind: `peft` or `methods`: family, name, summary, papers; `peft_names` or `method_names`: the
+      names of each family; or `costs`: what each method needs and carries from task to task, and
+      its forward passes per prediction.
 
   Raises:
     ValueError: for another kind; suggests the nearest.
@@ -43,11 +45,15 @@ def table(kind: str) -> str:
   | family | name | what it does | arXiv |
   >>> print(table('costs').splitlines()[0])
   | method | carries | passes | needs |
+  >>> '[`lora`](https://arxiv.org/abs/2106.09685)' in table('peft_names')
+  True
   """
   tables = {
     'peft': ('peft', ('family', 'name', 'what it does', 'arXiv'), _sources),
     'methods': ('methods', ('family', 'name', 'what it does', 'arXiv'), _sources),
     'costs': ('methods', ('method', 'carries', 'passes', 'needs'), _costs),
+    'peft_names': ('peft', ('family', 'names'), None),
+    'method_names': ('methods', ('family', 'names'), None),
   }
   if kind not in tables:
     raise unknown('table', kind, tables)
@@ -56,10 +62,20 @@ def table(kind: str) -> str:
   # Families in order, wrappers last; within one the order is that of the listing.
   at = lambda name: (found[name]['kind'] == 'wrapper', found[name]['family'])
   rows, before = [titles, ('---',) * len(titles)], None
-  for name in sorted(found, key=at):
-    rows.append(cells(name, found[name], before))
-    before = found[name]['family']
+  names = sorted(found, key=at)
+  if cells is None:
+    for (_, family), group in itertools.groupby(names, at):
+      rows.append((family, ', '.join(_linked(name, found[name]) for name in group)))
+  else:
+    for name in names:
+      rows.append(cells(name, found[name], before))
+      before = found[name]['family']
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def _linked(name: str, each: dict[str, Any]) -> str:
+  papers = each['papers']
+  return f'[`{name}`](https://arxiv.org/abs/{papers[0]["arxiv"]})' if papers else f'`{name}`'
 
 
 def _sources(name: str, each: dict[str, Any], before: str | None) -> tuple[str, ...]:
