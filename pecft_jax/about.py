@@ -20,7 +20,7 @@ KINDS = ('method', 'wrapper', 'transform')
 NEEDS: Mapping[str, str] = {
   'adapters': 'a transform whose delta is a bottleneck adapter at every site',
   'biases': 'linear layers with biases',
-  'classes': 'a problem that asks for classes',
+  'classes': 'a classification problem',
   'class token': 'a backbone that puts a class token before the sequence',
   'LoRA factors': 'a transform whose delta is LoRA factors at every site',
   'past data': 'all data of past tasks',
@@ -48,7 +48,7 @@ class About:
     papers: the sources, first the one that introduced it.
     summary: one line, the first of the docstring.
     needs: of `NEEDS`.
-    carries: what a method or wrapper keeps from task to task, in words.
+    carries: what a method or wrapper carries from task to task, in words.
     passes: forward passes of the backbone for one prediction: `1`, `2`, or `T` for as many as
       tasks were seen.
     tiny: by variant, what makes the small instances that the common tests run: `(backbone,

@@ -1,7 +1,7 @@
-"""What the axes of carried arrays mean, declared beside the fields of their types.
+"""The meaning of the axes of carried arrays, declared beside the fields of their types.
 
-A type of delta or of state names the axes of its fields in `AXES`, and rules
-of sharding ask for these names, never for a field or a method:
+A type of delta or of state names the axes of its fields in `AXES`, and sharding rules refer to
+these names, never to a field or a method:
 
     class LoraDelta(NamedTuple):
       AXES = {'a': ('in', 'rank'), 'b': ('rank', 'out')}
@@ -32,15 +32,15 @@ Axes = tuple[str | EllipsisType | None, ...]
 
 
 class LayerSplit(NamedTuple):
-  """How the layers of a model are split over devices that share one example.
+  """How the layers of a model are sharded over devices that share one example.
 
-  The parts of a sublayer go in pairs: one layer is split by its outputs, the
+  The parts of a sublayer go in pairs: one layer is sharded by its outputs, the
   one after it by its inputs, so that activations between them stay where they are.
 
   Attributes:
-    columns: regex of the paths of layers that are split by their outputs.
-    rows: of those that are split by their inputs.
-    tables: of embedding tables, which are split by their rows; empty for none.
+    columns: regex of the paths of layers that are sharded by their outputs.
+    rows: of those that are sharded by their inputs.
+    tables: of embedding tables, which are sharded by their rows; empty for none.
   """
 
   columns: str

@@ -159,7 +159,7 @@ def choose(
   set: Sequence[str] = (),
   options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Choice:
-  """What flags ask for, checked: for the `experiment` function of a file.
+  """Reads and checks the flags of a method and its parts, for the `experiment` function of a file.
 
   Args:
     method: of `METHODS`, or `package.module:name`, as all names.

@@ -91,7 +91,7 @@ def _commit(root: pathlib.Path) -> str | None:
 
 
 def _processor() -> str:
-  """The host's processor by its name, as far as the system tells."""
+  """The name of the host's processor; the machine type where the system has no name."""
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
   except OSError:

@@ -133,7 +133,7 @@ classification = Problem(
 
 @recorded
 def next_tokens(length: int) -> Problem:
-  """Tokens of a text: `y` [B, T] int32, -1 where none is asked for; answers are logits [B, T, V].
+  """Tokens of a text: `y` [B, T] int32, -1 where there is no target; answers are logits [B, T, V].
 
   The loss of an example is the mean over its tokens; the measure counts tokens.
 

@@ -29,7 +29,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def split_of(backbone: Backbone) -> LayerSplit:
-  """How the layers of a model are split: as its family declares, or as in usual transformers."""
+  """How the layers of a model are sharded: as its family declares, or as in usual transformers."""
   from pecft_jax.backbones import FAMILIES
   from pecft_jax.devices.rules import TRANSFORMER
 
@@ -49,7 +49,7 @@ def layout_of(
 
   Args:
     mesh: as in `data=4,model=2`, or empty.
-    fsdp: whether weights are split over `data`.
+    fsdp: whether weights are sharded over `data`.
     written: rules of the command line, before all others.
     own: rules of the experiment, before the tables; ignored without a mesh.
     split: of the layers, from `split_of`; that of usual transformers by default.

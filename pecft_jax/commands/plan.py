@@ -19,7 +19,7 @@ class PlanFlags:
   mesh: str = ''
   """Devices by axis, as in data=4,model=2, none of which needs to be present; one by default."""
   fsdp: bool = False
-  """Split weights over the data axis, too; needs --mesh."""
+  """Shard weights over the data axis, too; needs --mesh."""
   chip: str = ''
   """One of v4, v5e, v5p, v6e (TPUs), a100, h100, h200; all of them by default."""
   frozen_dtype: Literal['', 'float32', 'bfloat16', 'float16'] = ''

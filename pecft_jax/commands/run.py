@@ -32,10 +32,10 @@ class RunFlags:
   save_every: float = 60.0
   """Seconds between checkpoints; there is one after each task, too."""
   mesh: str = ''
-  """Devices by axis, as in data=4,model=2: batches are split over data, layers over model. By
+  """Devices by axis, as in data=4,model=2: batches are sharded over data, layers over model. By
   default the first device alone."""
   fsdp: bool = False
-  """Split weights over the data axis, too; needs --mesh."""
+  """Shard weights over the data axis, too; needs --mesh."""
   rules: tuple[str, ...] = ()
   """Sharding rules before all others, as in 'head/kernel$=model,-': the last axes of leaves whose
   path the pattern is found in; with none they stay whole. Needs --mesh."""

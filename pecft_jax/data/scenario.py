@@ -55,7 +55,7 @@ class Scenario(NamedTuple):
       mean the same benchmark.
     boundaries: whether methods are told where a task begins and ends; without
       them the sequence is one stream, and phases around training run at its ends.
-    probes: test sets apart from the tasks, evaluated after each of them.
+    probes: test sets that belong to no task, evaluated after each task.
   """
 
   name: str

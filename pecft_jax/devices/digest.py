@@ -1,4 +1,4 @@
-"""Digests of trees of arrays, also of arrays that are split over processes."""
+"""Digests of trees of arrays, also of arrays that are sharded over processes."""
 
 import hashlib
 from typing import Any
@@ -13,7 +13,7 @@ from pecft_jax.paths import named_leaves
 def tree_sha256(tree: Any) -> str:
   """Hex digest over path, dtype, shape and bytes of every leaf, in path order.
 
-  Of a leaf that is split over processes each gets a copy, one leaf at a time.
+  Of a leaf that is sharded over processes each gets a copy, one leaf at a time.
   """
   digest = hashlib.sha256()
   for name, leaf in sorted(named_leaves(tree), key=lambda item: item[0]):

@@ -129,7 +129,7 @@ def agreement() -> Callable[[int, bool, bool], tuple[bool, bool]]:
 
 
 def whole(leaf: Any) -> np.ndarray:
-  """An array in this process's memory; one that is split over processes is gathered first."""
+  """An array in this process's memory; one that is sharded over processes is gathered first."""
   if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
     leaf = multihost_utils.process_allgather(leaf, tiled=True)
   return np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""Sharding rules: an ordered table over leaf names that says what is split over a mesh, and how."""
+"""Sharding rules: an ordered table over leaf names that says what is sharded over a mesh."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pecft_jax.axes import Axes, LayerSplit
 
 
 class Rule(NamedTuple):
-  """How leaves of some names are split.
+  """How leaves of some names are sharded.
 
   Attributes:
     pattern: regex searched in the leaf's path.
@@ -41,18 +41,18 @@ TRANSFORMER = LayerSplit(
 def tensor_parallel(
   axis: str = 'model', gathered: str | None = None, *, split: LayerSplit = TRANSFORMER
 ) -> tuple[Rule, ...]:
-  """Splits the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
+  """Shards the linear layers of a transformer (Shoeybi et al., 2019, arXiv:1909.08053).
 
   What methods train follows the weight it adapts: arrays whose types declare the split axis, `in`
-  or `out`, are split, others are replicated. An embedding table is split by its rows, the
+  or `out`, are sharded, others are replicated. An embedding table is sharded by its rows, the
   vocabulary.
 
   Args:
     axis: of the mesh.
-    gathered: another axis, which matrices are split over along their other
+    gathered: another axis, which matrices are sharded over along their other
       dimension, and gathered from where they are used: for the rest of the
       weights join `fsdp(gathered)`.
-    split: which layers of the model are split how: `family_of(backbone).split`
+    split: which layers of the model are sharded how: `family_of(backbone).split`
       of `pecft_jax.backbones`, or one of your own.
 
   >>> len(tensor_parallel('model')) > 0
@@ -70,16 +70,16 @@ def tensor_parallel(
 
 
 def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
-  """Splits every matrix of weights by its rows; each is gathered where it is used.
+  """Shards every matrix of weights by its rows; each is gathered where it is used.
 
-  What declares the axis `in` of a weight follows it; embedding tables are split by their
+  What declares the axis `in` of a weight follows it; embedding tables are sharded by their
   columns, and never gathered. Of stacked blocks (`scan=True`) one layer's
   weights at a time are whole, in the forward pass and again in the backward
   pass; of blocks in a loop with `remat=products_and_sums` of `pecft_jax.backbones`,
   while otherwise they stay until the backward pass.
 
   Args:
-    axis: of the mesh; `data` splits the weights over the same devices as the batch.
+    axis: of the mesh; `data` shards the weights over the same devices as the batch.
 
   >>> len(fsdp('data')) > 0
   True
@@ -93,7 +93,7 @@ def fsdp(axis: str = 'data') -> tuple[Rule, ...]:
 
 
 def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, ...]:
-  """Splits what methods carry from task to task, where it can get large.
+  """Shards what methods carry from task to task, where it can get large.
 
   Matrices of second moments by their rows, replay buffers by their slots, sums
   and means of classes by features: what types declare as `row`, `column`,
@@ -102,7 +102,7 @@ def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, 
 
   Args:
     axis: of the mesh.
-    columns: another axis, which matrices of second moments are split over, too.
+    columns: another axis, which matrices of second moments are sharded over, too.
 
   >>> len(split_memory('data')) > 0
   True
@@ -117,7 +117,7 @@ def split_memory(axis: str = 'data', columns: str | None = None) -> tuple[Rule, 
 def read_rule(text: str) -> Rule:
   """A rule as written on a command line: `PATTERN=axis,axis`.
 
-  An axis is `-` where nothing is split, `...` ends the first ones; no axes at
+  An axis is `-` where nothing is sharded, `...` ends the first ones; no axes at
   all keep the leaf whole: `head/kernel$=model,-`, `buffer/items/=data,...`, `gram$=`.
 
   Raises:
@@ -145,7 +145,7 @@ def written(axes: Sequence[Any] | Mapping[str, str]) -> str:
 def decided(
   mesh: Mesh, rules: Sequence[Rule], name: str, shape: Sequence[int], declared: Axes = ()
 ) -> tuple[int | None, tuple[str | None, ...]]:
-  """Which rule decides about a leaf, None if none does, and the axes that it is split over.
+  """Which rule decides about a leaf, None if none does, and the axes that it is sharded over.
 
   Args:
     mesh: of devices, or of shapes alone.

@@ -20,7 +20,7 @@ class Layout(NamedTuple):
   """A mesh with its sharding rules.
 
   Attributes:
-    mesh: with at least the axis `data`, which batches are split over.
+    mesh: with at least the axis `data`, which batches are sharded over.
     rules: for the leaves of state and backbone: `Rule`s, or plain tuples of
       their fields. The first whose pattern is found in a leaf's path decides;
       a leaf that no rule decides about is replicated. Your own rules
@@ -70,18 +70,18 @@ def replicated(layout: Layout) -> NamedSharding:
 
 
 def batched(layout: Layout) -> NamedSharding:
-  """The leading axis split over `data`."""
+  """The leading axis sharded over `data`."""
   return NamedSharding(layout.mesh, P('data'))
 
 
 def stacked_sharding(sharding: NamedSharding) -> NamedSharding:
-  """The sharding of a stack of such arrays: its leading axis is split over `seed`, if any."""
+  """The sharding of a stack of such arrays: its leading axis is sharded over `seed`, if any."""
   lead = _seed_axis(sharding.mesh)
   return NamedSharding(sharding.mesh, P(lead, *sharding.spec))
 
 
 def seed_axis(layout: Layout) -> str | None:
-  """The mesh's axis that seeds are split over, if it has one."""
+  """The mesh's axis that seeds are sharded over, if it has one."""
   return _seed_axis(layout.mesh)
 
 

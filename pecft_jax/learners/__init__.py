@@ -1,4 +1,4 @@
-"""What a run learned, ready to be used: predictions, features, bundles for other machines.
+"""Uses what a run learned: predictions, features, bundles for other machines.
 
 learner = load_run('runs/split_digits')
 learner.classes                      # Names of the classes learned so far.

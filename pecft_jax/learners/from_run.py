@@ -36,25 +36,25 @@ def load_run(
   method: ContinualMethod | None = None,
   layout: Layout | None = None,
 ) -> Learner:
-  """What a run had learned after some of its tasks; the run may still go on.
+  """Loads the learner of a run after some of its tasks; the run may still be going on.
 
-  The method is made from the settings that the run recorded, and the backbone from its card and
-  its weights file, so the experiment file is not needed. Where the settings do not hold all of
-  it, as for a method of your own, give `model` and `method`. Nothing is written, removed or locked.
+  The method is made from the settings that the run recorded, and the backbone from its card and its
+  weights file, so the experiment file is not needed. Where the settings are incomplete, as for a
+  method of your own, give `model` and `method`. Nothing is written, removed or locked.
 
   Args:
     directory: the work directory of a run, or of one of its references.
     after_task: number of tasks, from 1; by default the last task with a checkpoint. A run keeps
       those of all tasks with `keep_tasks`.
     seed: which of seeds side by side.
-    model: the backbone and its weights; by default read from where the run had them.
+    model: the backbone and its weights; by default read from the files that the run recorded.
     method: that of the run; by default made from its settings.
     layout: devices; the first one by default.
 
   Raises:
-    ValueError: if there is no such run, checkpoint or seed, the model or the method is another, or
-      one of them cannot be made from what was recorded.
-    Damaged: if a checkpoint is not what was written.
+    ValueError: if there is no such run, checkpoint or seed, the model or the method differs from
+      the run's, or one of them cannot be made from what was recorded.
+    Damaged: if a checkpoint differs from what was written.
     Unread: if one could not be read for another reason.
 
   >>> import numpy as np
@@ -99,7 +99,7 @@ def load_run(
 
 
 def _of_all_seeds(directory: pathlib.Path) -> pathlib.Path:
-  """Where the checkpoints of a seed are that was learned side by side with others."""
+  """The directory with the checkpoints of a seed that was learned side by side with others."""
   parent = directory.parent
   if (directory / 'checkpoints').exists() or not (parent / 'config.json').is_file():
     return directory
@@ -128,7 +128,7 @@ def _method(
 
 
 def _model(directory: pathlib.Path, config: Mapping[str, Any], backbone: Backbone) -> Pretrained:
-  """The weights of a run, from where it had them."""
+  """The weights of a run, from the file that it recorded."""
   source = config.get('weights')
   if not isinstance(source, Mapping) or backbone.family not in FAMILIES:
     raise ValueError(
@@ -165,7 +165,7 @@ def _check_weights(directory: pathlib.Path, config: Mapping[str, Any], model: Pr
 def _learned(
   method: ContinualMethod, frozen: Params, state: Any, tick: int, at: int | None
 ) -> Learned:
-  """The arrays of a checkpoint as the method has them; `at` is the place of one of many seeds."""
+  """The arrays of a checkpoint for the method; `at` is the index of one of many seeds."""
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), frozen)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params, memory = jax.eval_shape(method.init, key, shapes)

@@ -1,8 +1,8 @@
-"""Records made from their settings: the inverse of `pecft_jax.settings`, where there is one.
+"""Records made from their settings: the inverse of `pecft_jax.settings`, where it exists.
 
-Factories of the library are called with the arguments that were recorded. What settings name
-without holding it (arrays, functions that close over something, factories of a user's own) cannot
-be made from them, and is refused by the place where it stands.
+Factories of the library are called with the arguments that were recorded. Values that settings only
+identify (arrays, closures, factories of the user's own) cannot be made from them: an error names
+their place.
 """
 
 import functools
@@ -21,7 +21,7 @@ _MODULES = (typing, problems, recipes, schedules, augment, backbones, peft, cont
 
 
 class NotRemade(ValueError):
-  """Settings that do not hold all of what they are of."""
+  """Settings from which a record cannot be made."""
 
 
 @functools.cache
@@ -41,14 +41,14 @@ def known() -> Mapping[str, Any]:
 
 
 def made_from(settings: Mapping[str, Any], *, backbone: Backbone | None = None) -> Any:
-  """The record that settings are of.
+  """The record that has these settings.
 
   Args:
-    settings: as `settings_of` gives them, also after a way through JSON.
-    backbone: takes the place of that in the settings, whose settings must be its own.
+    settings: as `settings_of` returns them, or read from JSON.
+    backbone: used where the settings have a backbone; its settings must be equal to those.
 
   Raises:
-    NotRemade: a ValueError, where settings do not hold all of it; names the place.
+    NotRemade: a ValueError, where settings are incomplete; names the place.
 
   >>> from pecft_jax.peft import lora
   >>> made_from({'name': 'lora', 'rank': 4}).settings['alpha'] is None

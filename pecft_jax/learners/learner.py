@@ -1,6 +1,6 @@
-"""What a method learned, with the backbone that it stands on: predictions and features.
+"""A trained method with its backbone: predictions and features.
 
-Axis letters: N examples asked for, B batch, C classes, D width.
+Axis letters: N examples, B batch, C classes, D width.
 """
 
 import dataclasses
@@ -50,13 +50,13 @@ class Learned(NamedTuple):
 class Learner:
   """A method after some of its tasks, ready to predict.
 
-  `load_run` and `load_bundle` make one. Programs are compiled at the first call, once for a batch
+  `load_run` and `load_bundle` make one. Programs are compiled at the first call with each batch
   size.
 
   Attributes:
     model: the frozen backbone with its weights.
-    method: that learned.
-    state: what it carries.
+    method: that was trained.
+    state: its parameters and memory.
     class_names: of all classes of its sequence [C], by output.
     tasks: how many it has learned.
     facts: what was recorded of the run, as JSON.
@@ -110,12 +110,12 @@ class Learner:
     Args:
       inputs: as the backbone reads them, images uint8 [N, H, W, C] or token ids int32 [N, T]: an
         array, or what reads rows on demand.
-      tasks: [N], the task of each example, from 0; for methods that are told of it.
+      tasks: [N], the task of each example, from 0; for methods that read it.
       batch_size: B, a multiple of the devices that share a batch.
 
     Returns:
-      float32 [N, C] logits, -inf for classes not learned yet; or [N, ...], as the problem of the
-      method asks for.
+      float32 [N, C] logits, -inf for classes not learned yet; or [N, ...], the answers of another
+      problem.
 
     Raises:
       ValueError: for inputs of another shape or dtype, none at all, or an answer that is NaN.

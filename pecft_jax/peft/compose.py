@@ -119,7 +119,7 @@ def chain(**parts: PeftTransform) -> PeftTransform:
 
 
 def _calibrated_together(parts: Mapping[str, PeftTransform]) -> Calibration:
-  """One pass over the data for all parts that ask for one."""
+  """One pass over the data for all parts with a calibration."""
   asking = {name: part.calibrate for name, part in parts.items() if part.calibrate is not None}
   watching = {name: each.watch for name, each in asking.items() if each.watch is not None}
   passes = {name: (each.examples, each.each) for name, each in asking.items()}

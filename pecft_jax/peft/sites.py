@@ -138,7 +138,7 @@ def per_site(
 
 
 def _result_shape(kind: str, args: tuple[Any, ...]) -> tuple[int | None, ...]:
-  """The shape that a site's result has whatever acts there; None where any size is right."""
+  """The shape that a site's result must have; None where any size is allowed."""
   first = args[0].shape
   if kind == 'linear':
     return *first[:-1], args[1].shape[-1]

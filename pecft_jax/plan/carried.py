@@ -36,7 +36,7 @@ def growth(
   """Bytes that are carried, by the number of tasks in the capacity.
 
   Args:
-    build: makes the method for a number of tasks, with as many classes as these have.
+    build: makes the method for a number of tasks, with their classes.
     frozen: shapes of the backbone's weights.
     tasks: numbers of tasks.
 

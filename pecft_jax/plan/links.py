@@ -64,7 +64,7 @@ def sent(
       local //= sizes[axis]
     if 'data' in leaf.axes:
       weights += 2 * share(n) * local
-    # Of a weight that is split by its rows, each device has a summand of the output.
+    # Of a weight that is sharded by its rows, each device has a summand of the output.
     if len(leaf.axes) >= 2 and leaf.axes[-2] in others:
       layers = leaf.shape[0] if len(leaf.shape) == 3 else 1
       out = layers * local_batch * tokens * leaf.shape[-1] * linear.out.dtype.itemsize

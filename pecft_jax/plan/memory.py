@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     record: the current task, counters and keys.
     batch: one batch.
     gradients: of `trained`, laid out like it.
-    gathered: the largest weight that is split over `data`, gathered where it is used.
+    gathered: the largest weight that is sharded over `data`, gathered where it is used.
     activations: an estimate. Programs compiled for the CPU hold 0.95 to 1.35 times as much.
   """
 
@@ -109,16 +109,16 @@ def held(layout: Layout, state: TrainState, frozen: Params) -> dict[str, int]:
 
 
 class SplitLeaf(NamedTuple):
-  """A leaf of a tree with the mesh axes that it is split over, from first axis to last."""
+  """A leaf of a tree with the mesh axes that it is sharded over, from first axis to last."""
 
   name: str
   shape: tuple[int, ...]
-  bytes: int  # Before it is split.
+  bytes: int  # Before sharding.
   axes: tuple[str | None, ...]
 
 
 def splits(layout: Layout, tree: Any) -> list[SplitLeaf]:
-  """All leaves with the axes that they are split over."""
+  """All leaves with the axes that they are sharded over."""
   shardings = jax.tree.leaves(tree_shardings(layout, tree))
   return [
     SplitLeaf(name, tuple(leaf.shape), leaf.size * leaf.dtype.itemsize, tuple(sharding.spec))
@@ -127,7 +127,7 @@ def splits(layout: Layout, tree: Any) -> list[SplitLeaf]:
 
 
 def gathered(layout: Layout, frozen: Params) -> int:
-  """Bytes of the largest weight that is split over `data`, whole except for other axes.
+  """Bytes of the largest weight that is sharded over `data`, whole except for other axes.
 
   Of layers that are stacked (`blocks`), one.
   """

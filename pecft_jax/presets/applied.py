@@ -66,7 +66,7 @@ def recipe_of(
 
   Args:
     published: the preset in use, or None.
-    learning_rate: the peak rate that was asked for; None for that of the recipe in use.
+    learning_rate: the peak rate of the flag; None for that of the recipe in use.
     own: peak rate -> the experiment's own recipe.
     own_rate: its peak rate.
 

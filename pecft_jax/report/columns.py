@@ -44,7 +44,7 @@ def quality(groups: tuple[Group, ...], comparable: bool) -> Table:
 def cost(groups: tuple[Group, ...], comparable: bool) -> Table:
   """Columns of the cost of methods, in the same form.
 
-  The least peak memory is marked only where all runs were made alike.
+  The least peak memory is marked only where all runs have the same environment.
   """
   alike = environments.alike([run for group in groups for run in group.runs])
   columns = [c if alike or c.title != _MEMORY else c._replace(best=0) for c in _COST]

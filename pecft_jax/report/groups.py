@@ -13,7 +13,7 @@ from pecft_jax.report.read import Run, read_run
 from pecft_jax.text import listed
 
 # Parts of config.json that do not make another experiment: how it was started and with which
-# seeds, where it ran, and what stands beside the run. The data and weights are in the identity.
+# seeds, where it ran, and what was run beside it. The data and weights are in the identity.
 _ASIDE = (
   'command', 'references', 'identity', 'seeds_together', 'files', 'accepted', 'environment',
   'resumed',

@@ -173,7 +173,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _measure(value: Any, where: Path) -> Measure:
-  """Accuracy where nothing is recorded; null stands for no bound."""
+  """Accuracy where nothing is recorded; null is no bound."""
   if value is None:
     return ACCURACY
   try:

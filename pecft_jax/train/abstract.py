@@ -14,9 +14,9 @@ from pecft_jax.typing import Batch, ContinualMethod, Params
 class Arguments(NamedTuple):
   """What the functions of a run take, as `jax.ShapeDtypeStruct`s with their shardings.
 
-  `steps.train.lower(*arguments.train).compile()` tells by its
-  `memory_analysis()` what a step needs on each device, and by its `as_text()`
-  what the devices send one another, however large the model is.
+  `steps.train.lower(*arguments.train).compile()` has the memory of a step on each device in
+  `memory_analysis()`, and the communication between devices in `as_text()`, however large the model
+  is.
   """
 
   init: tuple[Any, ...]

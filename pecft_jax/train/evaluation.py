@@ -117,7 +117,7 @@ def _open_to(loop: Loop, state: TrainState, position: Position, test: TestSet) -
 
 
 def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:
-  """Tells the task of each example where the scenario does."""
+  """Adds the task of each example where the scenario gives it at test time."""
   if loop.experiment.scenario.kind != 'task':
     return batch
   size = loop.experiment.training.eval_batch_size

@@ -210,10 +210,10 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def facts_of(experiment: Experiment) -> dict[str, Any]:
-  """What using a run needs beside its configuration, as JSON.
+  """Facts that `load_run` needs besides the configuration, as JSON.
 
-  `class_names` by output, and `weights`: where those of the backbone can be had again, None where
-  nobody knows.
+  `class_names` by output, and `weights`: where to read those of the backbone, None where that is
+  unknown.
   """
   identity = experiment.model.identity
   source = identity.source if isinstance(identity, WeightsIdentity) else None

@@ -93,7 +93,7 @@ def run_seeds(
   Each seed has its own initialisation, order and views, and ends where `run`
   with that seed does, up to rounding; the backbone is there once. The work
   directory has one `seed_N/` for each, as `run` writes it, beside the
-  checkpoints of all. On a mesh with an axis `seed` they are split over it.
+  checkpoints of all. On a mesh with an axis `seed` they are sharded over it.
 
   Args:
     experiment: what to run; its own seed is ignored.
@@ -183,7 +183,7 @@ def _run(
       name: job_of(method, f'references/{name}', f'reference {name}', beside)
       for name, method in experiment.references.items()
     }
-    # Before anything is written: the results of the method tell of the references, too.
+    # Before anything is written: the results of the method include the references'.
     for job in (main, *others.values()):
       first_only(functools.partial(check_there, job))
     found = one(main)

@@ -107,7 +107,7 @@ def compile_steps(
     layout: mesh and sharding rules.
     frozen: the backbone's weights, or their shapes.
     stacked: whether the functions are those of several seeds at once, on a
-      leading axis; it is split over the mesh's axis `seed`, if it has one.
+      leading axis; it is sharded over the mesh's axis `seed`, if it has one.
     restart: whether each task starts with a fresh optimizer.
 
   Raises:

@@ -31,7 +31,7 @@ class InputSpec(Protocol):
 
   @property
   def kind(self) -> str:
-    """The kind of input, as others ask for it: 'image' or 'tokens', or one of your own."""
+    """The kind of input: 'image' or 'tokens', or one of your own."""
     ...
 
   @property

@@ -26,7 +26,7 @@ class Calibration(NamedTuple):
   without what methods and wrappers add to it, at the parameters at the start of the task. Columns
   of a head that are zero, as those of new classes are, would give none: for this pass they are
   random, normal with deviation 1 / sqrt(D). A batch costs a forward and a backward pass, and while
-  it runs the gradients of the named weights, in float32, beside what `empty` holds.
+  it runs the gradients of the named weights, in float32, besides the statistics.
 
   Attributes:
     watch: what is wanted of the sites, as in `Backbone.apply`; the delta is in place. None:

@@ -55,7 +55,7 @@ def claim(
 ) -> list[str]:
   """Writes config.json, or checks the one that is there against this run's.
 
-  Beside the configuration, which must be the same on resuming, config.json has `command`,
+  Besides the configuration, which must be the same on resuming, config.json has `command`,
   `files`, `environment` (with the time of the first start), `resumed` (each start in another
   environment than the one before) and `accepted` (changes of files that were accepted).
 
@@ -64,7 +64,7 @@ def claim(
     config: what must be the same on resuming.
     command: how the run was started, which need not be; written the first time.
     files: digests of the files that made the experiment, by name.
-    facts: what using the run needs beside its configuration: `class_names`, and where the
+    facts: what using the run needs besides its configuration: `class_names`, and where the
       `weights` are; written the first time.
     accept_changes: go on where files are others than they were, and record it.
 

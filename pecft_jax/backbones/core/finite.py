@@ -14,7 +14,7 @@ def check_finite(name: str, tensor: np.ndarray) -> None:
     tensor: of any shape and dtype.
 
   Raises:
-    ValueError: for integers and other types, NaN, or an infinity; tells where the first one is.
+    ValueError: for integers and other types, NaN, or an infinity; names the place of the first one.
 
   Example:
     >>> check_finite('w', np.float32([1, np.nan]))

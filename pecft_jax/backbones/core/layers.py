@@ -23,15 +23,15 @@ def linear(x: Array, w: Array, b: Array | None) -> Array:
 def along_data(x: Array) -> Array:
   """Keeps examples on the devices that they were sent to.
 
-  Weights may be split over the same devices as the batch. Without this constraint the compiler may
-  then split activations by features, and move whole batches between layers; with it, weights are
-  moved.
+  Weights may be sharded over the same devices as the batch. Without this constraint the compiler
+  may then split activations by features, and move whole batches between layers; with it, weights
+  are moved.
 
   Args:
     x: [B, ...]
 
   Returns:
-    The same; B is split over the axis `data` of the mesh that this is traced
+    The same; B is sharded over the axis `data` of the mesh that this is traced
     under, if there is one and it divides B.
   """
   mesh = jax.sharding.get_abstract_mesh()

@@ -119,7 +119,7 @@ def products_and_sums(primitive: Any, *_: Any, **__: Any) -> bool:
   cost little beside products. What it needs of a weight (its layer of a stack, its part
   of a fused one, its cast to another dtype) is taken from the parameters, not stored for every
   layer: for a stack run by `lax.scan` that would be a second copy of the model, and for weights
-  that are split over devices a full copy.
+  that are sharded over devices a full copy.
 
   Args:
     primitive: a JAX primitive.

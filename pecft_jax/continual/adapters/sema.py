@@ -50,7 +50,7 @@ from pecft_jax.typing import (
     '2403.18886',
   ),
   needs=('adapters', 'classes'),
-  carries='adapters with their descriptors, as many as the data asked for',
+  carries='adapters and their descriptors, one or more per block',
   tiny=lambda backbone, capacity: sema(
     backbone,
     capacity,
@@ -85,7 +85,7 @@ def sema(
 
   Departures from the authors' code: z-scores are of the whole task, so that no order or batch
   decides, and all blocks decide at once. There a block that grows is trained before the blocks
-  after it decide, which takes as many trainings as blocks that grow. Errors' mean and deviation are
+  after it decide, which takes one training per block that grows. Errors' mean and deviation are
   those of the trained descriptor, of all data of its task. Adapters and descriptors read the
   normalised input of the MLP, there what comes before the norm; and there an adapter has no scale,
   which is `adaptformer(width=16, scale=1.0)`.

@@ -202,7 +202,7 @@ def new_directions(moments: Array, old: Array, rank: int) -> Array:
 
 
 def with_directions(old: Array, moments: Array, share: Array, first: Array) -> Array:
-  """The projector on the old directions and as many new ones as hold a share of the energy.
+  """The projector on the old directions, and on new ones up to a share of the energy.
 
   Directions are counted as in the authors' code: of the first task while their
   sum stays below the share (at least one), later until it reaches the share.

@@ -43,7 +43,7 @@ from pecft_jax.typing import (
   'replay',
   Paper('iCaRL: incremental classifier and representation learning', '1611.07725'),
   needs=('classes', 'stored examples'),
-  carries='herded examples of all classes, and the model of before the task',
+  carries='herded examples of all classes, and the model from before the task',
   tiny=lambda backbone, capacity: icarl(
     backbone, capacity, peft=lora('.', rank=2), size=2 * capacity.classes + 1, candidates=9
   ),

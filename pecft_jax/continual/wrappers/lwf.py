@@ -15,7 +15,7 @@ from pecft_jax.typing import ContinualMethod
   'wrapper',
   'wrappers',
   Paper('Learning without forgetting', '1606.09282'),
-  carries='the parameters of before the task',
+  carries='the parameters from before the task',
   tiny={'': lambda inner: lwf(inner), 'zero': lambda inner: lwf(inner, strength=0)},
 )
 @recorded

@@ -40,7 +40,7 @@ def fish(pattern: str = '', share: float = 0.005, *, examples: int = 1024) -> Pe
 
   F_i = 1/N sum over examples of (d log p(y | x) / d theta_i)^2, with the labels of the data (eq.
   5); the K = share x |theta| entries with the largest F among all matching leaves are trained, the
-  rest stay as they are. K numbers are trained and as many indices kept.
+  rest stay as they are. K numbers are trained, and K indices stored.
 
   The pass before training takes N forward and backward passes of one example, and holds F and one
   gradient, each as large as the matching weights in float32. An update computes the gradient

@@ -35,7 +35,7 @@ class PrefixDelta(NamedTuple):
 def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -> PeftTransform:
   """Prepends learned keys and values that every query sees.
 
-  `length` counts the learned keys, as many as there are learned values. Code for
+  `length` counts the learned keys; there are equally many learned values. Code for
   continual learning often counts both together: its length 20 is 10 here.
 
   Args:
