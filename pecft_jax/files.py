@@ -1,5 +1,6 @@
 """JSON and JSON-lines files: errors name file and line; files are written whole or not at all."""
 
+import codecs
 import collections
 import contextlib
 import json
@@ -79,6 +80,23 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
   rows = [_row(line, f'{path}, line {number},') for number, line in enumerate(whole, 1)]
   unfinished = _row(last, f'{path}, line {len(whole) + 1},')
   return rows if unfinished.problem else [*rows, unfinished]
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, Any]]]:
+  """The objects of a JSON-lines file that must be whole, each with its number of line, from 1.
+
+  Empty lines are left out.
+
+  Raises:
+    ValueError: as `read_json`; names file and line.
+    OSError: where the file cannot be read.
+  """
+  lines = pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b'\n')
+  return [
+    (number, _object(line, f'{path}, line {number},', 'is damaged', lines=False))
+    for number, line in enumerate(lines, 1)
+    if line.strip()
+  ]
 
 
 def _row(line: bytes, where: str) -> Row:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pecft_jax.data.in_arrays import indices
+from pecft_jax.data.pictures import loaded, opened
 from pecft_jax.data.resizing import centre_square
 from pecft_jax.data.source import Source
 
@@ -41,11 +42,9 @@ class _Encoded:
     return np.stack(images)
 
   def _decode(self, row: int, data: bytes) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as file:
-      check_convertible(f'image {row}', file, self.mode)
-      picture = file.convert(self.mode)
+    read = opened(f'image {row}', io.BytesIO(data), loaded)
+    check_convertible(f'image {row}', read, self.mode)
+    picture = read.convert(self.mode)
     if self.size is not None:
       return centre_square(picture, self.size)
     return np.asarray(picture).reshape(picture.height, picture.width, -1)

@@ -20,6 +20,10 @@ _DTYPES = (
 )  # fmt: skip
 
 
+# How files of `torch.save` begin: as an archive, and as the bare pickle of old versions.
+_TORCH = (b'PK\x03\x04', b'\x80\x02\x8a\x0a')
+
+
 class Checkpoint(NamedTuple):
   """Weights read from a file."""
 
@@ -59,10 +63,11 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: if it is not there or not whole, or a tensor has a dtype that numpy cannot hold,
-      such as those of 8 bits and less.
+      such as those of 8 bits and less. Of a file of `torch.save` it says how it is converted.
   """
   if not path.is_file():
     raise ValueError(f'no weights file at {path}')
+  _check_no_pickle(path)
   from safetensors import SafetensorError, safe_open
   from safetensors.numpy import load_file
 
@@ -78,6 +83,20 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return load_file(str(path))
   except (SafetensorError, OSError) as error:
     raise ValueError(f'{path} is not a readable safetensors file (truncated?): {error}') from error
+
+
+def _check_no_pickle(path: pathlib.Path) -> None:
+  """Raises ValueError for a file of `torch.save`, which is a pickle and may run code when read."""
+  with open(path, 'rb') as file:
+    if not file.read(4).startswith(_TORCH):
+      return
+  new = str(path.with_suffix('.safetensors'))
+  raise ValueError(
+    f'{path} is a file of torch.save, which is not read since it may hold code; expected '
+    f'safetensors. Where torch is installed, this converts it: import torch, safetensors.torch; '
+    f'safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {new!r}), '
+    "with ['model'] or ['state_dict'] behind torch.load(...) where it holds more than weights"
+  )
 
 
 def filled(

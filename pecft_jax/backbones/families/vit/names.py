@@ -38,7 +38,7 @@ _NAMES = (
   (r'scale$', 'weight'),
 )
 _HEAD = ('head.weight', 'head.bias')
-_DTYPES = ('float32',)
+_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def timm_name(path: str) -> str:
@@ -138,6 +138,8 @@ def save_timm(
 def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   """Reads a ViT checkpoint in timm's naming into a backbone's layout.
 
+  Weights of float16 and bfloat16 become float32, exactly.
+
   A `config.json` beside the file must be that of the backbone: weights with the same names and
   shapes may belong to a model with other heads, another activation or another value range.
 
@@ -173,8 +175,10 @@ def load_timm(path: str | pathlib.Path, backbone: Backbone) -> Checkpoint:
   params = as_stored(backbone, params)
   check_timm_config(path, backbone)
   head = classifier(path, extra, _HEAD, backbone.width, _DTYPES)
+  # Parameters are float32, also of a file that is of half precision to be small.
+  as_float32 = lambda array: jnp.asarray(array, jnp.float32)
   return Checkpoint(
-    jax.tree.map(jnp.asarray, params),
-    jax.tree.map(jnp.asarray, head),
+    jax.tree.map(as_float32, params),
+    jax.tree.map(as_float32, head),
     sha256_of(path),
   )

@@ -1,4 +1,7 @@
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -53,6 +56,19 @@ def test_a_missing_file_is_refused(tmp_path, tiny):
     load_timm(tmp_path / 'nothing', tiny)
 
 
+@pytest.mark.parametrize('old', [False, True])
+def test_a_file_of_torch_says_how_it_is_converted_and_that_works(file, tiny, old):
+  torch = pytest.importorskip('torch')
+  path = file.with_name('a model.pth')
+  tensors = {name: torch.from_numpy(array) for name, array in load_file(file).items()}
+  torch.save(tensors, path, _use_new_zipfile_serialization=not old)
+  with pytest.raises(ValueError, match=r'a model.pth is a file of torch.save') as caught:
+    load_timm(path, tiny)
+  code = re.search(r'import torch.*\.safetensors\'\)', str(caught.value))[0]
+  exec(code, {})
+  assert load_timm(path.with_suffix('.safetensors'), tiny).head['kernel'].shape == (20, 7)
+
+
 def test_another_architecture_is_refused_by_name(file, sizes):
   with pytest.raises(ValueError, match=r"missing \['blocks.3"):
     load_timm(file, vit(**{**sizes, 'depth': 4}))
@@ -62,9 +78,20 @@ def test_another_architecture_is_refused_by_name(file, sizes):
     load_timm(file, vit(**{**sizes, 'image_size': 30}))
 
 
-def test_another_dtype_is_refused(file, tiny):
-  save_file({k: v.astype(np.float16) for k, v in load_file(file).items()}, file)
-  with pytest.raises(ValueError, match='has dtype float16, expected float32'):
+@pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16])
+def test_half_precision_becomes_float32(file, tiny, dtype):
+  stored = {k: v.astype(dtype) for k, v in load_file(file).items()}
+  save_file(stored, file)
+  checkpoint = load_timm(file, tiny)
+  assert {leaf.dtype for leaf in jax.tree.leaves(checkpoint[:2])} == {jnp.dtype(jnp.float32)}
+  expected = stored['blocks.1.mlp.fc1.weight'].astype(np.float32).T
+  np.testing.assert_array_equal(checkpoint.params['block_1']['mlp']['fc1']['kernel'], expected)
+
+
+@pytest.mark.parametrize('dtype', [np.float64, np.int8])
+def test_another_dtype_is_refused(file, tiny, dtype):
+  save_file({k: v.astype(dtype) for k, v in load_file(file).items()}, file)
+  with pytest.raises(ValueError, match=r'has dtype (float64|int8), expected float32 or bfloat16'):
     load_timm(file, tiny)
 
 
@@ -78,7 +105,7 @@ def test_loading_gives_device_arrays(file, tiny):
   [
     ({'head.bias': None}, r"has \['head.weight'\] of the head, missing \['head.bias'\]"),
     ({'head.bias': np.zeros(6, np.float32)}, r'head.bias has shape \[6\], expected \[classes\]'),
-    ({'head.weight': np.ones((7, 20), np.float16)}, 'head.weight has dtype float16'),
+    ({'head.weight': np.ones((7, 20), np.int32)}, 'head.weight has dtype int32'),
     ({'head.bias': np.full(7, np.nan, np.float32)}, 'head.bias is not finite'),
     ({'norm.weight': np.full(20, np.inf, np.float32)}, 'norm.weight is not finite'),
   ],
