@@ -32,7 +32,7 @@ Axes = tuple[str | EllipsisType | None, ...]
 
 
 class LayerSplit(NamedTuple):
-  """How the layers of a model are sharded over devices that share one example.
+  """The tensor-parallel sharding of a model's layers.
 
   The parts of a sublayer go in pairs: one layer is sharded by its outputs, the
   one after it by its inputs, so that activations between them stay where they are.

@@ -79,7 +79,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit(root: pathlib.Path) -> str | None:
-  """Of a checkout; None without a checkout, or without git."""
+  """The commit of the checkout; None without a checkout, or without git."""
   if not (root / '.git').exists():
     return None
   ask = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*']

@@ -1,4 +1,4 @@
-"""What backbones read: one record for each kind of input.
+"""Input specifications of backbones: one record for each kind of input.
 
 A record says the shape and dtype of an example, what its values mean, and how
 it reaches the model. A kind of your own is another record with the fields of
@@ -77,7 +77,7 @@ class TokenIds(NamedTuple):
 
   @property
   def remedy(self) -> str:
-    """What to do about texts of another length."""
+    """Advice for texts of another length."""
     return f'fill up texts with {self.pad}'
 
   @property

@@ -1,4 +1,4 @@
-"""What an evaluation gives: one number for each test set."""
+"""Measures: the quantity that an evaluation gives for each test set."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a model is to predict, and how its predictions are judged.
+"""Problems: targets, losses, and how predictions are scored.
 
 Axis letters: B batch, C classes, T tokens, V vocabulary.
 """
@@ -44,7 +44,7 @@ class HostScore(Protocol):
 
 
 class HostJudge(NamedTuple):
-  """How answers are judged outside of compiled functions.
+  """Scores answers on the host, outside of compiled functions.
 
   Attributes:
     answers: `(answers) -> [B, ...]`, on the devices: the part of `predict`'s answers that
@@ -57,7 +57,7 @@ class HostJudge(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """What is to be predicted for an example, and how predictions are judged.
+  """The prediction target of an example, its loss, and how predictions are scored.
 
   Attributes:
     name: for reports and errors.

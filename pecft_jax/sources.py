@@ -174,7 +174,7 @@ def globals_read(function: types.FunctionType) -> dict[str, Any]:
 
 
 def closed_over(function: types.FunctionType) -> dict[str, Any]:
-  """What a function reads of the functions around it, and its defaults, by name."""
+  """The variables that a function closes over, and its defaults, by name."""
   found: dict[str, Any] = dict(function.__kwdefaults__ or {})
   code, defaults = function.__code__, function.__defaults__ or ()
   arguments = code.co_varnames[: code.co_argcount]

@@ -25,7 +25,7 @@ def family_of(backbone: Backbone) -> Family:
   """
   if backbone.family not in FAMILIES:
     raise ValueError(
-      f'{backbone.name} belongs to no family of the library, which so has no names for its layers '
-      f'or files; families: {sorted(FAMILIES)}'
+      f'{backbone.name} belongs to no family of the library, so its layers and files have no '
+      f'names in other formats; families: {sorted(FAMILIES)}'
     )
   return FAMILIES[backbone.family]

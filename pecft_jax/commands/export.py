@@ -37,7 +37,7 @@ def export(
   file = command.get('file') if file is None else str(local_path(find_experiment(file)).resolve())
   if file is None or 'arguments' not in command:
     raise ValueError(
-      f'{directory} does not tell which command made it, as pecft run writes it; in code, '
+      f'{directory} does not record the command that made it, as pecft run does; in code, '
       'adapted_after of pecft_jax.train and save_hf_peft of pecft_jax.interop do the same'
     )
   # Flags may hold paths relative to the directory of the original command.

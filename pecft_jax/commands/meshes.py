@@ -29,7 +29,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def split_of(backbone: Backbone) -> LayerSplit:
-  """How the layers of a model are sharded: as its family declares, or as in usual transformers."""
+  """The sharding of a model's layers: that of its family, or that of usual transformers."""
   from pecft_jax.backbones import FAMILIES
   from pecft_jax.devices.rules import TRANSFORMER
 

@@ -1,4 +1,4 @@
-"""What continual methods share: features, heads, masked losses, and their assembly."""
+"""Shared parts of continual methods: features, heads, masked losses, and their assembly."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

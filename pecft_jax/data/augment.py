@@ -15,7 +15,7 @@ from pecft_jax.settings import recorded
 
 
 class Views(Protocol):
-  """What an augmentation does to a batch of images: a function of its arguments alone."""
+  """Augments a batch of images; a function of its arguments alone."""
 
   def __call__(self, images: np.ndarray, u: np.ndarray, /) -> np.ndarray:
     """Returns new images uint8 [n, H, W, C], each from its own row of `u`; changes no argument.

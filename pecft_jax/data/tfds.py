@@ -63,8 +63,8 @@ def check_convertible(name: str, picture: Any, mode: str) -> None:
   """
   if picture.mode not in _EIGHT_BITS:
     raise ValueError(
-      f'{name}: expected 8 bits a channel, got mode {picture.mode!r}, of which more would be cut '
-      'off; scale the images to uint8 when the data set is prepared'
+      f'{name}: expected 8 bits a channel, got mode {picture.mode!r}, which would be '
+      'truncated; scale the images to uint8 when the data set is prepared'
     )
   if picture.has_transparency_data and picture.convert('RGBA').getextrema()[3][0] < 255:
     raise ValueError(

@@ -42,7 +42,7 @@ def join(
   if coordinator is None:
     if processes is not None or process_id is not None:
       raise ValueError(
-        'the number of processes and the id of this one mean nothing without a coordinator: give '
+        'the number of processes and the id of this one need a coordinator: give '
         'HOST:PORT of process 0, or auto'
       )
     return

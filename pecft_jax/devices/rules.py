@@ -11,7 +11,7 @@ from pecft_jax.axes import Axes, LayerSplit
 
 
 class Rule(NamedTuple):
-  """How leaves of some names are sharded.
+  """The sharding of leaves of some names.
 
   Attributes:
     pattern: regex searched in the leaf's path.

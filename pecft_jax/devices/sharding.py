@@ -119,7 +119,7 @@ def batch_part(layout: Layout) -> tuple[int, int]:
   if rest or rows != list(range(rows[0], rows[0] + len(rows))) or rows[0] % len(rows):
     raise ValueError(
       f'the mesh gives process {jax.process_index()} the parts {rows} of {size} of each batch; '
-      "expected a row of neighbours: order its devices by process along axis 'data'"
+      "expected adjacent parts: order its devices by process along axis 'data'"
     )
   return rows[0] // len(rows), count
 

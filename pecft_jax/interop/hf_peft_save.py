@@ -83,7 +83,7 @@ def save_hf_peft(
   kinds = {type(piece.leaf) for piece in pieces}
   if len(kinds) > 1:
     names = sorted(kind.__name__ for kind in kinds)
-    raise ValueError(f'huggingface/peft has no mixture of {names} in one adapter: save them apart')
+    raise ValueError(f'huggingface/peft has no mixture of {names} in one adapter: save one each')
   modules: _Modules = {}
   for piece in pieces:
     if piece.path in naming.convolutions:

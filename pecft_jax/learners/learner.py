@@ -38,7 +38,7 @@ from pecft_jax.typing import (
 
 
 class Learned(NamedTuple):
-  """What a method carries after a task: all that its predictions read besides the backbone."""
+  """The state of a method after a task: all that its predictions read besides the backbone."""
 
   params: Params
   memory: Any
@@ -152,7 +152,7 @@ class Learner:
     return (exp / exp.sum(-1, keepdims=True)).astype(np.float32)
 
   def features(self, inputs: RandomAccess, *, batch_size: int = 64) -> np.ndarray:
-    """What the head of the method reads: float32 [N, D], by its forward pass without dropout.
+    """The features that the method's head reads, without dropout: float32 [N, D].
 
     With a delta per task, those of the last task.
 

@@ -37,7 +37,7 @@ class _Place(NamedTuple):
 
   @property
   def at(self) -> tuple[int, ...]:
-    """Of the site's part of an array."""
+    """The index of the site's part of an array."""
     return tuple(i for i in (self.layer, self.part) if i is not None)
 
 

@@ -84,7 +84,7 @@ def headline(at: Standing) -> str:
 
 
 def clauses(at: Standing) -> list[str]:
-  """What the sentence says about the bounds: nothing where there are none."""
+  """The clauses about the bounds; none without bounds."""
   points = ' points' if at.measure.percent else ''
   amount = lambda value: f'{glossary.bare(at.measure, abs(value))}{points}'
   more = at.measure.higher_is_better

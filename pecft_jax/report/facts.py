@@ -45,7 +45,7 @@ def identity(run: Run) -> Lines:
 
 
 def efficiency(run: Run) -> Lines:
-  """What the accuracy costs; fields that were not recorded are None."""
+  """Costs of a run; fields that were not recorded are None."""
   e = run.results.get('efficiency') or {}
   spent = [value for value in e.get('seconds_per_task') or () if value is not None]
   sizes = [value for value in e.get('state_bytes_per_task') or () if value is not None]

@@ -42,7 +42,7 @@ def print_inspected(facts: Mapping[str, Any], console: Console, *, leaves: bool 
 
 
 def problems_of(facts: Mapping[str, Any]) -> list[str]:
-  """What is damaged in a work directory, its references included."""
+  """The problems of a work directory and of its references."""
   beside = [
     f'reference {name}: {problem}'
     for name, reference in facts['references'].items()

@@ -158,7 +158,7 @@ def _metrics(run: Run) -> Raw:
 
 
 def _costs(run: Run) -> Raw:
-  """What the method costs, beside its bounds where they were run."""
+  """Costs of the method, beside those of its bounds where they were run."""
   runs = [run, *run.references.values()]
   columns = [[text for _, text in facts.efficiency(each)] for each in runs]
   titles = [title for title, _ in facts.efficiency(run)]

@@ -117,7 +117,7 @@ def check_results(results: Mapping[str, Any], where: Any) -> None:
 
 
 def row_problem(row: Mapping[str, Any]) -> str | None:
-  """What is wrong with a row of the log; None for a good one.
+  """The error in a row of the log; None for a valid one.
 
   >>> row_problem({'kind': 'train', 'task': 0, 'loss': 'low'})
   "expected a number for loss, got 'low'"

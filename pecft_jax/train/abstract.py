@@ -12,7 +12,7 @@ from pecft_jax.typing import Batch, ContinualMethod, Params
 
 
 class Arguments(NamedTuple):
-  """What the functions of a run take, as `jax.ShapeDtypeStruct`s with their shardings.
+  """Arguments of the functions of a run, as `jax.ShapeDtypeStruct`s with shardings.
 
   `steps.train.lower(*arguments.train).compile()` has the memory of a step on each device in
   `memory_analysis()`, and the communication between devices in `as_text()`, however large the model

@@ -26,7 +26,7 @@ class TestSet(NamedTuple):
 
 
 def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
-  """What is evaluated after task `t`, or before the first one (-1): tasks, then probes."""
+  """Test sets evaluated after task `t`, or before the first one (-1): tasks, then probes."""
   scenario = experiment.scenario
   last = len(scenario.tasks) if experiment.training.evaluate == 'all' else t + 1
   sets = [TestSet(scenario.tasks[j].test, task_masks(scenario, j)[0], j) for j in range(last)]

@@ -243,7 +243,7 @@ def _check_backbone(role: str, method: ContinualMethod, backbone: Backbone) -> N
   facts = lambda each: (each.name, each.width, each.depth, each.inputs, each.sites)
   if facts(method.backbone) != facts(backbone):
     raise ValueError(
-      f'{role} {method.name} stands on the backbone {method.backbone.name!r} '
+      f'{role} {method.name} is built on the backbone {method.backbone.name!r} '
       f'({len(method.backbone.sites)} sites, width {method.backbone.width}), the experiment on '
       f'{backbone.name!r} ({len(backbone.sites)} sites, width {backbone.width}): make the method '
       'with the backbone of the experiment'

@@ -30,7 +30,7 @@ def calling(method: ContinualMethod, hook: str) -> Iterator[None]:
 
 
 def check_start(method: ContinualMethod, params: Params, memory: Any) -> None:
-  """What `init` must give.
+  """Checks what `init` returns.
 
   Raises:
     TypeError: if a leaf of params or memory is no array.

@@ -203,7 +203,7 @@ def frozen_gradients(
   batch: Batch,
   key: Key,
 ) -> dict[str, Array]:
-  """Of the problem's mean loss with respect to frozen weights, as `Calibration` says: float32."""
+  """Float32 gradients of the mean loss with respect to frozen weights; see `Calibration`."""
   sites, problem = method.backbone.sites, method.capacity.problem
   params = with_random_columns(state.params, key)
 

@@ -235,7 +235,7 @@ def _check_shared(directory: pathlib.Path) -> None:
 
 
 def _config(job: Job) -> dict[str, Any]:
-  """What must be the same on resuming."""
+  """The part of config.json that must be the same on resuming."""
   branch = job.options.branch
   found = {
     'settings': dict(job.options.config),

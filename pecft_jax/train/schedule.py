@@ -12,13 +12,13 @@ from pecft_jax.typing import ContinualMethod, Fit, Task
 
 
 def training_split(experiment: Experiment, method: ContinualMethod, t: int) -> Split:
-  """What a method trains on in task t: its data, or those of all tasks so far."""
+  """The training data of a method in task t: that task's, or those of all tasks so far."""
   first = 0 if method.cumulative else t
   return joined([task.train for task in experiment.scenario.tasks[first : t + 1]])
 
 
 def gathered_split(experiment: Experiment, method: ContinualMethod, step: Step, t: int) -> Split:
-  """What a pass of task t goes through: its training data, or some of them for a calibration."""
+  """The data of a pass of task t: its training data, or a sample of them for a calibration."""
   split = training_split(experiment, method, t)
   if not isinstance(step, Calibrating):
     return split
@@ -32,7 +32,7 @@ def gathered_split(experiment: Experiment, method: ContinualMethod, step: Step, 
 
 
 def stored_examples(experiment: Experiment, method: ContinualMethod, t: int) -> int:
-  """How many stored examples each epoch of task t visits beside the task's own."""
+  """The number of stored examples in each epoch of task t, besides the task's own."""
   if method.joined is None:
     return 0
   # A stream without boundaries has no past task.

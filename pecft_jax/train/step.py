@@ -221,7 +221,7 @@ JITTED = (
 
 
 def compilations(steps: Steps, before: Mapping[str, int]) -> dict[str, int]:
-  """How often each jitted function was compiled, the most in one process.
+  """The number of compilations of each jitted function; the maximum over processes.
 
   Args:
     steps: of this process.

@@ -68,7 +68,7 @@ def all_finite(tree: Any) -> Array:
 
 
 def env_of(state: TrainState, frozen: Params) -> Env:
-  """What a method may read besides its own state."""
+  """The read-only inputs of a method besides its own state."""
   return Env(frozen, state.task, state.step - state.task.start)
 
 

@@ -1,4 +1,4 @@
-"""Pre-trained models, and what they read and compute.
+"""Pre-trained models, with their inputs and outputs.
 
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
@@ -15,7 +15,7 @@ from pecft_jax.typing.sites import SiteSpec
 
 
 class Features(NamedTuple):
-  """What a backbone computes."""
+  """Outputs of a backbone."""
 
   pooled: Array  # [B, D], what a head reads.
   tokens: Array  # [B, T, D] after the final norm; only those computed where `rows` was given.
@@ -23,7 +23,7 @@ class Features(NamedTuple):
 
 
 class InputSpec(Protocol):
-  """What a backbone reads: the shape of one example, and what its values mean.
+  """Input specification of a backbone: shape, dtype and meaning of one example.
 
   `Images` and `TokenIds` of `pecft_jax.inputs` are such records; you may
   write others.
@@ -46,27 +46,27 @@ class InputSpec(Protocol):
 
   @property
   def what(self) -> str:
-    """The inputs in words."""
+    """The inputs in words, such as images."""
     ...
 
   @property
   def values(self) -> str:
-    """What the values mean, in words, for the record of a run."""
+    """Meaning of the values, in words, for the record of a run."""
     ...
 
   @property
   def unit(self) -> str:
-    """What throughput is counted in."""
+    """The unit of throughput, such as images."""
     ...
 
   @property
   def units(self) -> int:
-    """How many of them one example has."""
+    """Number of such units in one example."""
     ...
 
   @property
   def remedy(self) -> str:
-    """What to do about examples of another shape, for error messages."""
+    """Advice for examples of another shape, for error messages."""
     ...
 
   def normalised(self, x: Array) -> Array:
@@ -117,7 +117,7 @@ class Backbone(NamedTuple):
 
 
 class WeightsIdentity(dict[str, Any]):
-  """What is known of certain arrays, as JSON: it does not hold for others put in their place.
+  """The identity of certain arrays, as JSON; it does not hold for arrays that replace them.
 
   Attributes:
     source: where to read or make them again, as JSON with keys of `card`, `file` and `random` (a

@@ -18,7 +18,7 @@ class ForwardHook(Protocol):
 
 
 class LossHook(Protocol):
-  """What an update minimises."""
+  """The loss of an update, and the outputs that it was computed from."""
 
   def __call__(
     self, params: Params, memory: Any, env: Env, batch: Batch, key: Any, /

@@ -90,12 +90,12 @@ class ContinualMethod(NamedTuple):
 
   @property
   def inputs(self) -> InputSpec:
-    """What the backbone reads."""
+    """The input specification of the backbone."""
     return self.backbone.inputs
 
 
 class TrainState(NamedTuple):
-  """The whole of a run that changes: one checkpointable pytree."""
+  """All state of a run that changes: one checkpointable pytree."""
 
   params: Params
   memory: Any

@@ -1,4 +1,4 @@
-"""What passes between the trainer and a method.
+"""Records that the trainer and a method exchange.
 
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
@@ -25,7 +25,7 @@ class Task(NamedTuple):
 
 
 class Env(NamedTuple):
-  """What a method may read besides its own state."""
+  """Read-only inputs of a method besides its own state."""
 
   frozen: Params  # The backbone's weights; never differentiated, always an argument.
   task: Task
@@ -57,14 +57,14 @@ class Batch(NamedTuple):
 
 
 class Update(NamedTuple):
-  """One update, as `observe` sees it; what is not read costs nothing."""
+  """One update, as `observe` gets it; fields that are not read cost nothing."""
 
   grads: Params  # After `project`; None in place of what is `Kept`.
   before: Params  # The parameters that they were taken at.
 
 
 class Output(NamedTuple):
-  """What a method's forward pass computes in training."""
+  """Outputs of a method's forward pass in training."""
 
   logits: Array  # [B, C], or as the problem's answers.
   aux_loss: Array  # [B] the method's own regulariser per example, already weighted.
@@ -72,7 +72,7 @@ class Output(NamedTuple):
 
 
 class Adapted(NamedTuple):
-  """What is needed to use an adapted backbone without the method that trained it."""
+  """An adapted backbone's transform, delta and classifier, for use without the method."""
 
   peft: PeftTransform
   delta: Delta
@@ -80,7 +80,7 @@ class Adapted(NamedTuple):
 
 
 class Capacity(NamedTuple):
-  """How much a sequence can hold: the static sizes of all continual state."""
+  """Numbers of tasks and classes of a sequence: the static sizes of all continual state."""
 
   tasks: int
   classes: int

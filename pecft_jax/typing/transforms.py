@@ -1,4 +1,4 @@
-"""What changes a backbone at its sites, or its weights.
+"""Transforms, which change a backbone at its sites, or its weights.
 
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """

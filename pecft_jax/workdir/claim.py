@@ -61,7 +61,7 @@ def claim(
 
   Args:
     directory: of the run.
-    config: what must be the same on resuming.
+    config: the settings that must be the same on resuming.
     command: how the run was started, which need not be; written the first time.
     files: digests of the files that made the experiment, by name.
     facts: what using the run needs besides its configuration: `class_names`, and where the

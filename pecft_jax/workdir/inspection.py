@@ -1,4 +1,4 @@
-"""What a work directory holds, as JSON; it may be of a running, a damaged or an unfinished run.
+"""The content of a work directory, as JSON; it may be of a running, a damaged or an unfinished run.
 
 Nothing is written, removed or locked.
 """

@@ -1,1 +1,1 @@
-"""What families of backbones share."""
+"""Shared parts of the families of backbones."""

@@ -12,7 +12,7 @@ class Module(NamedTuple):
 
 
 class Naming(NamedTuple):
-  """How another library names the parts of a model.
+  """Names of the parts of a model in another library.
 
   Attributes:
     of: `(site path) -> Module`.

@@ -42,7 +42,7 @@ from pecft_jax.typing import (
 
 
 class EaseMemory(NamedTuple):
-  """What is carried of T tasks and C classes."""
+  """State carried for T tasks and C classes."""
 
   AXES = {
     'counts': ('task', 'class'),

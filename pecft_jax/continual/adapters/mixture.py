@@ -71,7 +71,7 @@ def gates(mixture: Mixture, x: Array) -> Array:
 
 
 def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int) -> dict[str, int]:
-  """How many experts each adapted branch has room for, by path.
+  """The maximum number of experts of each adapted branch, by path.
 
   Args:
     backbone: that the transform is put on.

@@ -56,7 +56,7 @@ def language_model(
     )
   if target.shape != spec.shape or not jnp.issubdtype(target.dtype, jnp.integer):
     raise ValueError(
-      f'language_model answers with a token behind each of {spec.shape[0]}, but the problem is '
+      f'language_model predicts the token after each of {spec.shape[0]}, but the problem is '
       f'{capacity.problem.name} with targets {target.dtype}{list(target.shape)}; make the capacity '
       f'as Capacity(tasks, 1, next_tokens({spec.shape[0]}))'
     )

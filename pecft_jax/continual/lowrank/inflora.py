@@ -54,11 +54,10 @@ def inflora(
 ) -> ContinualMethod:
   """Learns each task in a LoRA whose down-projection leaves out the directions of old tasks.
 
-  Before training, a pass over the task's data gives the second moments H of
-  what arrives at every site, and A_t is the leading left singular vectors of
-  (I - P) H, divided by sqrt(3), with P the projector on the old directions.
-  After training, a second pass with the new weights gives the directions that
-  P gains: so many that P holds a share eps_t = eps + (1 - eps) t / T of the
+  Before training, a pass over the task's data gives the second moments H of the inputs of every
+  site, and A_t is the leading left singular vectors of (I - P) H, divided by sqrt(3), with P the
+  projector on the old directions. After training, a second pass with the new weights gives the
+  directions that P gains: so many that P holds a share eps_t = eps + (1 - eps) t / T of the
   energy of H (the paper's DualGPM; with a projector instead of a basis, "remove"
   and "retain" are one). The training softmax is over the task's own classes.
 
@@ -120,7 +119,7 @@ def inflora(
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def gather(params, memory, env, batch):
-    """Second moments of what arrives at every site, with the weights as they are."""
+    """Adds second moments of the inputs of every site, with the current weights."""
     watch = second_moments(shapes, batch.valid)
     taps = run(params, memory, env, batch.x, None, watch, rows=None).taps
     moments = {path: memory['moments'][path] + taps[f'linear:{path}'] for path in shapes}
@@ -169,7 +168,7 @@ def inflora(
 
 
 def second_moments(paths: object, valid: Array) -> Watch:
-  """What arrives at linear sites, as sums of x x^T [d_in, d_in] over the tokens of valid examples.
+  """Watches inputs of linear sites: sums of x x^T [d_in, d_in] over tokens of valid examples.
 
   Args:
     paths: of the sites: anything with `in`.

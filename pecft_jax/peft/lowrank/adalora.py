@@ -147,7 +147,7 @@ def moved(leaf: AdaloraDelta, grads: AdaloraDelta, beta: float) -> Importance:
 
 
 def triplet_scores(importance: Importance) -> Array:
-  """Of each triplet of a site: [r]"""
+  """The importance of each triplet of a site: [r]"""
   p, l, q = (m * c for m, c in zip(*importance, strict=True))  # noqa: E741
   return p.mean(0) + l + q.mean(1)
 

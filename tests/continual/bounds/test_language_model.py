@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused_at_construction():
     language_model(TOY, CAPACITY)
   with pytest.raises(ValueError, match=r'Capacity\(tasks, 1, next_tokens\(12\)\)'):
     language_model(READER, Capacity(TASKS, 5))
-  with pytest.raises(ValueError, match=r'a token behind each of 12, but .* int32\[9\]'):
+  with pytest.raises(ValueError, match=r'the token after each of 12, but .* int32\[9\]'):
     language_model(READER, Capacity(TASKS, 1, next_tokens(9)))
   with pytest.raises(ValueError, match=r'a head \{"kernel": \[16, V\]\}, got a kernel \[3, 20\]'):
     language_model(READER, CAPACITY, head={'kernel': np.zeros((3, WORDS))})

@@ -34,7 +34,7 @@ from pecft_jax.typing import Array, Backbone, Features, Params, Site
 
 
 class Sizes(NamedTuple):
-  """What one block is made of, and the embedding before it."""
+  """Sizes of a block, and of the embedding before it."""
 
   vocabulary: int
   width: int
