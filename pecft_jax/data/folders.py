@@ -31,19 +31,19 @@ def image_folder(
   """A source over a folder that holds one folder of images per class.
 
   The folders' names, sorted, are the classes. Images in folders within them count; hidden files
-  and files without the suffix of an image are ignored. Files are decoded when they are asked for
-  and turned as their EXIF orientation says; the centre square is scaled, as `resize` does it.
+  and files without the suffix of an image are ignored. Files are decoded when they are read, and
+  rotated by their EXIF orientation; the centre square is scaled, as in `resize`.
 
   Args:
     path: of the folder.
     size: side of the images in pixels, such as `backbone.inputs.shape[0]`.
     channels: 3, or 1 for grey images.
-    class_names: of another source, for example the training set of this test set: classes of the
-      same order, which the folders must be among.
-    convert: take images of other modes, too: transparent parts become white, grey is repeated over
-      three channels, colours become grey by their luma, and 16 bits keep their upper 8.
-    check: read the header of each file now, so that images that are refused are found before a
-      run; otherwise only when they are read.
+    class_names: classes in order, for example those of the training set for a test set; every
+      folder must be one of them.
+    convert: also accept images of other modes: transparent parts become white, grey is repeated
+      over three channels, colours become grey by their luma, and 16 bits keep their upper 8.
+    check: read the header of each file now, so that refused images are found before a run, not when
+      they are read.
     name: of the data set; by default the folder's name.
 
   Raises:
@@ -81,9 +81,10 @@ def domain_folders(
   check: bool = True,
   name: str | None = None,
 ) -> Source:
-  """A source over a folder per domain, each of which is one of `image_folder`.
+  """A source over a folder per domain, each with the layout of `image_folder`.
 
-  As PACS and DomainNet come: `sketch/dog/1.png`. A domain may lack some of the classes.
+  This is the layout of PACS and DomainNet: `sketch/dog/1.png`. A domain may lack some of the
+  classes.
 
   Args:
     path: of the folder.

@@ -10,7 +10,7 @@ SUFFIXES = frozenset({
   '.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff',
   '.webp',
 })  # fmt: skip
-# Images, too, which Pillow does not read: to ignore them would be to lose data silently.
+# Image formats that Pillow does not read: ignoring them would lose data silently.
 _FOREIGN = frozenset({
   '.arw', '.cr2', '.cr3', '.dng', '.heic', '.heif', '.jxl', '.nef', '.orf', '.raf', '.svg',
 })  # fmt: skip
@@ -34,8 +34,8 @@ def images_below(folder: pathlib.Path) -> list[pathlib.Path]:
 
   Raises:
     FileNotFoundError: if there is no such folder.
-    ValueError: where there is none, for images of a format that cannot be read, or a link to a
-      folder around it.
+    ValueError: for a folder without images, images of a format that cannot be read, or a link to a
+      parent folder.
   """
   check_folder(folder)
   found = []
@@ -53,7 +53,7 @@ def images_below(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def images_among(folder: pathlib.Path, names: list[str]) -> list[str]:
-  """Those of the names of files in a folder that are images.
+  """The names in a folder that are image files.
 
   Raises:
     ValueError: for images of a format that cannot be read.

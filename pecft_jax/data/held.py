@@ -1,4 +1,4 @@
-"""A test set from data that come without one."""
+"""A test set from data that have none."""
 
 import numpy as np
 
@@ -10,15 +10,15 @@ from pecft_jax.text import shortened
 
 @checked
 def held_out(source: Source, share: float = 0.2, *, seed: int = 0) -> tuple[Source, Source]:
-  """Holds out a share of a source: (train, test), where train and test have no row in common.
+  """Holds out a share of a source: (train, test), with no row in both.
 
-  The split is stratified by class, and by domain where there are domains: of each, the share is
-  rounded, at least one row is held out and at least one stays. Both keep the order of the rows.
+  The split is stratified by class, and by domain where there are domains: for each, the share is
+  rounded, with at least one row on either side. Both keep the order of the rows.
 
   Args:
     source: at least two rows of each class (and domain).
     share: of the rows that goes to the test set, between 0 and 1.
-    seed: which rows these are; the same seed gives the same rows.
+    seed: of the choice of rows.
 
   Raises:
     ValueError: for another share, or a class with a single row.
@@ -43,7 +43,7 @@ def held_out(source: Source, share: float = 0.2, *, seed: int = 0) -> tuple[Sour
       alone.append(f'{source.class_names[label]}{of}')
       continue
     count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-    # Of a group's rows by their rank, so that other groups have no part in the choice.
+    # Ranks within a group, so that the choice does not depend on other groups.
     drawn = np.argsort(bits(seed, label, domain, np.arange(len(rows))), kind='stable')
     chosen[rows[drawn[:count]]] = True
   if alone:

@@ -14,9 +14,9 @@ def indexed(
 
   Args:
     name: of the data set, for messages.
-    what: the values are, in a word.
-    values: one a row.
-    names: those there are, in order; by default the values themselves, sorted.
+    what: a word for the values, for messages.
+    values: one per row.
+    names: all names, in order; by default the distinct values, sorted.
 
   Returns:
     np.int64 [N], and the names.

@@ -29,15 +29,15 @@ def image_list(
 ) -> Source:
   """A source from a CSV or JSON-lines file with the columns `path` and `label`.
 
-  The columns `domain` and `split` are read where there are such, others are ignored. Classes and
+  The columns `domain` and `split` are optional, others are ignored. Classes and
   domains are sorted by name, and are those of all rows, so that all splits of a file agree.
 
   Args:
     path: of the list, which ends in .csv (with a header) or .jsonl.
     size: side of the images in pixels, such as `backbone.inputs.shape[0]`.
     channels: 3, or 1 for grey images.
-    root: what the paths of images are relative to; by default the folder of the list.
-    split: takes the rows whose `split` is this, as in `'test'`; by default all.
+    root: folder that the paths of images are relative to; by default that of the list.
+    split: reads only rows with this `split`, such as `'test'`; by default all.
     class_names: of another source, as of `image_folder`.
     domain_names: of another source, likewise.
     convert: as of `image_folder`.

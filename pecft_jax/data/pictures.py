@@ -1,7 +1,7 @@
-"""Image files, decoded when they are asked for.
+"""Image files, decoded when they are read.
 
-What a file holds is its mode (Pillow's) with its depth and transparency; all of it is in the
-header, so that a data set can be checked before anything is decoded.
+Pillow's mode, bit depth and transparency of a file are in its header, so that a data set can be
+checked before anything is decoded.
 """
 
 import collections
@@ -34,13 +34,13 @@ _SHALLOW = {'1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'CMYK', 'YCb
 _SIXTEEN = {'I;16', 'I;16L', 'I;16B', 'I;16N'}
 _GREY = {'1', 'L', 'LA', 'La', *_SIXTEEN}
 _ALPHA = {'LA', 'La', 'PA', 'RGBA', 'RGBa'}
-# What decoders raise for damaged bytes, beside the OSError that they mean to.
+# Exceptions of decoders for damaged bytes, besides OSError.
 _DAMAGED = (
   AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
   SyntaxError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 _THREADS = 8
-_FEW = 8  # Files that are not worth threads.
+_FEW = 8  # Fewer files are read without threads.
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -49,8 +49,8 @@ class ImageFiles:
 
   Attributes:
     paths: of the files.
-    size: side of the images that come out, in pixels.
-    channels: of them, 1 or 3.
+    size: side of the decoded images, in pixels.
+    channels: of the decoded images, 1 or 3.
     convert: whether files of other modes are converted; otherwise they are refused.
   """
 
@@ -85,7 +85,7 @@ class ImageFiles:
 def image_inputs(
   paths: Iterable[pathlib.Path], size: int, channels: int, convert: bool, check: bool
 ) -> ImageFiles:
-  """The files as inputs of a source, after a look at their headers where `check` says so.
+  """The files as inputs of a source; with `check`, their headers are checked first.
 
   Raises:
     ValueError: for a size below 1, other channels than 1 or 3, files that are no images, or images
@@ -138,20 +138,20 @@ def decoded(
 
 
 def upright(picture: 'Image') -> 'Image':
-  """An image decoded, and turned as its EXIF orientation says."""
+  """An image, decoded and rotated by its EXIF orientation."""
   from PIL import ImageOps
 
   return ImageOps.exif_transpose(loaded(picture))
 
 
 def loaded(picture: 'Image') -> 'Image':
-  """An image decoded."""
+  """An image, decoded."""
   picture.load()
   return picture
 
 
 def as_mode(picture: 'Image', mode: str) -> 'Image':
-  """An image in another mode: what is transparent becomes white, 16 bits keep their upper 8.
+  """Converts an image to a mode: transparent parts become white, 16 bits keep their upper 8.
 
   Colours become grey by their luma (ITU-R BT.601), grey is repeated over the channels.
 
@@ -172,12 +172,12 @@ def as_mode(picture: 'Image', mode: str) -> 'Image':
 
 
 def opened(where: str, file: str | os.PathLike[str] | BinaryIO, read: Callable[..., R]) -> R:
-  """What `read` takes from an image that is being opened.
+  """Opens an image, and returns what `read` reads of it.
 
   Args:
-    where: it is, for messages.
+    where: its place, for messages.
     file: its path, or a file of bytes.
-    read: the image, not decoded yet -> what is wanted of it.
+    read: `(image, not decoded yet) -> result`.
 
   Raises:
     ValueError: if the file is no image or not whole; says where.
@@ -196,15 +196,15 @@ def opened(where: str, file: str | os.PathLike[str] | BinaryIO, read: Callable[.
 
 
 def _kind(picture: Any) -> str:
-  """As `kind_of`, of an image that is not decoded yet."""
-  # Pillow has colours of 8 bits only: what a file of more is read as drops the rest.
+  """`kind_of` of an image that is not decoded yet."""
+  # Pillow reads colours with 8 bits only, and drops the others of deeper files.
   deep = picture.mode in _SIXTEEN or any(';16' in str(tile[3]) for tile in picture.tile)
   clear = 'transparency' in picture.info or picture.mode in _ALPHA
   return ' '.join([picture.mode, *([_DEEP] if deep else []), *([_CLEAR] if clear else [])])
 
 
 def _conversion(kind: str, channels: int) -> str | None:
-  """What becomes of an image of a kind, in words; None where that is not known."""
+  """The conversion of an image of a kind, in words; None for an unknown kind."""
   mode = kind.partition(' ')[0]
   if mode not in _SHALLOW | _SIXTEEN:
     return None

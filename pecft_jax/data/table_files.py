@@ -1,4 +1,4 @@
-"""Tables that people keep data sets in: CSV with a header, or JSON lines."""
+"""Tables of data sets: CSV with a header, or JSON lines."""
 
 import csv
 import os
@@ -62,7 +62,7 @@ _Rows = list[tuple[str, dict[str, Any]]]
 
 def _csv(path: pathlib.Path) -> tuple[_Rows, list[str]]:
   rows: _Rows = []
-  # Spreadsheets put a byte order mark before UTF-8.
+  # Spreadsheets write a byte order mark before UTF-8.
   with open(path, encoding='utf-8-sig', newline='') as file:
     reader = csv.reader(file, strict=True)
     columns: list[str] = []

@@ -32,16 +32,15 @@ def text_table(
 ) -> Source:
   """A source of texts from a CSV or JSON-lines file with the columns `text` and `label`.
 
-  The column `domain` is read where there is one, others are ignored. Classes and domains are
+  The column `domain` is optional, others are ignored. Classes and domains are
   sorted by name. All texts are tokenized here, with the special tokens that the tokenizer adds.
 
   Args:
     path: of the table, which ends in .csv (with a header) or .jsonl.
     tokenizer: a `tokenizer.json`; needs `pip install 'pecft_jax[text]'`.
     length: T, tokens of each text, such as `backbone.inputs.shape[0]`.
-    pad: id that fills up shorter texts, such as `backbone.inputs.pad`.
-    too_long: what becomes of a text of more tokens: it is refused, or its end is cut off, of which
-      a warning says how many there are.
+    pad: id of padding, such as `backbone.inputs.pad`.
+    too_long: whether a longer text is refused, or truncated; a warning says how many were.
     class_names: of another source, for example the training set of this test set.
     domain_names: of another source, likewise.
     name: of the data set; by default the name of the table.
@@ -86,13 +85,13 @@ def text_lines(
   pad: int = -1,
   too_long: TooLong = 'refuse',
 ) -> np.ndarray:
-  """Texts without labels, one a line, for prediction.
+  """Texts without labels, one per line, for prediction.
 
   Args:
     path: of a file in UTF-8.
     tokenizer: as of `text_table`.
     length: T, tokens of each text.
-    pad: id that fills up shorter texts.
+    pad: id of padding.
     too_long: as of `text_table`.
 
   Returns:
@@ -158,7 +157,7 @@ def _tokenized(
 
 
 def _loaded(path: str | os.PathLike[str]) -> Any:
-  """A tokenizer, which neither cuts texts nor fills them up."""
+  """A tokenizer without truncation and padding."""
   file = local_path(path)
   if not file.is_file():
     raise FileNotFoundError(f'no tokenizer {file}; expected a tokenizer.json')

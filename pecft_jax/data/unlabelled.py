@@ -1,4 +1,4 @@
-"""Images without labels, to predict."""
+"""Images without labels, for prediction."""
 
 import os
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ def image_files(
   convert: bool = False,
   check: bool = True,
 ) -> ImageFiles:
-  """Image files without labels, for prediction; decoded when they are asked for.
+  """Image files without labels, for prediction; decoded when they are read.
 
   Args:
-    paths: a file or folder, or several. Of a folder all images are taken, by path, those in
-      folders within it, too; a file is taken whatever its suffix.
+    paths: a file or folder, or several. All images below a folder are read, sorted by path; a file
+      is read whatever its suffix.
     size: side of the images in pixels, such as `backbone.inputs.shape[0]`.
     channels: 3, or 1 for grey images.
     convert: as of `image_folder`.
@@ -32,7 +32,7 @@ def image_files(
     Random access to uint8 [N, size, size, channels], with the `paths` of the files.
 
   Raises:
-    FileNotFoundError: for a path where nothing is.
+    FileNotFoundError: for a path that does not exist.
     ValueError: for no path, a folder without images, and files that are no images or have another
       mode; names the file.
 
