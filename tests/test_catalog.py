@@ -144,4 +144,4 @@ def test_listings_tell_family_and_papers():
   assert found['papers'] == [
     {'title': 'Learning to prompt for continual learning', 'arxiv': '2112.08654'}
   ]
-  assert set(listing('benchmarks')) == {'split_cifar100', 'split_digits'}
+  assert set(listing('benchmarks')) == {'split_cifar100', 'split_digits', 'your_images'}

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from pecft_jax.benchmarks import split_cifar100, split_digits
+from pecft_jax.benchmarks import split_cifar100, split_digits, your_images
 from pecft_jax.catalog import choose
 from pecft_jax.commands.plan import PlanFlags
 from pecft_jax.commands.run import RunFlags
@@ -83,7 +83,7 @@ def test_set_up_is_two_commands():
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_flags_and_files_that_pages_name_are_there(page):
   text = page.read_text(encoding='utf-8')
-  experiments = (split_digits.experiment, split_cifar100.experiment)
+  experiments = [each.experiment for each in (split_digits, split_cifar100, your_images)]
   known = {
     name.replace('_', '-') for each in experiments for name in inspect.signature(each).parameters
   }

@@ -13,7 +13,7 @@ def benchmarks() -> dict[str, str]:
   """The names of all benchmarks, with a one-line summary of each; imports none of them.
 
   >>> sorted(benchmarks())[-1]
-  'split_digits'
+  'your_images'
   """
   return {name: _first_line(file_of(name)) for _, name, _ in sorted(pkgutil.iter_modules(__path__))}
 
