@@ -20,7 +20,8 @@ README = ROOT / 'README.md'
 GUIDES = ROOT / 'experiments' / 'guides'
 CHOOSING = GUIDES / 'choosing.md'
 OWN = GUIDES / 'your_own.md'
-PAGES = [README, *(GUIDES / f'{name}.md' for name in ('index', 'choosing', 'long_runs', 'faq'))]
+PAGE_NAMES = ('index', 'choosing', 'data', 'long_runs', 'faq')
+PAGES = [README, *(GUIDES / f'{name}.md' for name in PAGE_NAMES)]
 
 
 def run_examples(page, **names):
