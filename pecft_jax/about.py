@@ -44,7 +44,7 @@ class About:
   Attributes:
     kind: of `KINDS`.
     name: on the command line and in listings.
-    family: the idea that it shares with others; the folder that it lies in.
+    family: the idea that it shares with others; the name of its folder.
     papers: the sources, first the one that introduced it.
     summary: one line, the first of the docstring.
     needs: of `NEEDS`.

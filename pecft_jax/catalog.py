@@ -130,8 +130,8 @@ class Choice(NamedTuple):
     """Methods to run beside this one, by name, with the same transform: for `Experiment`.
 
     Args:
-      backbone: as of `build`.
-      capacity: as of `build`.
+      backbone: as in `build`.
+      capacity: as in `build`.
       bounds: sequential fine-tuning and joint training, the lower and the upper bound.
       alone: training on each task alone, for forward transfer.
 
@@ -233,7 +233,7 @@ def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
 def own_transform(method: Factory) -> str | None:
   """The name of the transform that a method trains by default.
 
-  None if there is none, or it is one with options of the method's own (InfLoRA).
+  None if the method trains no transform, or one with options of the method's own (InfLoRA).
 
   >>> from pecft_jax.continual import ease, l2p
   >>> own_transform(ease), own_transform(l2p)

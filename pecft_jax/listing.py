@@ -92,7 +92,7 @@ def _costs(name: str, each: dict[str, Any], before: str | None) -> tuple[str, ..
 def with_tables(page: str) -> str:
   """A Markdown page with its tables brought up to date.
 
-  A table stands between the comments `<!-- table: KIND -->`, with KIND as of `table`, and
+  A table is between the comments `<!-- table: KIND -->`, with KIND as in `table`, and
   `<!-- end of table -->`.
 
   Raises:

@@ -238,7 +238,7 @@ def judged_on_host(
     answers: what comes to the host of a batch's answers; by default the most likely tokens.
 
   Raises:
-    ValueError: for a problem of classes, or a measure that is none.
+    ValueError: for a classification problem, or an invalid measure.
 
   >>> exact = lambda answers, targets: (answers == targets).all(-1)
   >>> problem = judged_on_host(next_tokens(8), exact, Measure('exact match', 0.0, 1.0))

@@ -17,7 +17,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-# Packages whose versions are part of the environment of a run, with Python and what it brings.
+# Packages whose versions are part of the environment of a run, and Python with its standard
+# library.
 PACKAGES = {  # By the name that is imported, the name that is installed.
   'pecft_jax': 'pecft_jax',
   'jax': 'jax',
@@ -148,7 +149,7 @@ def files_beside(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def _imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-  """The dotted names that a file may import, in parts; `package` is the folder it lies in."""
+  """The dotted names that a file may import, in parts; `package` is its folder."""
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       yield from (tuple(alias.name.split('.')) for alias in node.names)
@@ -210,7 +211,7 @@ def _class_source(thing: type) -> str:
 
 
 def _compiled_members(thing: type) -> Iterator[str]:
-  """The methods of a class without source, but those that Python generates or brings."""
+  """The methods of a class without source, except those of Python itself."""
   for name, member in sorted(vars(thing).items()):
     function = getattr(member, '__func__', None) or getattr(member, 'fget', None) or member
     code = getattr(function, '__code__', None)

@@ -76,7 +76,7 @@ def experiment(
     bounds: also run sequential fine-tuning and joint training, for the report.
     alone: also train on each task alone, for forward transfer (`fwt`).
     seed: of initialisation, order of the data, and views.
-    train_per_class: use the first so many training images of each class only.
+    train_per_class: number of training images of each class to use, the first ones; all by default.
     class_order: natural, seed:1993, or a list of labels.
   """
   if data_dir is None:

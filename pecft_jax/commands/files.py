@@ -52,7 +52,7 @@ def find_experiment(name: str) -> str:
 def load_experiment(path: str) -> Callable[..., Any]:
   """The function `experiment` of a file.
 
-  What lies beside the file, or in the current folder, can be imported from then on.
+  Modules beside the file, or in the current folder, can be imported from then on.
 
   Raises:
     ValueError: if there is no such file or function.

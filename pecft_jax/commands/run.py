@@ -42,7 +42,7 @@ class RunFlags:
   tensorboard: bool = False
   """Write TensorBoard events to WORKDIR/tensorboard."""
   seeds: int = 1
-  """Learn so many seeds side by side in one program: the experiment's, and those after it."""
+  """Number of seeds to learn side by side in one program: the experiment's, and those after it."""
   keep_tasks: bool = False
   """Keep the checkpoint after each task, to branch from; otherwise the two newest stay."""
   branch: pathlib.Path | None = None

@@ -90,15 +90,15 @@ def domain_folders(
     path: of the folder.
     size: side of the images in pixels.
     channels: 3, or 1 for grey images.
-    class_names: as of `image_folder`.
+    class_names: as in `image_folder`.
     domain_names: those of another source, likewise.
-    convert: as of `image_folder`.
-    check: as of `image_folder`.
+    convert: as in `image_folder`.
+    check: as in `image_folder`.
     name: of the data set; by default the folder's name.
 
   Raises:
     FileNotFoundError: if there is no such folder.
-    ValueError: as of `image_folder`.
+    ValueError: as in `image_folder`.
 
   >>> import pathlib
   >>> from PIL import Image

@@ -68,7 +68,7 @@ def indices(
     rows: of the data set.
 
   Raises:
-    ValueError: for values of another type, shape or range, or names that are no text.
+    ValueError: for values of another type, shape or range, or names that are not text.
   """
   values = np.asarray(values)
   if not np.issubdtype(values.dtype, np.integer):

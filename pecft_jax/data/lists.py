@@ -38,10 +38,10 @@ def image_list(
     channels: 3, or 1 for grey images.
     root: folder that the paths of images are relative to; by default that of the list.
     split: reads only rows with this `split`, such as `'test'`; by default all.
-    class_names: of another source, as of `image_folder`.
+    class_names: of another source, as in `image_folder`.
     domain_names: of another source, likewise.
-    convert: as of `image_folder`.
-    check: as of `image_folder`.
+    convert: as in `image_folder`.
+    check: as in `image_folder`.
     name: of the data set; by default the name of the list.
 
   Raises:

@@ -34,7 +34,7 @@ def read_table(
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: for another suffix, a column that is missing, an empty or missing value, or text
-      that is no table; names file and line.
+      that is not a table; names file and line.
 
   >>> _ = pathlib.Path('pets.csv').write_text('path,label\\na.png,cat\\n')
   >>> read_table('pets.csv', ['path', 'label'])[0].values['label']

@@ -89,10 +89,10 @@ def text_lines(
 
   Args:
     path: of a file in UTF-8.
-    tokenizer: as of `text_table`.
+    tokenizer: as in `text_table`.
     length: T, tokens of each text.
     pad: id of padding.
-    too_long: as of `text_table`.
+    too_long: as in `text_table`.
 
   Returns:
     Token ids int32 [N, T], one row for each line.

@@ -25,8 +25,8 @@ def image_files(
       is read whatever its suffix.
     size: side of the images in pixels, such as `backbone.inputs.shape[0]`.
     channels: 3, or 1 for grey images.
-    convert: as of `image_folder`.
-    check: as of `image_folder`.
+    convert: as in `image_folder`.
+    check: as in `image_folder`.
 
   Returns:
     Random access to uint8 [N, size, size, channels], with the `paths` of the files.

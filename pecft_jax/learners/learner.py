@@ -137,9 +137,9 @@ class Learner:
     """Softmax over the classes learned so far: float32 [N, C], 0 for all others.
 
     Args:
-      inputs: as of `predict`.
-      tasks: as of `predict`.
-      batch_size: as of `predict`.
+      inputs: as in `predict`.
+      tasks: as in `predict`.
+      batch_size: as in `predict`.
 
     Raises:
       ValueError: as `predict`; and for a method whose answers are not classes.
@@ -157,8 +157,8 @@ class Learner:
     With a delta per task, those of the last task.
 
     Args:
-      inputs: as of `predict`.
-      batch_size: as of `predict`.
+      inputs: as in `predict`.
+      batch_size: as in `predict`.
 
     Raises:
       ValueError: as `predict`.

@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 def block_of(path: str) -> Block | None:
-  """The block that a path lies in, or None outside the blocks."""
+  """The block of a path, or None outside the blocks."""
   found = re.match(r'(?:(.*?)/)?block_(\d+)(?:/|$)', path)
   return Block(found[1] or '', int(found[2])) if found else None
 

@@ -168,8 +168,8 @@ def plan_experiment(
 
   Args:
     experiment: whose training step is planned; its weights may be shapes.
-    layout: as of `plan`.
-    frozen_dtype: as of `plan`.
+    layout: as in `plan`.
+    frozen_dtype: as in `plan`.
 
   Raises:
     ValueError: as `plan`.

@@ -20,7 +20,7 @@ class ValueRange(NamedTuple):
   std: tuple[float, ...]
 
   def of(self, channels: int) -> dict[str, tuple[float, ...]]:
-    """Options of a backbone's factory that reads so many channels.
+    """Options of a backbone's factory for a number of channels.
 
     Raises:
       ValueError: if the source has another number of channels.
@@ -167,8 +167,8 @@ def slow_backbone(
   Args:
     learning_rate: the peak of the head.
     factor: of the delta's rate.
-    weight_decay: as of `sgd_with_l2`.
-    schedule: as of `sgd_with_l2`.
+    weight_decay: as in `sgd_with_l2`.
+    schedule: as in `sgd_with_l2`.
 
   >>> import jax.numpy as jnp
   >>> from pecft_jax.schedules import constant

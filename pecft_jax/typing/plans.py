@@ -39,15 +39,15 @@ class Fit(NamedTuple):
   """A phase of updates, on the task's data or on what memory holds.
 
   Attributes:
-    name: as of `Once`.
+    name: as in `Once`.
     loss: `(params, memory, env, batch, key) -> []`.
-    after: as of `Once`.
+    after: as in `Once`.
     recipe: its optimizer, whose state is reset at each task.
     trains: the top-level entries of `params` that it updates.
     steps: updates in a task on what memory holds, as `(task) -> int`, of a `Task`
       of numpy arrays; None for `epochs` passes over the task's data.
     epochs: passes over the task's data, where `steps` is None.
-    when: as of `Once`.
+    when: as in `Once`.
   """
 
   name: str

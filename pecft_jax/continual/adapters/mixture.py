@@ -76,7 +76,7 @@ def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int
   Args:
     backbone: that the transform is put on.
     peft: what an expert is.
-    experts: at most so many in one block.
+    experts: maximum number in one block.
     growing: number of last blocks that have room for more than one.
 
   Raises:

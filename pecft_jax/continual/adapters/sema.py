@@ -102,7 +102,7 @@ def sema(
     capacity: tasks and classes of the sequence.
     peft: what an expert is: a bottleneck adapter without dropout, `adaptformer(width=16)` by
       default. Blocks that do not grow have one expert, which the first task trains.
-    experts: E, at most so many in one block.
+    experts: E, maximum number in one block.
     growing: number of last blocks that may grow.
     threshold: of |z|.
     hidden: H, width of the descriptors.

@@ -69,7 +69,7 @@ def inflora(
     threshold: eps, in (0, 1]; the authors use 0.95 and 0.98.
 
   Raises:
-    ValueError: for a transform that is no LoRA, one that finds no site, a
+    ValueError: for a transform that is not LoRA, one that finds no site, a
       threshold outside (0, 1], or a problem as in `finetune`.
 
   >>> from pecft_jax.continual import inflora

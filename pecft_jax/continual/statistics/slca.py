@@ -41,10 +41,10 @@ def slca(
     backbone: frozen; what is trained of it is the delta.
     capacity: tasks and classes of the sequence.
     peft: what is trained; every weight by default.
-    epochs: as of `aligned`.
-    samples: as of `aligned`.
-    temperature: as of `aligned`.
-    diagonal: as of `aligned`.
+    epochs: as in `aligned`.
+    samples: as in `aligned`.
+    temperature: as in `aligned`.
+    diagonal: as in `aligned`.
 
   Raises:
     ValueError: as `aligned`, as for a problem without classes.

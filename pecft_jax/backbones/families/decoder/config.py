@@ -101,10 +101,10 @@ def read_llama_config(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def check_llama_config(path: pathlib.Path, backbone: Backbone, head: Any, table: Any) -> None:
-  """Checks a decoder with its weights against the configuration that lies beside them.
+  """Checks a decoder with its weights against the configuration beside them.
 
   Args:
-    path: of the weights; nothing is checked where no `config.json` lies beside them.
+    path: of the weights; nothing is checked where there is no `config.json` beside them.
     backbone: the decoder.
     head: [V, D] as in the file, or None.
     table: [V, D], the embedding.

@@ -61,10 +61,10 @@ _PREPARED = {
 
 
 def check_timm_config(path: pathlib.Path, backbone: Backbone) -> None:
-  """Checks a ViT against the configuration of timm that lies beside its weights.
+  """Checks a ViT against the configuration of timm beside its weights.
 
   Args:
-    path: of the weights; nothing is checked where no `config.json` lies beside them.
+    path: of the weights; nothing is checked where there is no `config.json` beside them.
     backbone: a `vit`.
 
   Raises:
