@@ -152,9 +152,9 @@ def defaults_of(factory: Callable[..., Any]) -> Mapping[str, Callable[[], Any]]:
 def recorded_name(factory: Any) -> str | None:
   """The name that settings have of a `recorded` factory; None for anything else.
 
-  >>> from pecft_jax.peft import prompt
-  >>> recorded_name(prompt), recorded_name(len)
-  ('prompt_tuning', None)
+  >>> from pecft_jax.peft import lora
+  >>> recorded_name(lora), recorded_name(len)
+  ('lora', None)
   """
   found = getattr(factory, 'recorded_name', None)
   return found if isinstance(found, str) else None

@@ -199,7 +199,9 @@ class Checkpoints:
 def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[TrainState, Position]:
   """`Checkpoints.load` of the directory of one checkpoint; changes nothing beside it."""
   contents = read_contents(path)
-  check_leaves(path.name, dict(map(leaf_of, named_leaves(like))), dict(contents.leaves))
+  check_leaves(
+    f'checkpoint {path.name}', dict(map(leaf_of, named_leaves(like))), dict(contents.leaves)
+  )
   target = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     like,
@@ -210,8 +212,17 @@ def read_checkpoint(path: pathlib.Path, like: Any, shardings: Any) -> tuple[Trai
   return jax.device_put(state, shardings), Position.from_json(contents.position)
 
 
-def check_leaves(tick: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
-  """Checks a stored tree against the expected one; orbax would cast dtypes silently."""
+def check_leaves(what: str, expected: dict[str, Any], stored: dict[str, Any]) -> None:
+  """Checks a stored tree against the expected one; orbax would cast dtypes silently.
+
+  Args:
+    what: holds the stored one, for messages.
+    expected: shapes and dtypes by path, as `leaf_of` gives them.
+    stored: the same of what is stored.
+
+  Raises:
+    ValueError: if they differ; names the first leaves.
+  """
   differing = [
     f'{name}: expected {expected.get(name, "nothing")}, stored {stored.get(name, "nothing")}'
     for name in sorted(expected.keys() | stored.keys())
@@ -219,7 +230,7 @@ def check_leaves(tick: str, expected: dict[str, Any], stored: dict[str, Any]) ->
   ]
   if differing:
     raise ValueError(
-      f'checkpoint {tick} is of another run; leaves (shape, dtype) that differ: '
+      f'{what} is of another run; leaves (shape, dtype) that differ: '
       + '; '.join(differing[:8])
       + (f'; and {len(differing) - 8} more' if len(differing) > 8 else '')
     )
