@@ -29,7 +29,7 @@ def pytest_addoption(parser):
     type=int,
     default=None,
     metavar='N',
-    help='how often tests/faults kills each run; a few times by default',
+    help='how often, at least, tests/faults kills each method; by default some, once in each place',
   )
   parser.addoption(
     '--fuzz',

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -64,7 +65,8 @@ def whole(shared, finish):
   """`whole(method, *flags)`: the outcome of a run that nothing disturbed."""
 
   def get(method, *flags):
-    workdir = shared / '-'.join(['whole', method, *flags])
+    # Checkpoints refuse a path with brackets.
+    workdir = shared / re.sub(r'[\[\]]', '_', '-'.join(['whole', method, *flags]))
     with open(f'{workdir}.lock', 'w') as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)  # Another worker may be at it.
       if not (workdir / 'report.html').exists():

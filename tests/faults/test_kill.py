@@ -1,8 +1,10 @@
 """The real command, killed in each phase and while it writes a checkpoint, ends as if it never was.
 
-Each run is killed 5 times by default, 20 times in all; with `--kills 200`, each
-200 times, and a new run begins whenever one comes to its end. That every registered method resumes
-in each of its phases is shown without processes, in tests/train/test_common.py.
+By default three methods, which have every kind of phase between them, are killed once in each of
+their places. With `--kills 200`, every registered method is, all wrappers around one, and
+transforms with a phase of their own: once in each place, and at least 200 times each. A new run
+begins whenever one comes to its end. That all of them resume in each of their phases is shown
+without processes, in tests/train/test_common.py.
 """
 
 import collections
@@ -14,22 +16,57 @@ import time
 
 import numpy as np
 import pytest
-from tiny_runs import outcome
+from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES, WRAPPED_NAMES
+from tiny_runs import outcome, tiny_method
 
 from faults.conftest import ALWAYS
+from pecft_jax.continual.plan import Step, has_phase, plan_of
+from pecft_jax.typing import Fit
 from pecft_jax.workdir.inspection import inspect_run
 
-# Where each method is killed: in each place once, then in any. `write` is in the middle of
-# writing a checkpoint; `start` before there is anything to be saved.
-PLACES = {
-  'derpp(olora)': ('evaluate', 'write', 'train', 'start'),
-  'ease': ('consolidate', 'write', 'train', 'evaluate', 'start'),
-  'l2p': ('train', 'write', 'evaluate', 'start'),
-  'ranpac': ('consolidate', 'write', 'train', 'evaluate', 'start'),
-}
-KILLS = 5
+FEW = ('aligned(sema)', 'derpp(icarl)', 'finetune[rosa]')
+# At most so many kills that miss the place they were meant for.
+_MISSES = 20
 # Uses of files by Python in one checkpoint, the last but one its renaming; see `hooks.die`.
 _USES = 16
+
+
+def pytest_generate_tests(metafunc):
+  """A few methods, or all where the number of kills is given."""
+  if 'method' in metafunc.fixturenames:
+    every = metafunc.config.getoption('--kills') is not None
+    metafunc.parametrize('method', (*METHOD_NAMES, ALL_WRAPPERS, *ALL_PEFTS) if every else FEW)
+
+
+def _phases(method: str) -> list[Step]:
+  """The phases that a method, by name, has in some task, without a task's begin and end."""
+  found = tiny_method(method)
+  return [
+    step
+    for step in plan_of(found)
+    if step not in ('begin', 'end') and any(has_phase(found, step, task) for task in range(2))
+  ]
+
+
+def _kind(step: Step) -> str:
+  """What the loop has code of its own for."""
+  if isinstance(step, Fit):
+    return 'fit on data' if step.steps is None else 'fit on memory'
+  return step if isinstance(step, str) else type(step).__name__
+
+
+def places_of(method: str) -> tuple[str, ...]:
+  """Where a method is killed, in the order of a run.
+
+  `start` is before there is anything to be saved, `write` in the middle of writing a checkpoint.
+  """
+  names = [step if isinstance(step, str) else step.name for step in _phases(method)]
+  return 'start', 'write', *names, 'evaluate'
+
+
+def test_methods_killed_by_default_have_every_kind_of_phase():
+  kinds = lambda names: {_kind(step) for name in names for step in _phases(name)}
+  assert kinds((*METHOD_NAMES, *WRAPPED_NAMES, *ALL_PEFTS)) <= kinds(FEW)
 
 
 def newest(workdir: pathlib.Path) -> dict:
@@ -42,10 +79,9 @@ def newest(workdir: pathlib.Path) -> dict:
     return {'tick': 0, 'phase': 'start'}
 
 
-def _kill(command, method: str, workdir: pathlib.Path, place: str, rng) -> bool:
-  """Starts the command and kills it at some moment of that place; False where it ended before."""
-  before, fault = newest(workdir)['tick'], ''
-  until = before + rng.integers(1, 5)
+def _kill(command, method: str, workdir: pathlib.Path, place: str, ticks: int, rng) -> bool:
+  """Starts the command and kills it in a place, some ticks on; False where it ended before."""
+  until, fault = newest(workdir)['tick'] + ticks, ''
   if place == 'write':
     name = rf'checkpoints/{until}\\.orbax-checkpoint-tmp'
     fault = f"die('{name}', {rng.integers(1, _USES)})"
@@ -58,7 +94,7 @@ def _kill(command, method: str, workdir: pathlib.Path, place: str, rng) -> bool:
       if at['tick'] >= until and at['phase'] == place:
         break
       time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.03))  # About as long as a batch with its checkpoint takes.
+    time.sleep(rng.uniform(0, 0.01 * ticks))  # A batch with its checkpoint takes about 0.03 s.
   if place != 'write':
     process.kill()
   said, _ = process.communicate()
@@ -78,20 +114,20 @@ def _hits(workdir: pathlib.Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', PLACES)
 def test_killed_commands_end_alike(method, command, finish, whole, kills, tmp_path):
   rng = np.random.default_rng(len(method))
-  expected = whole(method)
-  left, hits, runs = KILLS if kills is None else kills, collections.Counter(), 0
-  wanted = set(PLACES[method][:left])
+  expected, places = whole(method), places_of(method)
+  least, hits, runs = kills or 0, collections.Counter(), 0
+  missing = list(places)
   done, workdir = 0, tmp_path / '0'
-  while done < left or wanted:
-    place = next((each for each in PLACES[method] if each in wanted), None)
-    if _kill(command, method, workdir, place or rng.choice(PLACES[method]), rng):
+  while done < least or missing:
+    place, ticks = (missing[0], 1) if missing else (rng.choice(places), rng.integers(1, 5))
+    if _kill(command, method, workdir, place, ticks, rng):
       hit = _hits(workdir) | ({'start'} if place == 'start' else set())
       hits.update(hit)
-      wanted -= hit
+      missing = [each for each in missing if each not in hit]
       done += 1
+      assert done < least + len(places) + _MISSES, f'never killed in {missing}'
     else:
       assert outcome(workdir) == expected
       runs += 1
