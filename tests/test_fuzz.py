@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_file import experiment
 from tiny_runs import silent, tiny_backbone, tiny_experiment, tiny_frozen
 
@@ -34,6 +35,7 @@ from pecft_jax.backbones import (
 from pecft_jax.commands.files import parse_flags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.continual.core import Head
+from pecft_jax.data.table_files import read_table
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.peft import lora
 from pecft_jax.peft.scaling.ia3 import scaled_outputs
@@ -400,6 +402,48 @@ def test_archives(draws, archive, tmp_path):
     assert found.class_names == tuple(map(str, file['class_names'].tolist()))
   assert found.inputs.dtype in (np.uint8, np.int32)
   assert found.labels.min() >= 0 and found.labels.max() < len(found.class_names)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+  """Bytes of one image in several formats, some with an orientation."""
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  found = {}
+  for kind, more in (('png', {'exif': exif}), ('jpeg', {'exif': exif}), ('gif', {}), ('tiff', {})):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **more)
+    found[kind] = file.getvalue()
+  return found
+
+
+@fuzzed(60)
+@given(draws=st.data())
+def test_images(draws, pictures, tmp_path):
+  kind = draws.draw(st.sampled_from(sorted(pictures)))
+  path = tmp_path / f'mine.{kind}'
+  path.write_bytes(draws.draw(damaged(pictures[kind])))
+  found = outcome(lambda: data.image_files(path, size=4, convert=True)[np.array([0])], path)
+  assert found is REFUSED or (found.shape == (1, 4, 4, 3) and found.dtype == np.uint8)
+
+
+@fuzzed(60)
+@given(draws=st.data())
+def test_tables(draws, tmp_path):
+  rows = [{'text': 'a "b"', 'label': 'x'}, {'text': 'c,\nd', 'label': 'y'}]
+  as_lines = draws.draw(st.booleans())
+  path = tmp_path / ('mine.jsonl' if as_lines else 'mine.csv')
+  raw = b'text,label\n"a ""b""",x\n"c,\nd",y\n'
+  raw = b'\n'.join(json.dumps(row).encode() for row in rows) if as_lines else raw
+  path.write_bytes(raw)
+  assert [line.values for line in read_table(path, ['text', 'label'])] == rows
+  path.write_bytes(draws.draw(damaged(raw)))
+  found = outcome(lambda: read_table(path, ['text', 'label']), path)
+  if found is not REFUSED:
+    assert all(
+      set(line.values) == {'text', 'label'} and all(line.values.values()) for line in found
+    )
 
 
 # --- work directories

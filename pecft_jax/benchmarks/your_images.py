@@ -122,7 +122,7 @@ def experiment(
     sequence = data.domain_incremental(train, test, order=class_order, name=name)
   else:
     split = data.class_incremental if scenario == 'class' else data.task_incremental
-    sizes = {'increments': increments} if increments else {'tasks': tasks}
+    sizes: dict[str, Any] = {'increments': increments} if increments else {'tasks': tasks}
     sequence = split(train, test, order=class_order, name=name, **sizes)
   named = OPTIONS if published is None else {**OPTIONS, **published.options}
   choice = choose(method, peft=peft, wrap=wrap, set=set, options=named)
@@ -162,7 +162,7 @@ def _sources(
   tests = [path / name for name in _TEST_NAMES if (path / name).is_dir()]
   if not tests:
     return data.held_out(train, share)
-  known = {'class_names': train.class_names}
+  known: dict[str, Any] = {'class_names': train.class_names}
   known |= {'domain_names': train.domain_names} if domains else {}
   return train, read(tests[0], **options, **known)
 
@@ -172,8 +172,9 @@ def _listed(path: pathlib.Path, share: float, options: dict[str, Any]) -> tuple[
   names = {line.values.get('split') for line in read_table(path, (), ('split',))}
   if names == {None}:
     return data.held_out(data.image_list(path, **options), share)
+  found = sorted(map(str, names))
   if 'train' not in names or 'test' not in names:
-    raise ValueError(f'{path}: expected train and test in the column split, got {sorted(names)}')
+    raise ValueError(f'{path}: expected train and test in the column split, got {found}')
   train, test = (data.image_list(path, split=each, **options) for each in ('train', 'test'))
   return train, test
 

@@ -141,7 +141,8 @@ def upright(picture: 'Image') -> 'Image':
   """An image, decoded and rotated by its EXIF orientation."""
   from PIL import ImageOps
 
-  return ImageOps.exif_transpose(loaded(picture))
+  ImageOps.exif_transpose(loaded(picture), in_place=True)
+  return picture
 
 
 def loaded(picture: 'Image') -> 'Image':

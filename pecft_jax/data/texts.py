@@ -162,7 +162,7 @@ def _loaded(path: str | os.PathLike[str]) -> Any:
   if not file.is_file():
     raise FileNotFoundError(f'no tokenizer {file}; expected a tokenizer.json')
   try:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]  -- an extra
   except ModuleNotFoundError as error:
     raise ValueError(
       "texts are tokenized by the package tokenizers: pip install 'pecft_jax[text]'"

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from pecft_jax.data import tfds_source
-from pecft_jax.data.tfds import check_convertible
+from pecft_jax.data.tfds import _Encoded, check_convertible
 
 
 class ToyPictures(tfds.core.GeneratorBasedBuilder):
@@ -160,6 +160,19 @@ def test_importing_the_library_does_not_import_tfds():
 def test_data_that_would_be_read_as_something_else_are_refused(data_dir, name, message):
   with pytest.raises(ValueError, match=message):
     tfds_source(name, 'train', data_dir)
+
+
+class _Records(list):
+  """What tfds gives: records by their rows."""
+
+  def __getitems__(self, rows):
+    return [self[row] for row in rows]
+
+
+def test_an_image_that_cannot_be_decoded_is_named():
+  records = _Records([{'picture': b'none'}, {'picture': b''}])
+  with pytest.raises(ValueError, match='image 1 cannot be read as an image: its format is unknown'):
+    _Encoded(records, 'picture', 'RGB', None)[np.array([1, 0])]
 
 
 def _see_through(mode='RGBA', alpha=0):
