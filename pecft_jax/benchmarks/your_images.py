@@ -8,12 +8,13 @@ a download; photos deserve another.
 """
 
 import pathlib
+import sys
 from typing import Any, Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import architecture, pretrained
 from pecft_jax.catalog import Repeated, choose
-from pecft_jax.data import Source
+from pecft_jax.data import ImageFiles, Source
 from pecft_jax.data.table_files import read_table
 from pecft_jax.local import local_path
 from pecft_jax.presets import preset as preset_by_name
@@ -111,7 +112,10 @@ def experiment(
   ranges = value_range_of(published, value_range, channels=channels)
   model = pretrained(backbone, weights, dtype=dtype, **ranges)
   options = {'size': side, 'channels': channels, 'convert': convert}
-  train, test = _sources(data_dir, scenario == 'domain', held_out, options)
+  train, test = _sources(data_dir, scenario == 'domain', options)
+  _say_what_is_converted(train)
+  if test is None:
+    train, test = data.held_out(train, held_out)
   if scenario != 'domain' and not increments:
     _check_tasks(tasks, len(train.class_names))
   count = len(train.labels) + len(test.labels)
@@ -148,35 +152,40 @@ def experiment(
 
 
 def _sources(
-  path: pathlib.Path, domains: bool, share: float, options: dict[str, Any]
-) -> tuple[Source, Source]:
-  """The images to train on and to test with."""
+  path: pathlib.Path, domains: bool, options: dict[str, Any]
+) -> tuple[Source, Source | None]:
+  """The images to train on and to test with; None where there are no others for that."""
   path = local_path(path)
   if path.suffix.lower() in _TABLES:
-    return _listed(path, share, options)
+    return _listed(path, options)
   read = data.domain_folders if domains else data.image_folder
   options = {**options, 'name': path.resolve().name}
   if not (path / 'train').is_dir():
-    return data.held_out(read(path, **options), share)
+    return read(path, **options), None
   train = read(path / 'train', **options)
   tests = [path / name for name in _TEST_NAMES if (path / name).is_dir()]
   if not tests:
-    return data.held_out(train, share)
+    return train, None
   known: dict[str, Any] = {'class_names': train.class_names}
   known |= {'domain_names': train.domain_names} if domains else {}
   return train, read(tests[0], **options, **known)
 
 
-def _listed(path: pathlib.Path, share: float, options: dict[str, Any]) -> tuple[Source, Source]:
-  """As `_sources`, of a list of images."""
+def _listed(path: pathlib.Path, options: dict[str, Any]) -> tuple[Source, Source | None]:
+  """`_sources` of a list of images."""
   names = {line.values.get('split') for line in read_table(path, (), ('split',))}
   if names == {None}:
-    return data.held_out(data.image_list(path, **options), share)
-  found = sorted(map(str, names))
-  if 'train' not in names or 'test' not in names:
+    return data.image_list(path, **options), None
+  if not names >= {'train', 'test'}:
+    found = sorted(map(str, names))
     raise ValueError(f'{path}: expected train and test in the column split, got {found}')
   train, test = (data.image_list(path, split=each, **options) for each in ('train', 'test'))
   return train, test
+
+
+def _say_what_is_converted(source: Source) -> None:
+  if isinstance(source.inputs, ImageFiles) and source.inputs.converted:
+    print(f'{source.name}: {source.inputs.converted}', file=sys.stderr)
 
 
 def _check_tasks(tasks: int, classes: int) -> None:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -52,12 +52,14 @@ class ImageFiles:
     size: side of the decoded images, in pixels.
     channels: of the decoded images, 1 or 3.
     convert: whether files of other modes are converted; otherwise they are refused.
+    kinds: how many files there are of each mode; None where the headers were not read.
   """
 
   paths: tuple[pathlib.Path, ...]
   size: int
   channels: int
   convert: bool = False
+  kinds: Mapping[str, int] | None = None
 
   def __post_init__(self) -> None:
     """Raises ValueError for a size or a number of channels that images cannot have."""
@@ -78,6 +80,15 @@ class ImageFiles:
     in_threads(put, range(len(paths)))
     return out
 
+  @property
+  def converted(self) -> str:
+    """How many files of which modes are converted, and how; empty where none is known to be."""
+    return '; '.join(
+      f'{count} of mode {kind}: {_conversion(kind, self.channels)}'
+      for kind, count in (self.kinds or {}).items()
+      if kind != MODES[self.channels]
+    )
+
   def __repr__(self) -> str:
     return f'ImageFiles({len(self)} files, {self.size} x {self.size} x {self.channels})'
 
@@ -92,9 +103,11 @@ def image_inputs(
       of a mode that is refused.
   """
   inputs = ImageFiles(tuple(paths), size, channels, convert)
-  if check:
-    _check_kinds(inputs.paths, in_threads(kind_of, inputs.paths), channels, convert)
-  return inputs
+  if not check:
+    return inputs
+  kinds = in_threads(kind_of, inputs.paths)
+  _check_kinds(inputs.paths, kinds, channels, convert)
+  return dataclasses.replace(inputs, kinds=dict(collections.Counter(kinds)))
 
 
 def in_threads(function: Callable[[T], R], values: Sequence[T]) -> list[R]:
@@ -216,6 +229,8 @@ def _conversion(kind: str, channels: int) -> str | None:
     steps.append('grey is repeated over the channels')
   elif channels == 1 and mode not in _GREY:
     steps.append('colours become grey')
+  elif mode == '1':
+    steps.append('bits become 0 and 255')
   elif mode not in {'L', 'RGB', *_SIXTEEN, *_ALPHA}:
     steps.append(f'colours become {_NAMES[channels]}')
   return ', '.join(steps)

@@ -108,6 +108,11 @@ def test_what_does_not_fit_is_refused(folder, flags, message):
     made(folder, *flags)
 
 
+def test_conversions_are_said(folder, capsys):
+  made(folder, '--tasks', '2')
+  assert capsys.readouterr().err == f'{folder.name}: 40 of mode RGB: colours become grey\n'
+
+
 def test_tasks_may_differ_in_size(folder):
   tasks = made(folder, '--increments', '3', '1').scenario.tasks
   assert [len(task.classes) for task in tasks] == [3, 1]

@@ -90,7 +90,7 @@ def test_a_palette_is_looked_up(save):
     (Image.new('P', (8, 8)), 3, 'a.png', r'is P; convert=True takes them: colours become RGB'),
     (Image.new('CMYK', (8, 8)), 3, 'a.tif', r'is CMYK; convert=True takes them: colours become'),
     (Image.new('I;16', (8, 8)), 1, 'a.png', r'is I;16 of 16 bits; .* the upper 8 bits are kept'),
-    (Image.new('1', (8, 8)), 1, 'a.png', r'is 1; convert=True takes them: colours become grey'),
+    (Image.new('1', (8, 8)), 1, 'a.png', r'is 1; convert=True takes them: bits become 0 and 255'),
   ],
 )
 def test_another_mode_is_refused_with_its_remedy(save, picture, channels, name, message):
@@ -140,7 +140,14 @@ def test_all_that_is_refused_is_said_at_once(save):
   with pytest.raises(ValueError) as caught:
     image_inputs(paths, 8, 3, convert=False, check=True)
   assert 'got 2 of mode L (' in str(caught.value) and '1.png); 1 of mode RGBA' in str(caught.value)
-  assert image_inputs(paths, 8, 3, convert=True, check=True)[np.arange(5)].shape == (5, 8, 8, 3)
+  files = image_inputs(paths, 8, 3, convert=True, check=True)
+  assert files[np.arange(5)].shape == (5, 8, 8, 3)
+  assert files.kinds == {'RGB': 2, 'L': 2, 'RGBA with transparency': 1}
+  assert files.converted == (
+    '2 of mode L: grey is repeated over the channels; '
+    '1 of mode RGBA with transparency: transparent parts become white'
+  )
+  assert image_inputs(paths, 8, 3, convert=True, check=False).converted == ''
 
 
 @pytest.mark.parametrize('keep', [0, 3, 60, -40])
