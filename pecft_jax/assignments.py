@@ -160,8 +160,8 @@ def _float(text: str) -> float:
 def _literal(text: str) -> Any:
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return text  # `{[]: 1}` is a TypeError, a thousand brackets are one of the last two.
 
 
 _READERS: Mapping[Any, Callable[[str], Any]] = {

@@ -76,6 +76,8 @@ def _imported(name: str) -> Factory:
       f'no module {path!r} for {name!r}: it is searched in the folder of the experiment file, the '
       'current folder, and among installed packages'
     ) from error
+  except SyntaxError as error:
+    raise ValueError(f'{error.filename}, line {error.lineno}: {error.msg}') from error
   factory = getattr(module, attribute, None)
   if not callable(factory):
     choices = [k for k, v in vars(module).items() if callable(v) and not k.startswith('_')]

@@ -10,7 +10,8 @@ from typing import Any
 
 from pecft_jax import __version__
 
-_NO_READER = 141  # As of a process that SIGPIPE ended.
+_INTERRUPTED = 130  # As of a process that SIGINT ended.
+_NO_READER = 141  # As of one that SIGPIPE ended.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,9 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   if known.command not in {'run', 'plan'} and rest:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  return _ended(known, rest)
+
+
+def _ended(known: argparse.Namespace, rest: list[str]) -> int:
+  """Runs one command; returns the exit status, of a failure, too."""
   from rich.console import Console
 
-  from pecft_jax.commands.failures import ERRORS, told
+  from pecft_jax.commands.failures import words
 
   try:
     status = _run(known, rest, Console())
@@ -93,13 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The reader closed the pipe, as `head` does: the remaining output is discarded.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _NO_READER
-  except ERRORS as error:
+  except KeyboardInterrupt:
     if known.debug:
       raise
+    print('interrupted', file=sys.stderr)
+    return _INTERRUPTED
+  except Exception as error:  # Of any kind, where it is the user's own.
+    text = words(error, debug=known.debug)
+    if text is None:
+      raise
     # Not wrapped: paths are copied from here.
-    Console(stderr=True).print(
-      told(error), style='red', highlight=False, markup=False, soft_wrap=True
-    )
+    Console(stderr=True).print(text, style='red', highlight=False, markup=False, soft_wrap=True)
     return 1
   return status
 
@@ -110,7 +120,8 @@ def _run(known: argparse.Namespace, rest: list[str], console: Any) -> int:
     case 'run':
       from pecft_jax.commands.run import RunFlags, run_file
 
-      return _with_file(known, rest, console, RunFlags, run_file)
+      run = functools.partial(run_file, debug=known.debug)
+      return _with_file(known, rest, console, RunFlags, run)
     case 'plan':
       from pecft_jax.commands.plan import PlanFlags, plan_file
 

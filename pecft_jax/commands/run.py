@@ -1,13 +1,14 @@
 """`pecft run`."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from pecft_jax.commands.failures import quiet_libraries, room_in
+from pecft_jax.commands.failures import quiet_libraries, room_in, words
 from pecft_jax.commands.files import (
   default_workdir,
   find_experiment,
@@ -63,7 +64,7 @@ class RunFlags:
   """Show the whole traceback of an error."""
 
 
-def run_file(path: str, args: Sequence[str], console: Console) -> int:
+def run_file(path: str, args: Sequence[str], console: Console, *, debug: bool = False) -> int:
   from pecft_jax.train.heap import keep_heap
 
   keep_heap()
@@ -91,7 +92,8 @@ def run_file(path: str, args: Sequence[str], console: Console) -> int:
   if is_first():
     console.print(f'{name} → {workdir}', highlight=False)
   try:
-    with quiet_libraries(), ending_together(unless=Stopped), room_in(workdir):
+    say = functools.partial(words, debug=debug)
+    with quiet_libraries(), ending_together(unless=Stopped, words=say), room_in(workdir):
       dirs = _run_experiment(function, values, flags, workdir, settings, command, console)
   except Stopped as stop:
     if is_first():

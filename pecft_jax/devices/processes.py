@@ -136,23 +136,28 @@ def whole(leaf: Any) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def ending_together(unless: type[Exception]) -> Iterator[None]:
+def ending_together(
+  unless: type[Exception], words: Callable[[BaseException], str | None] = lambda error: None
+) -> Iterator[None]:
   """Ends a process of a job at once if it fails, so that the others notice; alone, just raises.
 
   A normal exit would wait for the others, which may be waiting for this one.
 
   Args:
     unless: an exception that all processes raise together.
+    words: what to say of an error, as `error: ...`; None shows its traceback.
   """
   try:
     yield
-  except (Exception, KeyboardInterrupt) as error:
+  except (Exception, KeyboardInterrupt, SystemExit) as error:
     if jax.process_count() == 1 or isinstance(error, unless):
       raise
     text = str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
       text = f'work with the others broke off, most likely as one was lost: {text.splitlines()[0]}'
-    elif not isinstance(error, ValueError | ArithmeticError):
+    elif (said := words(error)) is not None:
+      text = said.removeprefix('error: ')
+    else:
       traceback.print_exc()
     print(
       f'error: process {jax.process_index()} of {jax.process_count()}: '

@@ -1,5 +1,7 @@
 """What a process does that is a job of its own; jobs of several are in tests/distributed."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -38,6 +40,22 @@ def test_what_the_first_process_raises_is_raised():
 def test_errors_of_one_process_pass():
   with pytest.raises(KeyError), ending_together(unless=Ended):
     raise KeyError
+
+
+@pytest.mark.parametrize('error', [KeyError('mine'), KeyboardInterrupt(), SystemExit(3)])
+def test_a_process_of_a_job_ends_at_once_and_says_why(error, capsys, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  statuses = []
+  monkeypatch.setattr(os, '_exit', statuses.append)
+  with ending_together(unless=Ended, words=lambda error: f'error: {error!r} in line 2'):
+    raise error
+  assert statuses == [1]
+  text = capsys.readouterr().err
+  assert f'error: process 0 of 2: {error!r} in line 2' in text
+  assert 'Traceback' not in text
+  with ending_together(unless=Ended):
+    raise error
+  assert 'Traceback' in capsys.readouterr().err
 
 
 def test_an_array_on_devices_in_memory():
