@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec('P')
 R = TypeVar('R')
 _ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+_WHOLE = 1 << 63  # Above all integers that arrays can have, as entries or as sizes.
 _LARGEST = 3.4028234663852886e38  # Of float32, in which everything is computed.
 _UNIONS = (typing.Union, types.UnionType)
 
@@ -135,6 +136,8 @@ def expected(value: Any, hint: Any) -> str | None:
   origin, arms = typing.get_origin(hint), typing.get_args(hint)
   if hint in _SCALARS:
     words, fits = _SCALARS[hint]
+    if hint is int and fits(value) and not -_WHOLE <= value < _WHOLE:
+      return 'an integer of 64 bits'
     return None if fits(value) else words
   if origin in _UNIONS:
     found = [expected(value, arm) for arm in arms]

@@ -14,6 +14,13 @@ _INTERRUPTED = 130  # As of a process that SIGINT ended.
 _NO_READER = 141  # As of one that SIGPIPE ended.
 
 
+def _path(text: str) -> pathlib.Path:
+  """A path of the command line. An empty one, as of a variable that is not set, is none."""
+  if not text:
+    raise argparse.ArgumentTypeError('it names nothing: the value is empty')
+  return pathlib.Path(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
@@ -44,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   listing.add_argument('kind', help='peft, methods, presets, benchmarks or backbones')
   listing.add_argument('--json', action='store_true', help='as JSON')
   reporting = add('report', help='write the page of a run, or compare several')
-  reporting.add_argument('dirs', nargs='+', type=pathlib.Path, help='work directories')
+  reporting.add_argument('dirs', nargs='+', type=_path, help='work directories')
   reporting.add_argument(
-    '--out', type=pathlib.Path, help='the page (default: DIR/report.html; of several, report.html)'
+    '--out', type=_path, help='the page (default: DIR/report.html; of several, report.html)'
   )
   reporting.add_argument('--markdown', action='store_true', help='print the comparison as Markdown')
   inspecting = add(
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description='Changes nothing, and may be used while a run goes on. The exit status is 1 where '
     'something is damaged.',
   )
-  inspecting.add_argument('dir', type=pathlib.Path, help='a work directory')
+  inspecting.add_argument('dir', type=_path, help='a work directory')
   inspecting.add_argument('--verify', action='store_true',
                           help='also read all arrays, and check their digests')  # fmt: skip
   inspecting.add_argument('--leaves', action='store_true', help='each leaf with its shape')
@@ -65,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='save the adapter of a run for another library',
     description='The delta and the classifier that a run had after a task, as an adapter.',
   )
-  exporting.add_argument('dir', type=pathlib.Path, help='a work directory of pecft run')
-  exporting.add_argument('out', type=pathlib.Path, help='a new directory')
+  exporting.add_argument('dir', type=_path, help='a work directory of pecft run')
+  exporting.add_argument('out', type=_path, help='a new directory')
   exporting.add_argument('--task', type=int, metavar='T',
                          help='after so many tasks, from 1 (default: the last)')  # fmt: skip
   exporting.add_argument('--format', default='hf-peft',

@@ -15,10 +15,12 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
   True
 
   Raises:
-    ValueError: for a URL such as `gs://bucket/run`, which as a path would name a local
-      directory `gs:`.
+    ValueError: for an empty text, which would name the current directory, or a URL such as
+      `gs://bucket/run`, which as a path would name a local directory `gs:`.
   """
   text = os.fspath(path)
+  if not text:
+    raise ValueError('expected a path, got an empty text')
   # `pathlib.Path` reduces two slashes to one.
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):
     raise ValueError(

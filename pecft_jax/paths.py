@@ -11,6 +11,7 @@ __all__ = (
   'join',
   'key_name',
   'map_named',
+  'matches',
   'matching',
   'named_leaves',
   'shortened',
@@ -43,14 +44,29 @@ def map_named(fn: Any, tree: Any, *rest: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, *leaf: fn(join(path), *leaf), tree, *rest)
 
 
+def matches(pattern: str, name: str) -> bool:
+  """Whether a regular expression is found in a name.
+
+  Raises:
+    ValueError: if the pattern is no regular expression.
+
+  >>> matches('attn/(q|v)$', 'block_0/attn/q')
+  True
+  """
+  try:
+    return re.search(pattern, name) is not None
+  except (re.error, RecursionError, OverflowError) as error:
+    raise ValueError(f'pattern {pattern!r} is no regular expression: {error}') from error
+
+
 def matching(pattern: str, tree: Any) -> list[str]:
   """Paths of the leaves that a regular expression is found in.
 
   Raises:
-    ValueError: if there are none; the message lists the paths there are.
+    ValueError: if there are none; the message lists the paths there are. Or as `matches`.
   """
   names = [name for name, _ in named_leaves(tree)]
-  found = [name for name in names if re.search(pattern, name)]
+  found = [name for name in names if matches(pattern, name)]
   if not found:
     raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
   return found

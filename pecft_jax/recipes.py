@@ -1,6 +1,5 @@
 """The optimizer of a task: any optax transformation, with a schedule over the task's progress."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pecft_jax.arguments import above, at_least
-from pecft_jax.paths import map_named, matching
+from pecft_jax.paths import map_named, matches, matching
 from pecft_jax.schedules import Schedule, cosine
 from pecft_jax.settings import recorded
 
@@ -179,7 +178,7 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
   def scale(tree: Any) -> Any:
     def of(name: str, leaf: Any) -> Any:
       del leaf
-      return next((f for pattern, f in factors.items() if re.search(pattern, name)), 1.0)
+      return next((f for pattern, f in factors.items() if matches(pattern, name)), 1.0)
 
     return map_named(of, tree)
 

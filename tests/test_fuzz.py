@@ -3,21 +3,19 @@
 `--fuzz N` tries N inputs of each kind, others each time; by default some dozens, always the same.
 """
 
-import contextlib
 import io
 import json
 import shutil
-import signal
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzzing import fuzzed, in_time
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_file import experiment
 from tiny_runs import silent, tiny_backbone, tiny_experiment, tiny_frozen
 
 from pecft_jax import data
@@ -32,8 +30,6 @@ from pecft_jax.backbones import (
   save_timm,
   vit,
 )
-from pecft_jax.commands.files import parse_flags
-from pecft_jax.commands.run import RunFlags
 from pecft_jax.continual.core import Head
 from pecft_jax.data.table_files import read_table
 from pecft_jax.interop import load_hf_peft, save_hf_peft
@@ -44,40 +40,9 @@ from pecft_jax.train import run
 from pecft_jax.typing import Adapted
 from pecft_jax.workdir.inspection import inspect_run
 
-SECONDS = 20
 VIT = vit(name='tiny', image_size=4, channels=1, patch=2, width=8, depth=1, heads=2, mean=(0.5,),
           std=(0.5,))  # fmt: skip
 DECODER = decoder(vocabulary=11, width=8, depth=1, heads=2, kv_heads=1, hidden=8, length=6)
-
-
-def fuzzed(number):
-  """A test of so many inputs, or as many as `--fuzz` says."""
-
-  def decorate(test):
-    profile = settings.default
-    count = number if profile.derandomize else profile.max_examples
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(
-      max_examples=count, deadline=None, suppress_health_check=checks, phases=[Phase.generate]
-    )(test)
-
-  return decorate
-
-
-@contextlib.contextmanager
-def in_time():
-  """Fails what takes longer than it may."""
-
-  def stop(*_):
-    pytest.fail(f'took longer than {SECONDS} s')
-
-  before = signal.signal(signal.SIGALRM, stop)
-  signal.alarm(SECONDS)
-  try:
-    yield
-  finally:
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 REFUSED = object()
@@ -486,35 +451,3 @@ def test_work_directories(draws, finished, tmp_path):
   rows = [[np.nan if cell is None else cell for cell in row] for row in matrix if row]
   np.testing.assert_array_equal(found.matrix, np.array(rows)[: len(found.matrix)])
   assert set(map(np.isfinite, found.metrics.values())) <= {True}
-
-
-# --- flags
-
-FLAGS = {
-  '--method': str, '--tasks': int, '--epochs': int, '--batch-size': int, '--seed': int,
-  '--save-every': float, '--mesh': str, '--seeds': int,
-}  # fmt: skip
-WORDS = st.one_of(
-  st.sampled_from(['1', '2', '0', '-1', '1.0', '1e3', 'nan', 'inf', '', ' ', '0x10', '1_0']),
-  st.sampled_from(['--', '-h=', '--help=1', '--joint', '--no-joint', '--fsdp', '--nothing', '-x']),
-  st.text(st.characters(exclude_categories=['Cs']), max_size=5),
-)  # fmt: skip
-
-
-@fuzzed(60)
-@given(
-  st.lists(st.tuples(st.sampled_from(list(FLAGS)), WORDS), max_size=3), st.lists(WORDS, max_size=1)
-)
-def test_flags(given_flags, more):
-  args = [word for flag, value in given_flags for word in (flag, value)] + more
-  said = io.StringIO()
-  try:
-    with in_time(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-      values, own = parse_flags(experiment, args, 'pecft run', RunFlags)
-  except SystemExit as stop:
-    assert stop.code == 0 or said.getvalue().strip(), args
-    return
-  found = {**values, **vars(own)}
-  for flag, value in dict(given_flags).items():
-    # What stands behind a flag is its value, whatever it looks like.
-    assert found[flag.removeprefix('--').replace('-', '_')] == FLAGS[flag](value) or value == 'nan'

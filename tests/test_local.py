@@ -12,6 +12,12 @@ def test_a_url_is_refused_however_it_is_given(url, kind):
     local_path(kind(url))
 
 
+def test_an_empty_text_is_not_the_current_directory():
+  with pytest.raises(ValueError, match='expected a path, got an empty text'):
+    local_path('')
+  assert local_path('.') == pathlib.Path('.')
+
+
 @pytest.mark.parametrize(
   'name', ['a:b', 'lr=1e-3,peft=lora', './gs:/bucket', 'C:', '~nobody-here/x']
 )

@@ -151,10 +151,12 @@ def _check_parameters(parameters: Sequence[inspect.Parameter], taken: Set[str]) 
 
 
 def _check_given(args: Sequence[str]) -> None:
-  """Raises ValueError for a directory whose name is empty, as of a variable that is not set."""
+  """Raises ValueError for a flag without a value, as of a variable that is not set."""
   for flag, value in zip(args, [*args[1:], None], strict=False):
     if flag in ('--workdir=', '--branch=') or (flag in ('--workdir', '--branch') and value == ''):
       raise ValueError(f'{flag.rstrip("=")} names no directory: the value is empty')
+    if flag == '--rules' and (value is None or value.startswith('--')):
+      raise ValueError('--rules needs rules behind it, as in --rules head/kernel$=model,-')
 
 
 def _with_preset(

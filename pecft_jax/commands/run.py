@@ -21,6 +21,7 @@ from pecft_jax.local import local_path, work_directory
 from pecft_jax.sources import files_beside
 
 _RESUME = 'The same command resumes.'
+_MOST_SEEDS = 1024  # Each has a directory, and a part of the memory.
 _STOPPED = 143  # Exit status of a process that SIGTERM ended; used after Ctrl-C, too.
 
 
@@ -124,8 +125,8 @@ def _run_experiment(
   from pecft_jax.devices.processes import is_first
   from pecft_jax.train import RunOptions, run, run_seeds, tensorboard
 
-  if flags.seeds < 1:
-    raise ValueError(f'expected --seeds of at least 1, got {flags.seeds}')
+  if not 1 <= flags.seeds <= _MOST_SEEDS:
+    raise ValueError(f'expected --seeds of at least 1, at most {_MOST_SEEDS}, got {flags.seeds}')
   if flags.seeds > 1 and flags.tensorboard:
     raise ValueError('--tensorboard shows one seed; run it without --seeds')
   branch = _branch(flags)

@@ -1,6 +1,5 @@
 """Sharding rules: an ordered table over leaf names that says what is sharded over a mesh."""
 
-import re
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from pecft_jax.axes import Axes, LayerSplit
+from pecft_jax.paths import matches
 
 
 class Rule(NamedTuple):
@@ -126,9 +126,9 @@ def read_rule(text: str) -> Rule:
   pattern, equals, axes = text.rpartition('=')
   names = [name.strip() for name in axes.split(',')] if axes.strip() else []
   try:
-    re.compile(pattern)
-  except re.error as error:
-    raise ValueError(f'sharding rule {text!r} has no regular expression: {error}') from error
+    matches(pattern, '')
+  except ValueError as error:
+    raise ValueError(f'sharding rule {text!r}: {error}') from error
   if not pattern or not equals or not all(names) or names.count('...') > 1:
     raise ValueError(f'expected a sharding rule as PATTERN=axis,axis, got {text!r}')
   given: dict[str, Any] = {'-': None, '...': ...}
@@ -158,7 +158,7 @@ def decided(
     ValueError: if a rule, unless it is optional, does not fit.
   """
   for i, rule in enumerate(rules):
-    if re.search(rule.pattern, name) is None:
+    if not matches(rule.pattern, name):
       continue
     axes = _fitted(mesh, name, shape, rule, declared)
     if axes is not None:

@@ -1,6 +1,5 @@
 """Trainable and frozen halves of a pytree, and optimizers that touch one of them."""
 
-import re
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pecft_jax.paths import map_named, matching
+from pecft_jax.paths import map_named, matches, matching
 from pecft_jax.typing import Array, Kept, Params
 
 Mask = Any  # A prefix of a tree with bools, or arrays of bools, as leaves.
@@ -29,7 +28,7 @@ def mask_of(pattern: str, tree: Params) -> Mask:
   {'bias': True, 'kernel': False}
   """
   matching(pattern, tree)
-  return map_named(lambda name, _: bool(re.search(pattern, name)), tree)
+  return map_named(lambda name, _: matches(pattern, name), tree)
 
 
 def trained(tree: Params) -> Mask:

@@ -1,6 +1,5 @@
 """How a transform finds its sites: by kind and by a pattern over their paths."""
 
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.paths import shortened
+from pecft_jax.paths import matches, shortened
 from pecft_jax.peft import weights
 from pecft_jax.peft.noise import Noisy, check_rate, dropper
 from pecft_jax.typing import SITE_KINDS, Array, Delta, Key, Params, PeftTransform, Site, SiteSpec
@@ -21,11 +20,12 @@ def matching_sites(sites: Sequence[SiteSpec], kind: str, pattern: str) -> list[S
   """The sites of a kind whose path a regular expression is found in.
 
   Raises:
-    ValueError: if there are none, or the kind is not one of `SITE_KINDS`.
+    ValueError: if there are none, the kind is not one of `SITE_KINDS`, or the pattern is no
+      regular expression.
   """
   if kind not in SITE_KINDS:
     raise ValueError(f'unknown site kind {kind!r}; kinds: {SITE_KINDS}')
-  found = [spec for spec in sites if spec.site.kind == kind and re.search(pattern, spec.site.path)]
+  found = [spec for spec in sites if spec.site.kind == kind and matches(pattern, spec.site.path)]
   if not found:
     paths = sorted(spec.site.path for spec in sites if spec.site.kind == kind)
     raise ValueError(f'no {kind!r} site matches {pattern!r}; sites: {shortened(paths)}')

@@ -30,5 +30,5 @@ def test_what_is_no_rule_is_refused(text):
 
 
 def test_a_broken_pattern_is_refused():
-  with pytest.raises(ValueError, match=r"sharding rule '\(x=data' has no regular expression"):
+  with pytest.raises(ValueError, match=r"sharding rule '\(x=data': pattern '\(x' is no regular"):
     read_rule('(x=data')

@@ -2,7 +2,6 @@
 arXiv:2111.09839).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.about import Paper, about
-from pecft_jax.paths import shortened
+from pecft_jax.paths import matches, shortened
 from pecft_jax.peft.leaves import change_leaves, read_leaves
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Calibration, Delta, Kept, Key, Params, PeftTransform, SiteSpec
@@ -70,7 +69,7 @@ def fish(pattern: str = '', share: float = 0.005, *, examples: int = 1024) -> Pe
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
     del key  # The entries before the calibration are spread evenly.
     leaves = read_leaves(params, sites)
-    names = sorted(name for name in leaves if re.search(pattern, name))
+    names = sorted(name for name in leaves if matches(pattern, name))
     if not names:
       raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(leaves)}')
     sizes = [jax.eval_shape(leaves[name]).size for name in names]

@@ -5,13 +5,12 @@ Zhao et al., 2023, arXiv:2312.11420. Partial fine-tuning: Yosinski et al., 2014,
 arXiv:1411.1792.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.paths import shortened
+from pecft_jax.paths import matches, shortened
 from pecft_jax.peft.compose import nothing
 from pecft_jax.peft.leaves import Block, block_of, put_leaves, read_leaves, stacks_named
 from pecft_jax.peft.sites import matching_sites
@@ -50,7 +49,7 @@ def select_weights(pattern: str) -> PeftTransform:
 
   def choose(sites, names):
     del sites
-    found = [name for name in names if re.search(pattern, name)]
+    found = [name for name in names if matches(pattern, name)]
     if not found:
       raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
     return found
