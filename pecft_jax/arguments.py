@@ -136,7 +136,7 @@ def expected(value: Any, hint: Any) -> str | None:
   origin, arms = typing.get_origin(hint), typing.get_args(hint)
   if hint in _SCALARS:
     words, fits = _SCALARS[hint]
-    if hint is int and fits(value) and not -_WHOLE <= value < _WHOLE:
+    if hint is int and fits(value) and not -_WHOLE <= int(_plain(value)) < _WHOLE:
       return 'an integer of 64 bits'
     return None if fits(value) else words
   if origin in _UNIONS:

@@ -21,6 +21,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
   text = os.fspath(path)
   if not text:
     raise ValueError('expected a path, got an empty text')
+  _check_utf8(text)
   # `pathlib.Path` reduces two slashes to one.
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):
     raise ValueError(
@@ -38,6 +39,7 @@ def work_directory(path: str | os.PathLike[str]) -> pathlib.Path:
     ValueError: for a URL, or a path that holds one of `* ? [` and the backslash.
   """
   directory = local_path(path)
+  _check_utf8(str(directory.absolute()))
   found = [character for character in _PATTERN_CHARACTERS if character in str(directory.absolute())]
   if found:
     raise ValueError(
@@ -45,3 +47,11 @@ def work_directory(path: str | os.PathLike[str]) -> pathlib.Path:
       f'{" ".join(_PATTERN_CHARACTERS)}, found {" ".join(found)}'
     )
   return directory
+
+
+def _check_utf8(text: str) -> None:
+  """Raises ValueError for a path of other bytes than UTF-8, which JSON files cannot hold."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(f'expected a path in UTF-8, got {text!r}') from error

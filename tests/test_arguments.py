@@ -174,3 +174,10 @@ def test_bounds_name_the_number():
     at_least(1, a=1, b=0)
   with pytest.raises(ValueError, match='a must be positive, got nan'):
     above(0, a=math.nan)
+
+
+@pytest.mark.parametrize('number', [2**63, -(2**63) - 1, 10**30])
+def test_an_integer_has_64_bits(number):
+  assert expected(number, int) == 'an integer of 64 bits'
+  assert expected(2**63 - 1, int) is None
+  assert expected(-(2**63), int | None) is None

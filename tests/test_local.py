@@ -42,3 +42,13 @@ def test_the_directories_above_count_too(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path / 'sweep[1]')
   with pytest.raises(ValueError, match=r'found \['):
     work_directory('run')
+
+
+def test_a_path_of_other_bytes_than_utf8_is_refused(monkeypatch, tmp_path):
+  for kind in (str, pathlib.Path):
+    with pytest.raises(ValueError, match=r"expected a path in UTF-8, got 'a\\udcff'"):
+      local_path(kind('a\udcff'))
+  (tmp_path / 'a\udcff').mkdir()
+  monkeypatch.chdir(tmp_path / 'a\udcff')
+  with pytest.raises(ValueError, match='expected a path in UTF-8'):
+    work_directory('run')

@@ -63,7 +63,7 @@ def _growth(
   exact = {own: room(experiment)}
   for tasks in (1, 10, 100) if 'tasks' in values else ():
     # Data need not be divisible into so many tasks.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, ArithmeticError, LookupError):
       exact.setdefault(tasks, room(made(function, {**values, 'tasks': tasks})))
   text = {tasks: size(carried) for tasks, carried in exact.items()}
   if len(exact) > 1:

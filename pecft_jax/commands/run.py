@@ -84,9 +84,9 @@ def run_file(path: str, args: Sequence[str], console: Console, *, debug: bool = 
   from pecft_jax.train import Stopped
 
   command = {
-    'file': str(local_path(path).resolve()),
+    'file': str(local_path(local_path(path).resolve())),
     'arguments': list(args),
-    'directory': str(pathlib.Path.cwd()),
+    'directory': str(local_path(pathlib.Path.cwd())),
   }
   settings = {'file': name, 'flags': {k: _json(v) for k, v in values.items()}}
   join(flags.coordinator, flags.processes, flags.process_id)

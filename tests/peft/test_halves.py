@@ -98,3 +98,9 @@ def test_frozen_elements_take_no_part_in_norms():
   np.testing.assert_allclose(updates['c'], grads['c'])
   np.testing.assert_allclose(updates['a']['w'], jnp.where(HALF, 0.1, 0.0))
   assert not updates['a']['b'].any()
+
+
+@pytest.mark.parametrize('pattern', ['(', '[a', '*', 'a{99999999999}'])
+def test_a_pattern_that_is_no_regular_expression_is_refused(pattern):
+  with pytest.raises(ValueError, match=r'pattern .* is no regular expression'):
+    mask_of(pattern, {'bias': jnp.ones(2)})
