@@ -176,10 +176,15 @@ def _mapping(value: Any, arms: tuple[Any, ...]) -> str | None:
 @functools.cache
 def _hints(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any, Any]]:
   """The annotations, kinds and defaults of a factory's arguments by name."""
-  try:
-    hints = typing.get_type_hints(factory, include_extras=True)
-  except NameError:  # A type that is imported for type checkers alone.
-    return {}
+  unknown: dict[str, Any] = {}  # Types that are imported for type checkers alone: not checked.
+  while True:
+    try:
+      hints = typing.get_type_hints(factory, localns=dict(unknown), include_extras=True)
+      break
+    except NameError as error:
+      if error.name in unknown:
+        raise
+      unknown[error.name] = Any
   parameters = inspect.signature(factory).parameters
   return {
     name: (hints[name], each.kind, each.default)

@@ -19,6 +19,7 @@ from pecft_jax.backbones import decoder, vit
 from pecft_jax.continual import METHODS, WRAPPERS, finetune
 from pecft_jax.peft import PEFTS, chain, lora
 from pecft_jax.recipes import adam, grouped, sgd
+from pecft_jax.train import RunOptions
 from pecft_jax.typing import Capacity
 
 CAPACITY = Capacity(2, 4)
@@ -181,3 +182,10 @@ def test_an_integer_has_64_bits(number):
   assert expected(number, int) == 'an integer of 64 bits'
   assert expected(2**63 - 1, int) is None
   assert expected(-(2**63), int | None) is None
+
+
+def test_a_type_that_is_imported_for_checkers_alone_leaves_the_others_checked():
+  with pytest.raises(ValueError, match='keep_tasks: expected True or False'):
+    RunOptions(keep_tasks='no', console=None)
+  with pytest.raises(ValueError, match='save_every: expected a finite number, got inf'):
+    RunOptions(save_every=math.inf)

@@ -23,6 +23,7 @@ from pecft_jax import plan as plans
 from pecft_jax.assignments import options_of
 from pecft_jax.catalog import REGISTRIES
 from pecft_jax.presets import presets
+from pecft_jax.settings import recorded_name
 from pecft_jax.train import running
 from pecft_jax.train.step import compile_steps
 
@@ -210,9 +211,18 @@ def test_a_run_has_the_options_that_are_set(drawn, tmp_path):
   args = [flag, name, '--set', f'{name}.{option}={value}']
   job, text = commanded('run', FILE, '--workdir', str(tmp_path / 'run'), *args)
   if isinstance(job, int):
-    check_refused(job, text, args, f'{name}.{option}', option, value.strip() or option, f'{name}(')
+    check_refused(
+      job,
+      text,
+      args,
+      f'{name}.{option}',
+      option,
+      value.strip() or option,
+      repr(value.strip()),
+      f'{name}(',
+    )
     return
-  found = nested(job.experiment.method.settings, REGISTRIES[KINDS[flag]][name].__name__)
+  found = nested(job.experiment.method.settings, recorded_name(REGISTRIES[KINDS[flag]][name]))
   assert found is not None and same(found[option], value), (args, found)
 
 
