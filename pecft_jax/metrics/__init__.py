@@ -2,6 +2,8 @@
 
 from pecft_jax.measures import ACCURACY, Measure
 from pecft_jax.metrics.anytime import Evaluation, anytime_accuracy, min_accuracy
+from pecft_jax.metrics.confusions import confusion_matrix, per_class_accuracy
+from pecft_jax.metrics.intervals import wilson_interval
 from pecft_jax.metrics.matrix import validate
 from pecft_jax.metrics.performance import (
   average_accuracy,
@@ -40,6 +42,7 @@ __all__ = [
   'bwt',
   'bwt_trace',
   'coda_forgetting',
+  'confusion_matrix',
   'diaz_rodriguez',
   'forgetting',
   'forgetting_inclusive',
@@ -53,10 +56,12 @@ __all__ = [
   'mtil_average',
   'mtil_last',
   'mtil_transfer',
+  'per_class_accuracy',
   'relative_forgetting',
   'retention',
   'summarise',
   'union_accuracy',
   'validate',
   'wc_acc',
+  'wilson_interval',
 ]
