@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   plan.add_argument('file', nargs='?', help='as for run')
   listing = add('list', help='what there is: transforms, methods, ...')
   listing.add_argument('kind', help='peft, methods, presets, benchmarks or backbones')
-  listing.add_argument('--json', action='store_true', help='as JSON')
   reporting = add('report', help='write the page of a run, or compare several')
   reporting.add_argument('dirs', nargs='+', type=_path, help='work directories')
   reporting.add_argument(
@@ -66,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   inspecting.add_argument('--verify', action='store_true',
                           help='also read all arrays, and check their digests')  # fmt: skip
   inspecting.add_argument('--leaves', action='store_true', help='each leaf with its shape')
-  inspecting.add_argument('--json', action='store_true', help='as JSON')
+  examining = add(
+    'doctor',
+    help='versions, devices, memory, caches, and what is missing on this machine',
+    description='The exit status is 1 where something is broken.',
+  )
+  for each in (listing, inspecting, examining):
+    each.add_argument('--json', action='store_true', help='as JSON')
   exporting = add(
     'export',
     help='save the adapter of a run for another library',
@@ -141,6 +146,10 @@ def _run(known: argparse.Namespace, rest: list[str], console: Any) -> int:
       from pecft_jax.commands.look import inspect_directory
 
       return inspect_directory(known.dir, known.verify, known.leaves, known.json, console)
+    case 'doctor':
+      from pecft_jax.commands.doctor import doctor
+
+      return doctor(known.json, console)
     case 'export':
       from pecft_jax.commands.export import export
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from pecft_jax.text import shortened, unknown
+from pecft_jax.text import count, shortened, unknown
 
 __all__ = (
   'join',
@@ -14,9 +14,11 @@ __all__ = (
   'matches',
   'matching',
   'named_leaves',
+  'record_words',
   'shortened',
   'tree_bytes',
   'tree_size',
+  'tree_words',
   'unknown',
 )
 
@@ -80,3 +82,35 @@ def tree_bytes(tree: Any) -> int:
 def tree_size(tree: Any) -> int:
   """Number of scalars in all leaves."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def tree_words(tree: Any) -> str:
+  """A pytree in a few words, for the `repr` of a record: one array by its shape.
+
+  No value is read, so leaves may be abstract, traced or deleted.
+
+  >>> import numpy as np
+  >>> tree_words(np.zeros((3, 4), np.float32)), tree_words({'a': np.zeros(3), 'b': np.zeros(2000)})
+  ('float32[3, 4]', '2 k numbers in 2 leaves')
+  """
+  leaves = jax.tree.leaves(tree)
+  numbers = sum(getattr(leaf, 'size', 1) for leaf in leaves)
+  if len(leaves) == 1 and hasattr(leaves[0], 'shape'):
+    return f'{leaves[0].dtype}{list(leaves[0].shape)}'
+  return f'{count(numbers)} numbers in {len(leaves)} leaves' if leaves else 'empty'
+
+
+def record_words(record: Any) -> str:
+  """The `repr` of a NamedTuple of arrays and trees: each field in a few words.
+
+  >>> from pecft_jax.typing import Given
+  >>> import numpy as np
+  >>> record_words(Given(np.zeros((2, 3), np.int32)))
+  'Given(x=int32[2, 3])'
+  """
+  given = {name: each for name, each in record._asdict().items() if each is not None}
+  fields = (
+    f'{name}={each if isinstance(each, int | float | str) else tree_words(each)}'
+    for name, each in given.items()
+  )
+  return f'{type(record).__name__}({", ".join(fields)})'

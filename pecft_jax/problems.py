@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from pecft_jax.measures import ACCURACY, Measure, check_measure
-from pecft_jax.settings import recorded
+from pecft_jax.settings import record_line, recorded
 
 Array = jax.Array
 
@@ -89,6 +89,10 @@ class Problem(NamedTuple):
   score_dtype: Any = np.int32
   host: HostJudge | None = None
   settings: Mapping[str, Any] | None = None
+
+  def __repr__(self) -> str:
+    """The settings in a line."""
+    return record_line(self)
 
 
 def cross_entropy(logits: Array, labels: Array, allowed: Array) -> Array:

@@ -10,7 +10,7 @@ import optax
 from pecft_jax.arguments import above, at_least
 from pecft_jax.paths import map_named, matches, matching
 from pecft_jax.schedules import Schedule, cosine
-from pecft_jax.settings import recorded
+from pecft_jax.settings import record_line, recorded
 
 Array = jax.Array
 
@@ -29,6 +29,10 @@ class Recipe(NamedTuple):
   tx: optax.GradientTransformationExtraArgs
   rate: Schedule
   settings: Mapping[str, Any] | None = None
+
+  def __repr__(self) -> str:
+    """The settings in a line."""
+    return record_line(self)
 
 
 @recorded

@@ -47,6 +47,7 @@ _REMEDY = (
   'that makes it with `recorded` of pecft_jax.settings; or give the record settings by hand, as in '
   "record._replace(settings={'name': 'mine', 'version': 1})"
 )
+_LINE = 200  # Characters of settings in a `repr`.
 # Keys reserved in the JSON of a mapping.
 _OWN_KEYS = {'name', 'order', 'items', 'default'}
 # Their wrappers (`jit`, `lru_cache`) compute what is wrapped.
@@ -194,6 +195,18 @@ def one_line(settings: Any) -> str:
   if isinstance(settings, list):
     return '[' + ', '.join(map(one_line, settings)) + ']'
   return str(settings)
+
+
+def record_line(record: Any) -> str:
+  """The `repr` of a record with settings: its type and the settings, cut where they get long.
+
+  >>> from pecft_jax.problems import classification
+  >>> record_line(classification)
+  'Problem(classification())'
+  """
+  text = one_line(record.settings) if record.settings else getattr(record, 'name', 'no settings')
+  short = text if len(text) <= _LINE else f'{text[: _LINE - 1]}…'
+  return f'{type(record).__name__}({short})'
 
 
 def wrappers_of(settings: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,10 @@ class Split(NamedTuple):
   rows: np.ndarray  # np.int64 [n], rows of `inputs`.
   labels: np.ndarray  # np.int32 [n], position of the class in the class order; or targets [n, ...].
 
+  def __repr__(self) -> str:
+    """Sizes, without arrays."""
+    return f'Split({len(self.rows)} of {len(self.inputs)} examples)'
+
 
 class TaskData(NamedTuple):
   """One task."""
@@ -31,6 +35,13 @@ class TaskData(NamedTuple):
   classes: tuple[int, ...]  # Positions in the class order.
   train: Split
   test: Split
+
+  def __repr__(self) -> str:
+    """Sizes, without arrays."""
+    return (
+      f'TaskData({self.name!r}, classes={len(self.classes)}, train={len(self.train.rows)}, '
+      f'test={len(self.test.rows)})'
+    )
 
 
 class Probe(NamedTuple):
@@ -66,6 +77,14 @@ class Scenario(NamedTuple):
   digest: str
   boundaries: bool = True
   probes: tuple[Probe, ...] = ()
+
+  def __repr__(self) -> str:
+    """The facts in a line, without arrays."""
+    probes = f', probes={len(self.probes)}' if self.probes else ''
+    return (
+      f'Scenario({self.name!r}, kind={self.kind!r}, tasks={len(self.tasks)}, '
+      f'classes={len(self.class_order)}{probes})'
+    )
 
   @property
   def capacity(self) -> Capacity:

@@ -47,6 +47,13 @@ class Source(NamedTuple):
   domains: np.ndarray | None = None
   domain_names: tuple[str, ...] = ()
 
+  def __repr__(self) -> str:
+    """Sizes, without arrays."""
+    names = f'classes={len(self.class_names)}'
+    if self.domain_names:
+      names += f', domains={len(self.domain_names)}'
+    return f'Source({self.name!r}, {len(self.labels)} examples, {names})'
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Rows:

@@ -21,6 +21,50 @@ def on_times(runs: Sequence[Run]) -> str:
   return ' '.join(f'{sentence}.' for sentence in said if sentence)
 
 
+def lines(run: Run) -> list[tuple[str, str | None]]:
+  """When and where a run was made, as titles and texts; None for what was not recorded.
+
+  >>> from pecft_jax.report import read_run
+  >>> import pathlib
+  >>> directory = pathlib.Path('runs/dated')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text(
+  ...   '{"accuracy_matrix": [], "environment": {"device": "TPU v4", "devices": 8}}')
+  >>> dict(lines(read_run(directory)))['Devices']
+  '8 x TPU v4'
+  """
+  found = run.results.get('environment') or run.config.get('environment')
+  if not isinstance(found, Mapping):
+    return [('Environment', None)]
+  versions = found.get('versions')
+  versions = versions if isinstance(versions, Mapping) else {}
+  packages = [f'{name} {version}' for name, version in versions.items() if version is not None]
+  processes = found.get('processes') or 1
+  devices = None
+  if found.get('device') is not None:
+    among = f', {processes} processes' if processes > 1 else ''
+    devices = f'{found.get("devices") or 1} x {found["device"]}{among}'
+  known = lambda key: None if found.get(key) is None else _text(key, found[key])
+  rows = [
+    ('Started', _date(found.get('started'))),
+    ('Ended', _date(found.get('ended')) if found.get('ended') or run.done else 'not yet'),
+    ('Devices', devices),
+    ('Processor', known('processor')),
+    ('System', known('system')),
+    ('Python', known('python')),
+    ('Versions', ', '.join(packages) or None),
+    ('Commit', 'none: no checkout' if 'commit' in found and not found['commit']
+     else known('commit')),
+  ]  # fmt: skip
+  differing = different([run])
+  return [*rows, ('Resumed elsewhere', differing)] if differing else rows
+
+
+def _date(text: Any) -> str | None:
+  """A time in ISO 8601 as it is read: `2026-01-02 03:04:05 UTC`."""
+  return text.replace('T', ' ').replace('+00:00', ' UTC') if isinstance(text, str) else None
+
+
 def alike(runs: Sequence[Run]) -> bool:
   """Whether runs were made in the same environment, with the same number of seeds side by side.
 

@@ -65,8 +65,8 @@ def efficiency(run: Run) -> Lines:
 
 
 def configuration(run: Run) -> Lines:
-  """config.json with nested names joined by dots, without the identity."""
-  own = {key: value for key, value in run.config.items() if key != 'identity'}
+  """config.json with nested names joined by dots, without what other tables show."""
+  own = {k: v for k, v in run.config.items() if k not in {'identity', 'environment'}}
   return [(key, listed(value)) for key, value in flat(own).items()]
 
 

@@ -39,6 +39,7 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
   if run.finished:
     body += [_tiles(run), _figures(run), _metrics(run), _tasks(run)]
   body += [_costs(run), section('What was measured', _pairs(facts.identity(run)))]
+  body.append(section('When and where', _pairs(environments.lines(run))))
   if run.config:
     body.append(section('Configuration', _pairs(facts.configuration(run))))
   body.append(element('footer', f'Made by pecft_jax from {run.path.resolve().name}/results.json.'))

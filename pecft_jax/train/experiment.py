@@ -53,7 +53,7 @@ class Training(NamedTuple):
   restart: bool = True
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Experiment:
   """A method, what it learns, and how: all that `run` needs.
 
@@ -89,6 +89,15 @@ class Experiment:
   def __post_init__(self) -> None:
     """Raises ValueError for a field of another type."""
     check_fields(self)
+
+  def __repr__(self) -> str:
+    """The facts in a line, without arrays."""
+    beside = f', references={list(self.references)}' if self.references else ''
+    return (
+      f'Experiment({self.method.name} on {self.backbone.name}, {self.scenario.name}, '
+      f'tasks={len(self.scenario.tasks)}, classes={len(self.scenario.class_order)}, '
+      f'epochs={self.training.epochs}, seed={self.seed}{beside})'
+    )
 
   @property
   def backbone(self) -> Backbone:

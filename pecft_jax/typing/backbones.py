@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from pecft_jax.paths import tree_words
 from pecft_jax.typing.arrays import Array, Key, Params
 from pecft_jax.typing.sites import SiteSpec
 
@@ -115,6 +116,13 @@ class Backbone(NamedTuple):
   settings: Mapping[str, Any] | None = None
   family: str = ''
 
+  def __repr__(self) -> str:
+    """The facts in a line, without sites and settings."""
+    return (
+      f'Backbone({self.name}, depth={self.depth}, width={self.width}, {len(self.sites)} sites, '
+      f'inputs={self.inputs.dtype}{list(self.inputs.shape)})'
+    )
+
 
 class WeightsIdentity(dict[str, Any]):
   """The identity of certain arrays, as JSON; it does not hold for arrays that replace them.
@@ -156,3 +164,8 @@ class Pretrained(NamedTuple):
   params: Params
   head: Params | None = None
   identity: Mapping[str, Any] = {}
+
+  def __repr__(self) -> str:
+    """The facts in a line, without arrays."""
+    head = 'None' if self.head is None else tree_words(self.head)
+    return f'Pretrained({self.backbone.name}, params={tree_words(self.params)}, head={head})'

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pecft_jax.paths import record_words
 from pecft_jax.typing.arrays import Array, Key, Params
 from pecft_jax.typing.backbones import Backbone, InputSpec
 from pecft_jax.typing.hooks import (
@@ -88,6 +89,14 @@ class ContinualMethod(NamedTuple):
   renewed: tuple[str, ...] = ()
   settings: Mapping[str, Any] | None = None
 
+  def __repr__(self) -> str:
+    """The facts in a line, without hooks and settings."""
+    tasks, classes, problem = self.capacity
+    return (
+      f'ContinualMethod({self.name} on {self.backbone.name}, tasks={tasks}, classes={classes}, '
+      f'problem={problem.name})'
+    )
+
   @property
   def inputs(self) -> InputSpec:
     """The input specification of the backbone."""
@@ -104,3 +113,7 @@ class TrainState(NamedTuple):
   step: Array  # [] int32, updates over the whole sequence.
   key: Key
   extra: Any = {}  # By phase: optimizer states of fits, statistics of calibrations.
+
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)

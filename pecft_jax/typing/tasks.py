@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from pecft_jax.paths import record_words, tree_words
 from pecft_jax.problems import Problem, classification
 from pecft_jax.typing.arrays import Array, Delta, Inputs, Params
 from pecft_jax.typing.transforms import PeftTransform
@@ -23,6 +24,10 @@ class Task(NamedTuple):
   start: Array  # [] int32, training steps taken before this task.
   steps: Array  # [] int32, training steps planned for this task (at least 1).
 
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)
+
 
 class Env(NamedTuple):
   """Read-only inputs of a method besides its own state."""
@@ -30,6 +35,10 @@ class Env(NamedTuple):
   frozen: Params  # The backbone's weights; never differentiated, always an argument.
   task: Task
   step: Array | int = 0  # [] int32, updates of this task so far.
+
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)
 
   @property
   def progress(self) -> Array:
@@ -44,6 +53,10 @@ class Given(NamedTuple):
   query: Array | None = None  # [B, D], the feature of the frozen backbone.
   task: Array | None = None  # [B] int32, the task of each example; -1 where it is not known.
 
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)
+
 
 class Batch(NamedTuple):
   """One batch of constant shape; rows beyond the data are marked invalid."""
@@ -55,12 +68,20 @@ class Batch(NamedTuple):
   # [B] int32, number of the stored example in a row, -1 for the task's own data; see `Joined`.
   slot: Array | None = None
 
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)
+
 
 class Update(NamedTuple):
   """One update, as `observe` gets it; fields that are not read cost nothing."""
 
   grads: Params  # After `project`; None in place of what is `Kept`.
   before: Params  # The parameters that they were taken at.
+
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)
 
 
 class Output(NamedTuple):
@@ -70,6 +91,10 @@ class Output(NamedTuple):
   aux_loss: Array  # [B] the method's own regulariser per example, already weighted.
   features: Array  # [B, D], what the head read.
 
+  def __repr__(self) -> str:
+    """Shapes, without values."""
+    return record_words(self)
+
 
 class Adapted(NamedTuple):
   """An adapted backbone's transform, delta and classifier, for use without the method."""
@@ -77,6 +102,10 @@ class Adapted(NamedTuple):
   peft: PeftTransform
   delta: Delta
   head: Any  # Of `kernel` [D, C] and `bias` [C]; None where features are classified otherwise.
+
+  def __repr__(self) -> str:
+    """The transform, and shapes without values."""
+    return f'Adapted({self.peft}, delta={tree_words(self.delta)}, head={tree_words(self.head)})'
 
 
 class Capacity(NamedTuple):

@@ -6,6 +6,7 @@ Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pecft_jax.settings import record_line
 from pecft_jax.typing.arrays import Array, Delta, Key, Params
 from pecft_jax.typing.sites import Watch
 
@@ -93,3 +94,7 @@ class PeftTransform(NamedTuple):
   calibrate: Calibration | None = None
   selective: bool = False
   settings: Mapping[str, Any] | None = None
+
+  def __repr__(self) -> str:
+    """The settings in a line."""
+    return record_line(self)

@@ -4,7 +4,7 @@ import pytest
 
 from pecft_jax.environment import environment
 from pecft_jax.report import comparison_markdown, read_run, write_comparison, write_page
-from pecft_jax.report.environments import different, on_times
+from pecft_jax.report.environments import different, lines, on_times
 
 HERE = {
   'versions': {'jax': '0.10.0', 'optax': '0.2.5'},
@@ -104,3 +104,27 @@ def test_the_least_memory_is_marked_only_where_runs_were_made_alike(work, proces
 def test_a_damaged_entry_is_refused_by_name(work):
   with pytest.raises(ValueError, match=r'results.json: expected an object for environment, got 3'):
     read_run(work(environment=3))
+
+
+def test_the_page_of_a_run_says_when_and_where(work):
+  here = {**HERE, 'started': '2026-01-02T03:04:05+00:00', 'ended': '2026-01-02T04:04:05+00:00'}
+  text = write_page(work(environment=here)).read_text(encoding='utf-8')
+  for expected in ('2026-01-02 03:04:05 UTC', '2026-01-02 04:04:05 UTC', '1 x cpu', 'jax 0.10.0'):
+    assert expected in text
+
+
+def test_what_a_real_environment_has_is_shown(work):
+  run = read_run(work(environment=dict(environment())))
+  shown = dict(lines(run))
+  assert f'jax {environment()["versions"]["jax"]}' in shown['Versions']
+  assert shown['Python'] == environment()['python']
+  assert shown['Started'] is None
+
+
+def test_a_run_in_two_environments_says_so(work):
+  run = read_run(work(environment=elsewhere(resumed=[elsewhere(device='gpu')])))
+  assert 'device: cpu / gpu' in dict(lines(run))['Resumed elsewhere']
+
+
+def test_a_run_without_an_environment_says_that(work):
+  assert lines(read_run(work())) == [('Environment', None)]
