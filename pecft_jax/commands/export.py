@@ -1,99 +1,134 @@
-"""`pecft export`: the adapter of a run, for other libraries."""
+"""`pecft export`: what a run has learned, for other machines and libraries."""
 
-import contextlib
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 
-from pecft_jax.commands.failures import quiet_libraries
-from pecft_jax.commands.files import find_experiment, load_experiment, made, parse_flags
-from pecft_jax.commands.run import RunFlags
+from pecft_jax.commands.learned import Which, learner_of
+from pecft_jax.interop import naming_of, save_hf_peft
+from pecft_jax.learners import Learner, save_bundle, save_stablehlo
 from pecft_jax.local import local_path
-from pecft_jax.sources import files_beside
-from pecft_jax.text import unknown
-
-FORMATS = ('hf-peft',)
+from pecft_jax.text import size, unknown
 
 
-def export(
-  directory: pathlib.Path,
-  out: pathlib.Path,
-  task: int | None,
-  form: str,
-  seed: int | None,
-  file: str | None,
-  accept_changes: bool,
-  console: Console,
-) -> int:
+class Format(NamedTuple):
+  """A format of a learner in files.
+
+  Attributes:
+    save: `(learner, directory, weights) -> None`, with the weights of the backbone, or without.
+    needs: `(learner, weights) -> text`, what reads it, and what else that takes.
+    choice: whether weights can be left out.
+  """
+
+  save: Callable[[Learner, pathlib.Path, bool], None]
+  needs: Callable[[Learner, bool], str]
+  choice: bool = False
+
+
+def export(which: Which, out: pathlib.Path, form: str, weights: bool, console: Console) -> int:
   if form not in FORMATS:
     raise unknown('format', form, FORMATS)
-  from pecft_jax.workdir.claim import changed_files, files_message, read_config
-
-  out, directory = local_path(out).resolve(), local_path(directory).resolve()
-  config = read_config(directory)
-  command = config.get('command') or {}
-  file = command.get('file') if file is None else str(local_path(find_experiment(file)).resolve())
-  if file is None or 'arguments' not in command:
-    raise ValueError(
-      f'{directory} does not record the command that made it, as pecft run does; in code, '
-      'adapted_after of pecft_jax.train and save_hf_peft of pecft_jax.interop do the same'
-    )
-  # Flags may hold paths relative to the directory of the original command.
-  there = pathlib.Path(command['directory'])
-  with contextlib.chdir(there) if there.is_dir() else contextlib.nullcontext():
-    function = load_experiment(file)
-    changed = changed_files(config.get('files') or {}, files_beside(file))
-    if changed and not accept_changes:
-      raise ValueError(
-        f'{files_message(changed)}: running it now may make another experiment than {directory} '
-        'holds; --accept-changes if what was changed has no part in what is computed'
-      )
-    values, _ = parse_flags(function, command['arguments'], f'pecft run {file}', RunFlags)
-    experiment = made(function, values)
-  from pecft_jax.interop import save_hf_peft
-  from pecft_jax.train import adapted_after
-  from pecft_jax.train.experiment import configuration, identified
-
-  experiment = identified(experiment)
-  with quiet_libraries():
-    found = adapted_after(experiment, directory, task, seed=seed)
-  card = card_of(experiment, found.tasks, found.adapted.head is not None)
-  facts = {**configuration(experiment), 'tasks': found.tasks, 'accepted': changed}
-  save_hf_peft(out, experiment.backbone, found.adapted, experiment.frozen, card=card, facts=facts)
-  tasks = 'task 1' if found.tasks == 1 else f'tasks 1 to {found.tasks}'
-  console.print(f'{experiment.method.name} after {tasks} → {out}', highlight=False, soft_wrap=True)
+  chosen = FORMATS[form]
+  if not weights and not chosen.choice:
+    names = [name for name, each in FORMATS.items() if each.choice]
+    raise ValueError(f'--no-weights is for --format {" or ".join(names)}, got {form}')
+  out = local_path(out).resolve()  # Before the directory is changed for an experiment.
+  learner = learner_of(which)
+  chosen.save(learner, out, weights)
+  written = size(sum(file.stat().st_size for file in out.iterdir()))
+  tasks = 'task 1' if learner.tasks == 1 else f'tasks 1 to {learner.tasks}'
+  console.print(
+    f'{learner.method.name} after {tasks} → {out}: {form}, {written}; '
+    f'{chosen.needs(learner, weights)}',
+    highlight=False,
+    markup=False,
+    soft_wrap=True,
+  )
   return 0
 
 
-def card_of(experiment: Any, tasks: int, head: bool) -> str:
-  """The README.md of the adapter: what is needed to use it."""
-  from pecft_jax.data.scenario import task_masks
-  from pecft_jax.interop import naming_of
-  from pecft_jax.train.experiment import describe
+def _save_hf_peft(learner: Learner, out: pathlib.Path, weights: bool) -> None:
+  del weights  # An adapter never has them.
+  if learner.method.adapted is None:
+    raise ValueError(
+      f'{learner.method.name} has no single delta that an adapter of that library could hold: '
+      '--format bundle and --format stablehlo take any method'
+    )
+  adapted, model = learner.adapted, learner.model
+  facts = {
+    key: learner.facts[key]
+    for key in ('method', 'training', 'identity', 'accepted')
+    if key in learner.facts
+  }
+  card = card_of(learner, adapted.head is not None)
+  facts = {**facts, 'tasks': learner.tasks}
+  save_hf_peft(out, model.backbone, adapted, model.params, card=card, facts=facts)
 
-  backbone, scenario = experiment.backbone, experiment.scenario
-  naming, facts = naming_of(backbone), describe(experiment)
-  seen = np.flatnonzero(task_masks(scenario, tasks - 1)[1])
-  names = [f'{i}: {scenario.class_names[i]}' for i in seen]
+
+def _hf_peft_needs(learner: Learner, weights: bool) -> str:
+  del weights
+  backbone = learner.model.backbone
+  return (
+    f'peft.PeftModel reads it, on {naming_of(backbone).model} with the weights of {backbone.name}'
+  )
+
+
+def _bundle_needs(learner: Learner, weights: bool) -> str:
+  reads = 'pecft predict and load_bundle of pecft_jax.learners read it'
+  if weights:
+    return f'{reads}, and need nothing else'
+  return f'{reads}, with the weights of {learner.model.backbone.name}'
+
+
+def _stablehlo_needs(learner: Learner, weights: bool) -> str:
+  del learner, weights
+  return 'jax and safetensors run it, as its README.md says'
+
+
+FORMATS = {
+  'hf-peft': Format(_save_hf_peft, _hf_peft_needs),
+  'bundle': Format(
+    lambda learner, out, weights: save_bundle(learner, out, weights=weights),
+    _bundle_needs,
+    choice=True,
+  ),
+  'stablehlo': Format(
+    lambda learner, out, weights: save_stablehlo(learner, out),
+    _stablehlo_needs,
+  ),
+}
+
+
+def card_of(learner: Learner, head: bool) -> str:
+  """The README.md of an adapter: what is needed to use it.
+
+  Args:
+    learner: whose facts are those of a run.
+    head: whether its classifier is part of the adapter.
+  """
+  backbone = learner.model.backbone
+  naming, identity = naming_of(backbone), learner.facts.get('identity') or {}
+  capacity = learner.method.capacity
+  on = f' on {identity["benchmark"]}' if 'benchmark' in identity else ''
+  digest = f'\n(sha256 {identity["backbone_sha256"]})' if 'backbone_sha256' in identity else ''
   lines = [
     '---',
     'library_name: peft',
     '---',
-    f'# {experiment.method.name} on {scenario.name}, after {tasks} of {len(scenario.tasks)} tasks',
+    f'# {learner.method.name}{on}, after {learner.tasks} of {capacity.tasks} tasks',
     '',
-    f'For {naming.model} with the weights of {backbone.name}',
-    f'(sha256 {facts["backbone_sha256"]}).',
-    f'Inputs of shape {list(backbone.inputs.shape)}: {facts["value_range"]}.',
+    f'For {naming.model} with the weights of {backbone.name}{digest}.',
+    f'Inputs of shape {list(backbone.inputs.shape)}: {backbone.inputs.values}.',
     '',
   ]
   if head:
     lines += [
-      f'The classifier `{naming.head}` has {len(scenario.class_order)} outputs and a bias: give '
+      f'The classifier `{naming.head}` has {len(learner.class_names)} outputs and a bias: give '
       'the model one like that first. Classes learned so far, by output:',
       '',
-      *(f'- {name}' for name in names),
+      *(f'- {i}: {name}' for i, name in enumerate(learner.class_names) if learner.seen[i]),
     ]
   else:
     lines += ['The classifier of this method reads other features, and is not part of the adapter.']

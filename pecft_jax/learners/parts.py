@@ -11,7 +11,7 @@ from pecft_jax.backbones import FAMILIES, find_card
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.sharding import Layout, place, tree_shardings
 from pecft_jax.files import plain
-from pecft_jax.learners.from_settings import made_from
+from pecft_jax.learners.from_settings import NotRemade, made_from
 from pecft_jax.learners.learner import Learned
 from pecft_jax.local import local_path
 from pecft_jax.paths import map_named, named_leaves
@@ -56,10 +56,10 @@ def weights_from(path: pathlib.Path, source: Any, backbone: Backbone) -> Pretrai
     backbone: that they are of.
 
   Raises:
-    ValueError: if the record does not say where they are, or they are not there.
+    NotRemade: a ValueError, if the record does not say where they are, or they are not there.
   """
   if not isinstance(source, Mapping) or backbone.family not in FAMILIES:
-    raise ValueError(
+    raise NotRemade(
       f'{path} does not say where the weights of {backbone.name} are: give the model, as in '
       'model=Pretrained(backbone, params)'
     )
@@ -69,7 +69,7 @@ def weights_from(path: pathlib.Path, source: Any, backbone: Backbone) -> Pretrai
     return Pretrained(backbone, params, None, WeightsIdentity(identity, params, source))
   file = local_path(source['file']) if 'file' in source else find_card(source['card']).file
   if file is None or not file.is_file():
-    raise ValueError(
+    raise NotRemade(
       f'the weights of {backbone.name} are no longer at {file}: give the model, as in '
       'model=pretrained(card, weights)'
     )

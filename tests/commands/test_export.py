@@ -2,16 +2,29 @@
 
 import json
 import pathlib
+import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from tiny_runs import tiny_backbone, tiny_frozen, tiny_scenario
+from safetensors.flax import load_file
+from tiny_runs import (
+  silent,
+  tiny_backbone,
+  tiny_experiment,
+  tiny_frozen,
+  tiny_method,
+  tiny_scenario,
+)
 
-from pecft_jax import cli
+from pecft_jax import backbones, cli
+from pecft_jax.continual import finetune
 from pecft_jax.continual.core import normalised
 from pecft_jax.data.scenario import task_masks
 from pecft_jax.interop import load_hf_peft
+from pecft_jax.learners import load_bundle, load_run
+from pecft_jax.train import run
 
 FILE = pathlib.Path(__file__).parents[1] / 'tiny_file.py'
 TASKS = 3
@@ -85,10 +98,125 @@ def failing(capsys, *command):
   return ' '.join(capsys.readouterr().err.split())
 
 
-def test_a_method_without_a_single_delta_is_refused(tmp_path, capsys):
-  workdir = made(tmp_path, 'ease')
-  assert 'ease has no single delta' in failing(capsys, workdir, tmp_path / 'out')
+@pytest.fixture(scope='module')
+def ease(tmp_path_factory):
+  return made(tmp_path_factory.mktemp('ease'), 'ease')
+
+
+def test_a_method_without_a_single_delta_is_refused_with_formats_that_take_it(
+  ease, tmp_path, capsys
+):
+  text = failing(capsys, ease, tmp_path / 'out')
+  assert 'ease has no single delta' in text
+  assert '--format bundle and --format stablehlo take any method' in text
   assert not (tmp_path / 'out').exists()
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+
+
+def answers_of(workdir):
+  """What the last checkpoint of a run answers, with the model of the experiment."""
+  experiment = tiny_experiment(workdir.name, TASKS)
+  learner = load_run(workdir, model=experiment.model, method=experiment.method)
+  return learner.predict(IMAGES)
+
+
+@pytest.mark.parametrize('method', ['ease', 'l2p'])
+def test_a_bundle_of_any_method_answers_as_the_run_does(method, ease, tmp_path, capsys):
+  workdir = ease if method == 'ease' else made(tmp_path, method)
+  assert cli.main(['export', str(workdir), str(tmp_path / 'out'), '--format', 'bundle']) == 0
+  said = ' '.join(capsys.readouterr().out.split())
+  assert re.search(rf'{method} after tasks 1 to 3 → .*out: bundle, [\d.]+ kB; ', said)
+  assert 'pecft predict and load_bundle of pecft_jax.learners read it, and need nothing' in said
+  model = tiny_experiment(method, TASKS).model
+  method = tiny_method(method, TASKS)
+  learner = load_bundle(tmp_path / 'out', method=method)
+  np.testing.assert_array_equal(learner.predict(IMAGES), answers_of(workdir))
+  assert jax.tree.structure(learner.model.params) == jax.tree.structure(model.params)
+
+
+def test_a_program_of_ease_answers_as_the_run_does(ease, tmp_path, capsys):
+  assert cli.main(['export', str(ease), str(tmp_path / 'out'), '--format', 'stablehlo']) == 0
+  assert 'jax and safetensors run it, as its README.md says' in capsys.readouterr().out
+  program = jax.export.deserialize((tmp_path / 'out' / 'predict.stablehlo').read_bytes())
+  found = program.call(load_file(tmp_path / 'out' / 'arrays.safetensors'), IMAGES)
+  np.testing.assert_allclose(found, answers_of(ease), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_left_out_of_bundles_alone(ease, tmp_path, capsys):
+  command = [str(ease), str(tmp_path / 'out'), '--no-weights']
+  assert cli.main(['export', *command, '--format', 'bundle']) == 0
+  assert 'read it, with the weights of tiny' in capsys.readouterr().out
+  assert not (tmp_path / 'out' / 'weights.safetensors').exists()
+  assert '--no-weights is for --format bundle, got hf-peft' in failing(capsys, *command)
+
+
+def test_a_bundle_is_exported_again(runs, tmp_path):
+  bundle, direct, out = (str(tmp_path / name) for name in ('bundle', 'direct', 'out'))
+  assert cli.main(['export', str(runs['finetune']), bundle, '--format', 'bundle']) == 0
+  assert cli.main(['export', bundle, out]) == 0
+  assert cli.main(['export', str(runs['finetune']), direct]) == 0
+  for file in pathlib.Path(direct).iterdir():
+    assert (pathlib.Path(out) / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_bundle_holds_one_learner(runs, tmp_path, capsys):
+  bundle = tmp_path / 'bundle'
+  command = ['export', str(runs['finetune']), str(bundle), '--format', 'bundle', '--task', '2']
+  assert cli.main(command) == 0
+  text = failing(capsys, bundle, tmp_path / 'out', '--task', 1)
+  assert 'holds one learner' in text and 'leave out --after-task 1' in text
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory):
+  """A run of which settings and the card say all, and its weights as a file of their own."""
+  root = tmp_path_factory.mktemp('recorded')
+  sizes = {'image_size': 4, 'depth': 1, 'width': 8, 'heads': 2}
+  drawn = backbones.random_weights('vit_glyphs16', **sizes)
+  backbones.save_timm(root / 'weights.safetensors', drawn.backbone, drawn.params)
+  card = json.loads(backbones.find_card('vit_glyphs16').path.read_text())
+  card |= {'name': 'mine', 'architecture': card['architecture'] | sizes}
+  card |= {'file': None, 'sha256': None}
+  (root / 'mine.json').write_text(json.dumps(card))
+  model = backbones.pretrained(root / 'mine.json', root / 'weights.safetensors')
+  experiment = tiny_experiment()
+  method = finetune(model.backbone, experiment.scenario.capacity)
+  run(experiment.replace(model=model, method=method), root / 'run', silent())
+  return root
+
+
+def test_no_experiment_is_needed_where_settings_say_all(recorded, tmp_path):
+  assert cli.main(['export', str(recorded / 'run'), str(tmp_path / 'out')]) == 0
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  assert '# finetune on tiny/class-incremental-2, after 2 of 2 tasks' in card
+  assert 'with the weights of mine\n(sha256 ' in card
+
+
+def _elsewhere(recorded, tmp_path):
+  """The run as it would be if its weights were no longer where they were."""
+  workdir = shutil.copytree(recorded / 'run', tmp_path / 'run')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['weights'] = {'file': str(tmp_path / 'gone.safetensors')}
+  (workdir / 'config.json').write_text(json.dumps(config))
+  return workdir
+
+
+def test_weights_that_moved_can_be_named(recorded, tmp_path, capsys):
+  workdir, out = _elsewhere(recorded, tmp_path), tmp_path / 'out'
+  text = failing(capsys, workdir, out)
+  assert 'are no longer at' in text and '--weights names the file' in text
+  assert 'no file' in failing(capsys, workdir, out, '--weights', tmp_path / 'absent.safetensors')
+  weights = str(recorded / 'weights.safetensors')
+  assert cli.main(['export', str(workdir), str(out), '--weights', weights]) == 0
+
+
+def test_other_weights_are_refused(recorded, tmp_path, capsys):
+  other = backbones.random_weights('vit_glyphs16', image_size=4, depth=1, width=8, heads=2, seed=1)
+  backbones.save_timm(tmp_path / 'other.safetensors', other.backbone, other.params)
+  flags = ['--weights', tmp_path / 'other.safetensors']
+  assert 'is of other weights' in failing(capsys, recorded / 'run', tmp_path / 'out', *flags)
 
 
 def test_a_task_without_a_checkpoint_is_refused(runs, tmp_path, capsys):
