@@ -28,7 +28,8 @@ class Loop:
     records: take rows, one for each seed.
     after_batch: called with state and position when both are consistent: the
       place for checkpoints and stops.
-    tell: called with the position and the latest loss, for progress bars.
+    tell: called with the position, the latest loss, and whether all results so far have arrived
+      from the devices, for progress bars.
   """
 
   experiment: Experiment
@@ -39,4 +40,4 @@ class Loop:
   part: tuple[int, int]
   records: tuple[Record | Unwritten, ...]
   after_batch: Callable[[TrainState, Position], None]
-  tell: Callable[[Position, float | None], None]
+  tell: Callable[[Position, float | None, bool], None]

@@ -40,7 +40,7 @@ def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainSt
   if done or loop.experiment.training.evaluate != 'all':
     return
   yield from _measured(loop, state, position, test_sets(loop.experiment, -1))
-  settle(position)
+  _settle(loop, position)
   for found in position.seeds:
     shares = _shares(found)
     found.start = shares[0][: len(loop.experiment.scenario.tasks)]
@@ -61,7 +61,7 @@ def evaluate_inside(loop: Loop, state: TrainState, position: Position) -> Iterat
   yield from _measured(
     loop, state, position, test_sets(loop.experiment, position.task), inside=True
   )
-  settle(position)
+  _settle(loop, position)
   for found, record in zip(position.seeds, loop.records, strict=True):
     shares, awares = _shares(found)
     row = {
@@ -101,7 +101,7 @@ def _measured(
         position.inside += 1
       else:
         position.batch += 1
-      loop.tell(position, None)
+      loop.tell(position, None, False)
       yield state
     done = 0
 
@@ -172,6 +172,12 @@ def _sums_so_far(loop: Loop, position: Position, j: int) -> Judged:
   return place(Judged(*columns), Judged(*[loop.steps.counts_sharding] * 3))
 
 
+def _settle(loop: Loop, position: Position) -> None:
+  """Fetches all sums, and tells that they are there."""
+  settle(position)
+  loop.tell(position, None, True)
+
+
 def _shares(found: Findings) -> tuple[list[float], list[float]]:
   """The measure on each test set, and with the task known."""
   score, aware, total = zip(*found.counts, strict=True)
@@ -181,7 +187,7 @@ def _shares(found: Findings) -> tuple[list[float], list[float]]:
 
 def _write_accuracies(loop: Loop, position: Position) -> None:
   tasks, probes = len(loop.experiment.scenario.tasks), len(loop.experiment.scenario.probes)
-  settle(position)
+  _settle(loop, position)
   for found, record in zip(position.seeds, loop.records, strict=True):
     counts = found.counts[: len(found.counts) - probes]
     seen = counts[: position.task + 1]

@@ -47,6 +47,7 @@ class Job:
     name: for the terminal.
     seeds: one, or several side by side.
     stacked: whether states have a leading axis for seeds.
+    kept: whether the directory is there after the run.
     directory: holds the checkpoints.
     outputs: directory of each seed's log and results.
     options: with a layout.
@@ -58,6 +59,7 @@ class Job:
   name: str
   seeds: tuple[int, ...]
   stacked: bool
+  kept: bool
   directory: pathlib.Path
   outputs: tuple[pathlib.Path, ...]
   options: RunOptions
@@ -217,6 +219,8 @@ def _run_from(
     try:
       state = run_tasks(loop, state, position)
     except NonFiniteLoss as error:
+      if not job.kept:
+        raise
       where = f'checkpoint {saved} in {job.directory / "checkpoints"}' if saved else 'none yet'
       raise NonFiniteLoss(f'{error}; last good checkpoint: {where}') from None
   return state

@@ -86,7 +86,7 @@ def write_training_rows(loop: Loop, position: Position, examples: int) -> None:
     found.losses = []
     record.write(row)
     found.rows = record.rows
-  loop.tell(position, sum(means) / len(means))
+  loop.tell(position, sum(means) / len(means), True)
 
 
 def write_fit_rows(loop: Loop, position: Position, step: Any, total: int) -> None:
@@ -105,4 +105,4 @@ def write_fit_rows(loop: Loop, position: Position, step: Any, total: int) -> Non
     found.losses = []
     record.write(row)
     found.rows = record.rows
-  loop.tell(position, sum(means) / len(means))
+  loop.tell(position, sum(means) / len(means), True)

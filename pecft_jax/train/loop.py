@@ -121,9 +121,10 @@ def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Ite
   for batch in in_order(loop, split, position.batch):
     state = run(state, loop.frozen, batch)
     position.batch += 1
-    loop.tell(position, None)
+    loop.tell(position, None, False)
     yield state
   _check_finite(loop, state, step if isinstance(step, str) else step.name, position.task)
+  loop.tell(position, None, True)
   if isinstance(step, Calibrating):
     _check_gradients(loop.method, state, step)
 
@@ -175,7 +176,7 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
     yield from evaluate_inside(loop, state, position)
   if position.batch == total:
     return
-  started, spent = time.perf_counter(), position.training_seconds
+  started, spent, began = time.perf_counter(), position.training_seconds, position.batch
   for batch in training_batches(loop, position, split, training.epochs, stored):
     state, log = loop.steps.train(state, loop.frozen, batch)
     # Losses stay on their device, so that no step waits for the host.
@@ -183,6 +184,8 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
     position.batch += 1
     position.images += training.batch_size * len(loop.seeds)
     position.training_seconds = spent + time.perf_counter() - started
+    if position.batch == began + 1:
+      loop.tell(position, None, False)  # So that compilation counts as no step.
     if position.batch % training.log_every == 0 or position.batch == total:
       fetch(position)
       write_training_rows(loop, position, len(split.rows) + stored)
@@ -197,7 +200,7 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
 def _fit(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
   """The updates of a phase of the method's own."""
   total = fit_steps(loop.experiment, loop.method, step, position.task)
-  run, one = loop.steps.own[step.name], loop.steps.counts_sharding
+  run, one, began = loop.steps.own[step.name], loop.steps.counts_sharding, position.batch
   if step.steps is None:
     split = training_split(loop.experiment, loop.method, position.task)
     batches: Any = ((batch,) for batch in training_batches(loop, position, split, step.epochs))
@@ -208,6 +211,8 @@ def _fit(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterat
     state, log = run(state, loop.frozen, *given, at, of)
     position.logs.append(log)
     position.batch += 1
+    if position.batch == began + 1:
+      loop.tell(position, None, False)
     if position.batch % loop.experiment.training.log_every == 0 or position.batch == total:
       fetch(position)
       write_fit_rows(loop, position, step, total)

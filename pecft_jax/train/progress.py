@@ -1,11 +1,14 @@
-"""Progress of a run on the terminal, with the time left for the whole sequence."""
+"""Progress of a run on the terminal or in a notebook, with the time left for the whole sequence."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
 from pecft_jax.data import Split, steps_for
 from pecft_jax.train.experiment import Experiment
+from pecft_jax.train.line import Shown, fitted, plain
+from pecft_jax.train.pace import Pace
 from pecft_jax.train.schedule import fit_steps, gathered_split, training_split, training_steps
 from pecft_jax.typing import ContinualMethod, Fit, Gather
 from pecft_jax.workdir.position import Position
@@ -15,22 +18,23 @@ if TYPE_CHECKING:
 
 # Rough cost of a batch, relative to one forward pass of as many examples.
 _TRAIN_COST = 3.0
-_QUIET_SECONDS = 10.0  # Between lines, where there is no terminal to redraw.
+_QUIET_SECONDS = 10.0  # Between lines, where there is nothing to redraw.
+_NOTEBOOK_SECONDS = 0.5  # Between two states of the line in a notebook.
+_NOTEBOOK_WIDTH = 100  # Characters; output areas do not say how wide they are.
 
 
 def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[str, float]]:
-  """Estimated cost of each phase of each task, in forward passes of one example."""
-  training, scenario = experiment.training, experiment.scenario
+  """Estimated cost of each phase of each task, in forward passes of one example.
+
+  Batches count as they are computed: filled up to their size.
+  """
+  training = experiment.training
+  learning, size = training.batch_size * _TRAIN_COST, float(training.eval_batch_size)
   out = []
-  for t in range(len(scenario.tasks)):
-    n = len(training_split(experiment, method, t).rows)
-    tests = sum(len(split.rows) for split in _evaluated(experiment, t))
-    steps = training_steps(experiment, method, t)
-    costs = {
-      'prepare': n,
-      'train': steps * training.batch_size * _TRAIN_COST,
-      'consolidate': n * method.passes(t + 1),
-    }
+  for t in range(len(experiment.scenario.tasks)):
+    batches = phase_batches(experiment, method, t)
+    passes = size * method.passes(t + 1)
+    each = {'prepare': size, 'train': learning, 'consolidate': passes}
     found = {}
     for step in plan_of(method):
       name = step if isinstance(step, str) else step.name
@@ -38,34 +42,41 @@ def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[st
         continue
       match step:
         case Gather():
-          found[name] = float(n)
+          each[name] = size
         case Calibrating():
-          found[name] = len(gathered_split(experiment, method, step, t).rows) * _TRAIN_COST
-        case Fit(steps=None):
-          found[name] = n * step.epochs * _TRAIN_COST
-        case _:
-          found[name] = costs.get(name, 0.0)
-    out.append({**found, 'evaluate': tests * method.passes(t + 1)})
+          each[name] = size * _TRAIN_COST
+        case Fit():
+          each[name] = learning
+      found[name] = batches.get(name, 0) * each.get(name, 0.0)
+    out.append({**found, 'evaluate': batches['evaluate'] * passes})
+    if 'start' in batches:
+      out[-1]['start'] = batches['start'] * size * method.passes(1)
+    if 'inside' in batches:
+      out[-1]['inside'] = batches['inside'] * passes
   return out
 
 
 def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> dict[str, int]:
-  """Number of batches of each phase of a task."""
+  """Number of batches of each phase of a task; `inside` are evaluations within training."""
   training = experiment.training
   size = training.eval_batch_size
-  gathered = steps_for(len(training_split(experiment, method, t).rows), size, 1)
+  count = lambda split: steps_for(len(split.rows), size, 1)
+  gathered = count(training_split(experiment, method, t))
   found = {
     'prepare': gathered,
     'train': training_steps(experiment, method, t),
     'consolidate': gathered,
-    'evaluate': sum(steps_for(len(s.rows), size, 1) for s in _evaluated(experiment, t)),
+    'evaluate': sum(map(count, _evaluated(experiment, t))),
   }
+  if t == 0 and training.evaluate == 'all':
+    found['start'] = found['evaluate']
+  if training.evaluate_every is not None:
+    found['inside'] = found['train'] // training.evaluate_every * found['evaluate']
   for step in plan_of(method):
     if isinstance(step, Fit):
       found[step.name] = fit_steps(experiment, method, step, t)
     elif isinstance(step, Gather | Calibrating):
-      split = gathered_split(experiment, method, step, t)
-      found[step.name] = steps_for(len(split.rows), training.eval_batch_size, 1)
+      found[step.name] = count(gathered_split(experiment, method, step, t))
   return found
 
 
@@ -78,80 +89,178 @@ def _evaluated(experiment: Experiment, t: int) -> list[Split]:
 
 
 class Reporter:
-  """Shows task, epoch, step, loss and time left: a bar, or lines where there is no terminal."""
+  """Shows task, epoch, step, loss and time left: a bar, or lines where nothing can be redrawn."""
 
   def __init__(
     self, experiment: Experiment, method: ContinualMethod, name: str, console: 'Console'
   ):
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-    self._experiment, self._method, self._name = experiment, method, name
-    self._console = console
+    """Shows nothing before it is entered."""
+    self._experiment, self._name, self._console = experiment, name, console
     self._order = ('start', *phase_names(method), 'evaluate')
     self._costs = phase_costs(experiment, method)
     tasks = range(len(experiment.scenario.tasks))
     self._batches = [phase_batches(experiment, method, t) for t in tasks]
-    self._total = sum(sum(costs.values()) for costs in self._costs) or 1.0
-    self._start: tuple[float, float] | None = None
+    self._pace = Pace()
     self._loss: float | None = None
-    self._said = time.monotonic()
-    self._bar = Progress(
-      SpinnerColumn(),
-      TextColumn('[bold]{task.fields[name]}'),
-      BarColumn(bar_width=24),
-      TextColumn('{task.percentage:3.0f} %'),
-      TextColumn('{task.fields[place]}'),
-      console=console,
-      transient=True,
-      disable=not console.is_terminal,
-    )
-    self._row = self._bar.add_task('', total=1.0, name=name, place='compiling')
+    self._show: Show = lambda shown, now: None
+    self._close: Callable[[], None] = lambda: None
 
   def __enter__(self) -> 'Reporter':
-    self._bar.start()
+    self._show, self._close = _display(self._console, self._name)
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._bar.stop()
+    self._close()
 
-  def __call__(self, position: Position, loss: float | None) -> None:
-    """Takes the position after a batch, and the mean loss where there is a new one."""
+  def __call__(self, position: Position, loss: float | None, settled: bool) -> None:
+    """Takes the position after a batch.
+
+    Args:
+      position: of the run.
+      loss: the mean loss, where there is a new one.
+      settled: whether all results so far have arrived from the devices.
+    """
     self._loss = loss if loss is not None else self._loss
-    done = self._done(position)
-    now = time.monotonic()
-    if self._start is None:
-      self._start = (now, done)
-    place = self._place(position) + self._left(now, done)
-    self._bar.update(self._row, completed=done, place=place)
-    if not self._console.is_terminal and now - self._said > _QUIET_SECONDS:
-      self._said = now
-      self._console.print(f'{self._name}: {done:4.0%} {place}', highlight=False)
+    batches, costs = self._done(position)
+    kind, now = _kind(position), time.monotonic()
+    self._pace.told(kind, batches.get(kind, 0), costs.get(kind, 0.0), now, settled=settled)
+    total = self._totals()
+    spent, everything = sum(costs.values()), sum(total.values()) or 1.0
+    seconds = self._pace.left({name: cost - costs.get(name, 0.0) for name, cost in total.items()})
+    inside = self._inside(position)
+    task = f'task {position.task + 1}/{len(self._costs)}'
+    left = '' if seconds is None else f'{_clock(seconds)} left'
+    self._show(Shown(self._name, spent / everything, task, inside, left), now)
 
-  def _done(self, position: Position) -> float:
-    past = sum(sum(costs.values()) for costs in self._costs[: position.task])
-    costs = self._costs[position.task]
-    past += sum(costs.get(phase, 0.0) for phase in self._order[: self._order.index(position.phase)])
-    batches = self._batches[position.task].get(position.phase, 1)
-    share = position.batch / max(1, batches)
-    return (past + share * costs.get(position.phase, 0.0)) / self._total
+  def _totals(self) -> dict[str, float]:
+    """Costs of the whole run by kind."""
+    out: dict[str, float] = {}
+    for costs in self._costs:
+      for phase, cost in costs.items():
+        out[_KINDS.get(phase, phase)] = out.get(_KINDS.get(phase, phase), 0.0) + cost
+    return out
 
-  def _place(self, position: Position) -> str:
-    tasks = len(self._experiment.scenario.tasks)
-    text = f'task {position.task + 1}/{tasks}'
-    if position.phase != 'train':
-      return f'{text} · {position.phase}'
+  def _done(self, position: Position) -> tuple[dict[str, int], dict[str, float]]:
+    """Batches and costs that are done, by kind."""
+    batches: dict[str, int] = {}
+    costs: dict[str, float] = {}
+
+    def add(t: int, phase: str, done: int | None = None) -> None:
+      of = self._batches[t].get(phase, 0)
+      number, cost = of if done is None else min(done, of), self._costs[t].get(phase, 0.0)
+      kind = _KINDS.get(phase, phase)
+      batches[kind] = batches.get(kind, 0) + number
+      costs[kind] = costs.get(kind, 0.0) + cost * number / max(1, of)
+
+    for t in range(position.task):
+      for phase in self._costs[t]:
+        add(t, phase)
+    for phase in self._order[: self._order.index(position.phase)]:
+      add(position.task, phase)
+      if phase == 'train':
+        add(position.task, 'inside')
+    add(position.task, position.phase, position.batch)
+    every = self._experiment.training.evaluate_every
+    if position.phase == 'train' and every is not None:
+      going = position.inside is not None
+      whole = position.batch // every - going
+      add(position.task, 'inside',
+          whole * self._batches[position.task]['evaluate'] + (position.inside or 0))  # fmt: skip
+    return batches, costs
+
+  def _inside(self, position: Position) -> tuple[str, ...]:
+    """Where in a task the run is, most important part first."""
+    if position.phase != 'train' or position.inside is not None:
+      return ('evaluate' if position.inside is not None else position.phase,)
     steps = self._batches[position.task]['train']
     epochs = self._experiment.training.epochs
     epoch = min(epochs, position.batch * epochs // max(1, steps) + 1)
-    text += f' · epoch {epoch}/{epochs} · step {position.batch}/{steps}'
-    return text if self._loss is None else f'{text} · loss {self._loss:.3f}'
+    found = (f'epoch {epoch}/{epochs}', f'step {position.batch}/{steps}')
+    return found if self._loss is None else (*found, f'loss {self._loss:.3f}')
 
-  def _left(self, now: float, done: float) -> str:
-    assert self._start is not None
-    elapsed, gained = now - self._start[0], done - self._start[1]
-    if gained <= 0:
-      return ''
-    seconds = round(elapsed * (1 - done) / gained)
-    hours, minutes = seconds // 3600, seconds % 3600 // 60
-    clock = f'{hours}:{minutes:02}:{seconds % 60:02}' if hours else f'{minutes}:{seconds % 60:02}'
-    return f' · {clock} left'
+
+# Phases that run the same compiled function.
+_KINDS = {'start': 'evaluate', 'inside': 'evaluate'}
+
+
+def _kind(position: Position) -> str:
+  phase = 'evaluate' if position.inside is not None else position.phase
+  return _KINDS.get(phase, phase)
+
+
+def _clock(seconds: float) -> str:
+  whole = round(seconds)
+  hours, minutes = whole // 3600, whole % 3600 // 60
+  return f'{hours}:{minutes:02}:{whole % 60:02}' if hours else f'{minutes}:{whole % 60:02}'
+
+
+Show = Callable[[Shown, float], None]
+
+
+def _display(console: 'Console', name: str) -> tuple[Show, Callable[[], None]]:
+  """Functions that show the line at a time in seconds, and that take it away."""
+  if console.is_terminal:
+    return _in_terminal(console, name)
+  if console.is_jupyter and (made := _in_notebook(name)) is not None:
+    return made
+  return _as_lines(console), lambda: None
+
+
+def _as_lines(console: 'Console') -> Show:
+  """A line now and then; none by runs that are quick."""
+  said = time.monotonic()
+
+  def show(shown: Shown, now: float) -> None:
+    nonlocal said
+    if now - said > _QUIET_SECONDS:
+      said = now
+      # Whatever reads a log wraps it.
+      console.print(plain(shown), highlight=False, markup=False, soft_wrap=True)
+
+  return show
+
+
+def _in_terminal(console: 'Console', name: str) -> tuple[Show, Callable[[], None]]:
+  """A line that is redrawn, and is gone at the end."""
+  from rich.live import Live
+  from rich.spinner import Spinner
+  from rich.text import Text
+
+  spinner = Spinner('dots')
+  latest = Shown(name, 0.0, 'compiling')
+
+  def line() -> Any:
+    # One column is the terminal's last, two are the spinner's.
+    text = fitted(latest, console.width - 3)
+    spinner.update(text=Text(text, no_wrap=True, overflow='crop'))
+    return spinner
+
+  live = Live(get_renderable=line, console=console, transient=True)
+  live.start()
+
+  def show(shown: Shown, now: float) -> None:
+    nonlocal latest
+    del now
+    latest = shown
+
+  return show, live.stop
+
+
+def _in_notebook(name: str) -> tuple[Show, Callable[[], None]] | None:
+  """A line below the cell that is redrawn and stays; None where there is no IPython."""
+  try:
+    from IPython.display import display  # pyright: ignore[reportMissingImports]
+  except ImportError:
+    return None
+  latest, said = Shown(name, 0.0, 'compiling'), 0.0
+  put = lambda: {'text/plain': fitted(latest, _NOTEBOOK_WIDTH)}
+  handle = display(put(), raw=True, display_id=True)
+
+  def show(shown: Shown, now: float) -> None:
+    nonlocal latest, said
+    latest = shown
+    if now - said > _NOTEBOOK_SECONDS:
+      said = now
+      handle.update(put(), raw=True)
+
+  return show, lambda: handle.update(put(), raw=True)

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,9 @@ DEFAULTS = RunOptions()
 
 
 def run(
-  experiment: Experiment, workdir: str | pathlib.Path, options: RunOptions = DEFAULTS
+  experiment: Experiment,
+  workdir: str | pathlib.Path | None = None,
+  options: RunOptions = DEFAULTS,
 ) -> dict[str, Any]:
   """Runs the method of an experiment, then its references, and records their results.
 
@@ -50,7 +53,8 @@ def run(
 
   Args:
     experiment: what to run.
-    workdir: made if it does not exist.
+    workdir: made if it does not exist. None: nothing is kept but what is returned, and a run that
+      is interrupted begins anew; one process only.
     options: devices, checkpoints, log.
 
   Returns:
@@ -79,13 +83,14 @@ def run(
   ('done', 2)
   """
   places = {experiment.seed: '.'}
-  return _run(experiment, work_directory(workdir), places, options, stacked=False)[0]
+  with _directory(workdir) as directory:
+    return _run(experiment, directory, places, options, stacked=False, kept=workdir is not None)[0]
 
 
 def run_seeds(
   experiment: Experiment,
   seeds: Sequence[int],
-  workdir: str | pathlib.Path,
+  workdir: str | pathlib.Path | None = None,
   options: RunOptions = DEFAULTS,
 ) -> list[dict[str, Any]]:
   """Runs several seeds of an experiment side by side, as one compiled program.
@@ -98,7 +103,7 @@ def run_seeds(
   Args:
     experiment: what to run; its own seed is ignored.
     seeds: all different.
-    workdir: made if it does not exist.
+    workdir: made if it does not exist; None as in `run`.
     options: devices, checkpoints, log; without `writers`.
 
   Returns:
@@ -132,7 +137,27 @@ def run_seeds(
       'writers take the rows of one seed, run_seeds has several logs: read seed_N/metrics.jsonl'
     )
   places = {seed: f'seed_{seed}' for seed in seeds}
-  return _run(experiment, work_directory(workdir), places, options, stacked=True)
+  with _directory(workdir) as directory:
+    return _run(experiment, directory, places, options, stacked=True, kept=workdir is not None)
+
+
+@contextlib.contextmanager
+def _directory(workdir: str | pathlib.Path | None) -> Iterator[pathlib.Path]:
+  """The work directory; a temporary one, removed at the end, where there is none.
+
+  Raises:
+    ValueError: for None in a job of several processes, or a path that cannot be used.
+  """
+  if workdir is not None:
+    yield work_directory(workdir)
+    return
+  if jax.process_count() > 1:
+    raise ValueError(
+      f'a job of {jax.process_count()} processes needs a work directory that all of them see: '
+      'expected a path, got workdir=None'
+    )
+  with tempfile.TemporaryDirectory(prefix='pecft-') as made:
+    yield work_directory(made)
 
 
 def _run(
@@ -142,6 +167,7 @@ def _run(
   options: RunOptions,
   *,
   stacked: bool,
+  kept: bool,
 ) -> list[dict[str, Any]]:
   """Runs seeds, each in its place below a directory."""
   for seed in places:
@@ -167,6 +193,7 @@ def _run(
         name=name,
         seeds=tuple(places),
         stacked=stacked,
+        kept=kept,
         directory=directory / at,
         outputs=tuple(directory / place / at for place in places.values()),
         options=options,

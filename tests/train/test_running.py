@@ -26,7 +26,7 @@ from tiny_runs import (
 from pecft_jax import recipes
 from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.peft.lowrank.lora import lora
-from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, sgd
+from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, run_seeds, sgd
 from pecft_jax.typing import Capacity
 from pecft_jax.workdir.stored import Damaged
 
@@ -78,6 +78,39 @@ def test_directories_that_would_lose_checkpoints_are_refused_at_once(name, monke
   with pytest.raises(ValueError, match=r'expected a (local )?path'):
     run(_experiment('finetune'), name, silent())
   assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+  """An empty place for temporary files, which is the current directory, too."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(RUN.tempfile, 'tempdir', str(tmp_path))
+  return tmp_path
+
+
+def test_without_a_work_directory_nothing_stays_but_the_results(nowhere, whole):
+  found = run(_experiment('finetune'), options=silent())
+  assert unmeasured(found) == whole('finetune')[0]['results']
+  assert os.listdir(nowhere) == []
+
+
+def test_seeds_need_no_work_directory(nowhere):
+  found = run_seeds(_experiment('simplecil'), [0, 1], options=silent())
+  assert [each['seed'] for each in found] == [0, 1]
+  assert os.listdir(nowhere) == []
+
+
+def test_without_a_work_directory_an_error_names_none(nowhere):
+  with pytest.raises(NonFiniteLoss) as caught:
+    run(tiny_experiment().replace(method=_gathering(np.nan)), options=silent())
+  assert 'pecft-' not in str(caught.value)
+  assert os.listdir(nowhere) == []
+
+
+def test_processes_of_a_job_need_a_work_directory(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='2 processes needs a work directory'):
+    run(_experiment('finetune'))
 
 
 def test_files_and_results(tmp_path):
