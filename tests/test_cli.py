@@ -100,7 +100,7 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
     (['--wrap', 'er', '--set', 'er.size=9223372036854775808'], 'expected an integer of 64 bits'),
     (['--branch', 'runs/trunk'], 'go together'),
     (['--after-task', '2'], 'go together'),
-    (['--processes', '2'], 'without a coordinator'),
+    (['--processes', '2'], 'need a coordinator'),
     (['--coordinator', 'here'], 'as HOST:PORT, or auto'),
     (['--rules', 'gram$='], '--rules says how to use a mesh'),
     (['--mesh', 'data=1', '--rules', 'gram'], 'expected a sharding rule as PATTERN=axis,axis'),

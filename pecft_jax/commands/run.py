@@ -59,6 +59,9 @@ class RunFlags:
   accept_changes: bool = False
   """Resume although FILE, or what it imports from beside it, was changed since: say so where the
   change has no part in what is computed. It is recorded."""
+  no_compile_cache: bool = False
+  """Compile all programs again, instead of reading those of earlier runs from the user's cache
+  directory (or JAX_COMPILATION_CACHE_DIR)."""
   process_id: int | None = None
   """Number of this process, from 0; needs --coordinator."""
   debug: bool = False
@@ -77,6 +80,7 @@ def run_file(path: str, args: Sequence[str], console: Console, *, debug: bool = 
   default = default_workdir(name + side_by_side, function, values)
   workdir = work_directory(flags.workdir or default)
   # After the flags, so that --help is quick.
+  from pecft_jax.devices.compile_cache import use_compile_cache
   from pecft_jax.devices.processes import ending_together, is_first, join
   from pecft_jax.report import comparison_markdown, write_comparison, write_page
   from pecft_jax.report.read import read_run
@@ -90,6 +94,8 @@ def run_file(path: str, args: Sequence[str], console: Console, *, debug: bool = 
   }
   settings = {'file': name, 'flags': {k: _json(v) for k, v in values.items()}}
   join(flags.coordinator, flags.processes, flags.process_id)
+  if not flags.no_compile_cache:
+    use_compile_cache()
   if is_first():
     console.print(f'{name} → {workdir}', highlight=False)
   try:

@@ -4,6 +4,10 @@
 Handwritten Digits" (Alpaydin and Kaynak, 1998, UCI repository).
 """
 
+import gzip
+import importlib.util
+import pathlib
+
 import numpy as np
 
 from pecft_jax.arguments import checked
@@ -12,6 +16,24 @@ from pecft_jax.data.resizing import centre_square
 from pecft_jax.data.source import Source, select_rows
 
 _TEST_EVERY = 5
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+  """The file that comes with scikit-learn: ink [N, 64] in 0..16, and labels [N].
+
+  Read without importing the package, which takes seconds, where the file is at its usual place.
+  """
+  found = importlib.util.find_spec('sklearn')
+  for folder in (found and found.submodule_search_locations) or ():
+    path = pathlib.Path(folder, 'datasets', 'data', 'digits.csv.gz')
+    if path.is_file():
+      with gzip.open(path) as file:
+        table = np.loadtxt(file, delimiter=',')
+      return table[:, :-1], table[:, -1].astype(np.int64)
+  from sklearn.datasets import load_digits
+
+  flat, labels = load_digits(return_X_y=True)
+  return np.asarray(flat), np.asarray(labels)
 
 
 @checked
@@ -28,10 +50,7 @@ def digits(image_size: int = 16) -> tuple[Source, Source]:
   >>> len(train.class_names)
   10
   """
-  # Imported here: scikit-learn takes a second to load, and few runs need it.
-  from sklearn.datasets import load_digits
-
-  flat, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+  flat, labels = _read()
   ink = np.round(flat.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
   images = np.stack([centre_square(image, image_size) for image in ink])
   source = arrays('digits', images, labels, [str(d) for d in range(10)])

@@ -59,6 +59,7 @@ def efficiency(run: Run) -> Lines:
     ('Forward passes per prediction', _with('{:g}'.format, e.get('forward_passes_per_prediction'))),
     ('Training time', duration(sum(spent)) if spent else None),
     ('Training time per task', duration(sum(spent) / len(spent)) if spent else None),
+    ('Tracing and compiling', _with(duration, e.get('compile_seconds'))),
     ('Images per second in training', _with(count, e.get('train_images_per_second'))),
     ('Peak memory', _with(size, e.get('peak_memory_bytes'))),
   ]

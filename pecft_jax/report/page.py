@@ -9,6 +9,7 @@ from pecft_jax.report import environments, facts, glossary
 from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
+from pecft_jax.report.stamp import is_current, stamp_of
 
 _ROW = 4  # Tiles in a row; metrics that do not fill a row are in the table only.
 
@@ -34,6 +35,11 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
   'report.html'
   """
   run = read_run(run_dir)
+  path = run.path if out is None else Path(out)
+  path = path / 'report.html' if path.is_dir() else path
+  stamp = stamp_of(run.path)
+  if is_current(path, stamp):  # Drawing it takes seconds.
+    return path
   at = standing(run)
   body = [_top(run, at), _bar(at)]
   if run.finished:
@@ -43,8 +49,7 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
   if run.config:
     body.append(section('Configuration', _pairs(facts.configuration(run))))
   body.append(element('footer', f'Made by pecft_jax from {run.path.resolve().name}/results.json.'))
-  path = run.path if out is None else Path(out)
-  path = path / 'report.html' if path.is_dir() else path
+  body.append(Raw(f'<!-- {stamp} -->'))
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(document(headline(at), *body), encoding='utf-8')
   return path

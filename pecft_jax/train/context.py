@@ -1,6 +1,7 @@
 """The context of the loop over a sequence."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 from pecft_jax.train.experiment import Experiment
@@ -30,6 +31,7 @@ class Loop:
       place for checkpoints and stops.
     tell: called with the position, the latest loss, and whether all results so far have arrived
       from the devices, for progress bars.
+    clock: seconds from any point in time, without those spent on compiling.
   """
 
   experiment: Experiment
@@ -41,3 +43,4 @@ class Loop:
   records: tuple[Record | Unwritten, ...]
   after_batch: Callable[[TrainState, Position], None]
   tell: Callable[[Position, float | None, bool], None]
+  clock: Callable[[], float] = time.perf_counter

@@ -4,16 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.arguments import check_fields
 from pecft_jax.data import Augmentation, Scenario, Split
 from pecft_jax.data.scenario import data_sha256
 from pecft_jax.devices.digest import tree_sha256
+from pecft_jax.devices.finite_leaves import not_finite_in
 from pecft_jax.devices.rules import Rule
-from pecft_jax.paths import named_leaves
 from pecft_jax.recipes import Recipe
 from pecft_jax.settings import settings_of
 from pecft_jax.typing import Backbone, ContinualMethod, Params, Pretrained, WeightsIdentity
@@ -128,10 +126,8 @@ def check_experiment(experiment: Experiment) -> None:
     check_inputs(experiment.backbone, f'the test set of task {task.name!r}', task.test)
   for probe in scenario.probes:
     check_inputs(experiment.backbone, f'the probe {probe.name!r}', probe.split)
-  for path, leaf in named_leaves(experiment.frozen):
-    numbers = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    if numbers and not bool(jnp.isfinite(leaf).all()):
-      raise ValueError(f'the weights of {experiment.backbone.name} are not finite: {path}')
+  if bad := not_finite_in(experiment.frozen):
+    raise ValueError(f'the weights of {experiment.backbone.name} are not finite: {bad[0]}')
   for name, each in {'method': method, **experiment.references}.items():
     _check_backbone(name, each, experiment.backbone)
     capacity = each.capacity

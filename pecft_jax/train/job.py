@@ -15,6 +15,7 @@ from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import agreement, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
 from pecft_jax.files import plain, read_json, write_json
+from pecft_jax.train.compiling import compile_clock
 from pecft_jax.train.context import Loop, NonFiniteLoss
 from pecft_jax.train.experiment import Experiment, describe
 from pecft_jax.train.logs import settle
@@ -112,6 +113,14 @@ def run_job(job: Job) -> list[dict[str, Any]]:
     NonFiniteLoss: if training diverges.
     Stopped: if it was asked to stop, once everything is saved.
   """
+  if (ended := _ended(job)) is not None:
+    return ended
+  with compile_clock() as compiled:
+    return _run_to_end(job, compiled)
+
+
+def _run_to_end(job: Job, compiled: Callable[[], float]) -> list[dict[str, Any]]:
+  """`run_job` of one that has not ended; `compiled` gives the seconds spent on compiling so far."""
   experiment, layout = job.experiment, job.layout
   steps = compile_steps(
     job.method,
@@ -141,11 +150,22 @@ def run_job(job: Job) -> list[dict[str, Any]]:
     if not found:
       job.write(state, position, [None] * len(job.seeds))
     try:
-      state = _run_from(job, steps, frozen, checkpoints, state=state, position=position)
+      state = _run_from(job, steps, frozen, checkpoints, compiled, state=state, position=position)
     finally:
       checkpoints.wait()
   digests = [tree_sha256(job.of_seed(state, i)) for i in range(len(job.seeds))]
   return job.write(state, position, digests)
+
+
+def _ended(job: Job) -> list[dict[str, Any]] | None:
+  """The results of a run that has ended, which are read, not made again; None of any other."""
+  found = []
+  for output in job.outputs:
+    try:
+      found.append(read_json(output / 'results.json'))
+    except (OSError, ValueError):  # None yet; what is damaged is made again from a checkpoint.
+      return None
+  return found if all(each.get('status') == 'done' for each in found) else None
 
 
 def check_there(job: Job) -> None:
@@ -176,12 +196,14 @@ def _run_from(
   steps: Steps,
   frozen: Params,
   checkpoints: Checkpoints,
+  compiled: Callable[[], float],
   *,
   state: TrainState,
   position: Position,
 ) -> TrainState:
   """Runs from a position to the end, and saves the end."""
   last_save, saved = time.monotonic(), position.tick
+  compiled_before = position.compile_seconds
   agree = agreement()
 
   with contextlib.ExitStack() as stack:
@@ -195,6 +217,7 @@ def _run_from(
       nonlocal last_save, saved
       settle(position)  # No state that is not finite is ever saved.
       position.compilations = compilations(steps, position.compilations)
+      position.compile_seconds = compiled_before + compiled()
       position.peak_bytes = max(position.peak_bytes, peak_memory())
       for record in records:
         record.sync()
@@ -214,8 +237,9 @@ def _run_from(
 
     part = batch_part(job.layout)
     loop = Loop(
-      job.experiment, job.method, job.seeds, steps, frozen, part, records, after_batch, reporter
-    )
+      job.experiment, job.method, job.seeds, steps, frozen, part, records, after_batch, reporter,
+      clock=lambda: time.perf_counter() - compiled(),
+    )  # fmt: skip
     try:
       state = run_tasks(loop, state, position)
     except NonFiniteLoss as error:

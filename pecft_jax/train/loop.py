@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -49,12 +48,12 @@ def run_tasks(loop: Loop, state: TrainState, position: Position) -> TrainState:
     phases[name] = functools.partial(_skipping, step, _PHASES.get(step, _own))
   phases['evaluate'] = evaluate
   while position.task < len(loop.experiment.scenario.tasks):
-    started = time.perf_counter()
+    started = loop.clock()
     spent = position.seconds[position.task] if position.task < len(position.seconds) else 0.0
     for after in phases[position.phase](loop, state, position):
       state = after
       # Seconds are kept current, so that they add up over interruptions.
-      position.seconds[position.task :] = [spent + time.perf_counter() - started]
+      position.seconds[position.task :] = [spent + loop.clock() - started]
       position.tick += 1
       loop.after_batch(state, position)
     _advance(position, list(phases))
@@ -176,14 +175,14 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
     yield from evaluate_inside(loop, state, position)
   if position.batch == total:
     return
-  started, spent, began = time.perf_counter(), position.training_seconds, position.batch
+  started, spent, began = loop.clock(), position.training_seconds, position.batch
   for batch in training_batches(loop, position, split, training.epochs, stored):
     state, log = loop.steps.train(state, loop.frozen, batch)
     # Losses stay on their device, so that no step waits for the host.
     position.logs.append(log)
     position.batch += 1
     position.images += training.batch_size * len(loop.seeds)
-    position.training_seconds = spent + time.perf_counter() - started
+    position.training_seconds = spent + loop.clock() - started
     if position.batch == began + 1:
       loop.tell(position, None, False)  # So that compilation counts as no step.
     if position.batch % training.log_every == 0 or position.batch == total:

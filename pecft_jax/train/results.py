@@ -75,6 +75,7 @@ def results(
       'backbone_bytes': tree_bytes(experiment.frozen),
       'forward_passes_per_prediction': method.passes(max(1, done)),
       'seconds_per_task': position.seconds[:done],
+      'compile_seconds': round(position.compile_seconds, 3),
       'train_images_per_second': (
         position.images / position.training_seconds if position.training_seconds else None
       ),

@@ -45,6 +45,7 @@ class Position:
     seconds: spent on each task so far.
     images: training examples seen, of all seeds.
     training_seconds: spent in the training phases.
+    compile_seconds: spent on tracing and compiling, which are no part of the other seconds.
     compilations: of each jitted function, the most in one process.
     peak_bytes: largest resident size of a process, as of the last checkpoint.
     seeds: the findings of each seed.
@@ -61,6 +62,7 @@ class Position:
   seconds: list[float] = dataclasses.field(default_factory=list)
   images: int = 0
   training_seconds: float = 0.0
+  compile_seconds: float = 0.0
   compilations: dict[str, int] = dataclasses.field(default_factory=dict)
   peak_bytes: int = 0
   seeds: list[Findings] = dataclasses.field(default_factory=lambda: [Findings()])

@@ -69,7 +69,7 @@ def test_a_coordinator_has_a_port(coordinator):
 
 
 def test_numbers_of_processes_need_a_coordinator():
-  with pytest.raises(ValueError, match='without a coordinator'):
+  with pytest.raises(ValueError, match='need a coordinator'):
     join(None, 2, 0)
 
 
