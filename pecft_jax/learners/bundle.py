@@ -35,6 +35,9 @@ FORMAT, VERSION = 'pecft_jax bundle', 1
 def is_bundle(directory: str | pathlib.Path) -> bool:
   """Whether a directory holds a bundle.
 
+  Args:
+    directory: any path, which need not exist.
+
   >>> is_bundle('.')
   False
   """
@@ -114,7 +117,8 @@ def load_bundle(
 
   Raises:
     ValueError: if the directory holds no bundle, one of a newer version, or files that are not what
-      was written; if the model or the method is another, or is missing.
+      was written; if the model or the method is another, or the weights are missing.
+    NotRemade: a ValueError, if the method cannot be made from its settings, and none is given.
 
   >>> load_bundle('absent')
   Traceback (most recent call last):
