@@ -182,7 +182,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any, Any]]:
       hints = typing.get_type_hints(factory, localns=dict(unknown), include_extras=True)
       break
     except NameError as error:
-      if error.name in unknown:
+      if error.name is None or error.name in unknown:
         raise
       unknown[error.name] = Any
   parameters = inspect.signature(factory).parameters

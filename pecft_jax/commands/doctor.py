@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 import pecft_jax
+from pecft_jax.devices.compile_cache import cache_folder, chosen_folder
 from pecft_jax.environment import environment
 from pecft_jax.text import listed, size
 
@@ -135,7 +136,7 @@ def _devices() -> tuple[list[dict[str, Any]], list[str]]:
   return list(found.values()), [text for device in devices if (text := _broken(device))]
 
 
-def _broken(device: jax.Device) -> str | None:
+def _broken(device: Any) -> str | None:
   """Why a compiled product of two matrices fails on a device; None where it is right."""
   a = np.arange(_SIDE * _SIDE, dtype=np.float32).reshape(_SIDE, _SIDE) % 3
   try:
@@ -159,9 +160,7 @@ def _host() -> dict[str, Any]:
 
 def _caches(problems: list[str]) -> dict[str, Any]:
   """The cache of compiled programs; a directory that cannot be written is a problem."""
-  place = jax.config.jax_compilation_cache_dir
-  if not place:
-    return {'compilation': None}
+  place = chosen_folder() or str(cache_folder())
   # A bucket is another file system's.
   if '://' in place:
     return {'compilation': {'directory': place, 'bytes': None}}
@@ -199,12 +198,9 @@ def lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     + (f', {size(each["memory_bytes"])} each)' if each['memory_bytes'] else ')')
     for each in facts['devices']
   ]
-  if cache is None:
-    kept = 'none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs'
-  elif cache['bytes'] is None:
-    kept = cache['directory']
-  else:
-    kept = f'{cache["directory"]}, {size(cache["bytes"])} in {cache["files"]} files'
+  kept = cache['directory']
+  if cache['bytes'] is not None:
+    kept += f', {size(cache["bytes"])} in {cache["files"]} files'
   rows = [
     ('versions', listed(versions, len(versions))),
     ('devices', listed(devices)),

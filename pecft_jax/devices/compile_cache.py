@@ -22,7 +22,13 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(base, 'pecft_jax', 'compiled', re.sub(r'[^\w.]+', '_', kind))
 
 
-def use_compile_cache() -> pathlib.Path | None:
+def chosen_folder() -> str | None:
+  """The folder of `JAX_COMPILATION_CACHE_DIR` or of jax's configuration; None where none is set."""
+  chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+  return chosen or None
+
+
+def use_compile_cache() -> str | None:
   """Turns jax's persistent compilation cache on, for this process.
 
   A directory that was chosen before, by `JAX_COMPILATION_CACHE_DIR` or in jax's configuration,
@@ -31,8 +37,8 @@ def use_compile_cache() -> pathlib.Path | None:
   Returns:
     The directory in use; None where none can be made, which is no error.
   """
-  if jax.config.jax_compilation_cache_dir:
-    return pathlib.Path(jax.config.jax_compilation_cache_dir)
+  if (chosen := chosen_folder()) is not None:
+    return chosen
   folder = cache_folder()
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,4 +46,4 @@ def use_compile_cache() -> pathlib.Path | None:
     return None
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _LEAST)
-  return folder
+  return str(folder)

@@ -206,7 +206,8 @@ class Learner:
     for batch in eval_batches(split, batch_size=size):
       x: Any = batch.x
       if tasks is not None:
-        x = Given(x, task=tasks[np.asarray(batch.index)])
+        task: Any = tasks[np.asarray(batch.index)]
+        x = Given(x, task=task)
       x = on_devices(batch._replace(x=x), batched(self.layout)).x
       rows = fn(self.state, self.model.params, x)
       found.append(np.asarray(rows)[np.asarray(batch.valid)])

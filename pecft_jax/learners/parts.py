@@ -108,7 +108,7 @@ def learned(
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), frozen)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params, memory = jax.eval_shape(method.init, key, shapes)
-  step = jax.ShapeDtypeStruct((), np.int32)
+  step: Any = jax.ShapeDtypeStruct((), np.int32)
   like = Learned(params, memory, jax.eval_shape(lambda: no_task(method.capacity)), step)
   wanted = dict(map(leaf_of, named_leaves(like)))
   check_leaves(what, wanted, dict(leaf_of(named) for named in stored.items()))

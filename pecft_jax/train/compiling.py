@@ -25,9 +25,10 @@ def compile_clock() -> Iterator[Callable[[], float]]:
   """
   spans: list[tuple[float, float]] = []  # Disjoint, in order.
 
-  def listen(event: str, start: float, end: float, **_: object) -> None:
+  def listen(event: str, start_time: float, end_time: float, **_: object) -> None:
     if not event.startswith(_EVENTS):
       return
+    start, end = start_time, end_time
     # Events come when they end, so those inside of this one are the last of the list.
     while spans and spans[-1][0] >= start:
       spans.pop()
