@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pecft_jax.local import local_path
 
@@ -154,12 +154,39 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
   Raises:
     OSError: names the file.
   """
+  with replacing(path) as file, named(file.name):
+    file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+  """A file to write to, which takes its name when all is written, and is on the disk then.
+
+  After an error there is no such file, or the one from before.
+
+  Raises:
+    OSError: names the file.
+
+  >>> import tempfile
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'a.txt'
+  >>> with replacing(path) as file:
+  ...   _ = file.write(b'a')
+  >>> path.read_text()
+  'a'
+  """
   path = pathlib.Path(path)
   part = path.with_name(path.name + '.part')
-  with named(part), open(part, 'w', encoding='utf-8', newline='') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
+  try:
+    with contextlib.ExitStack() as stack:
+      with named(part):
+        file = stack.enter_context(open(part, 'wb'))
+      yield file
+      with named(part):
+        file.flush()
+        os.fsync(file.fileno())
+  except BaseException:
+    part.unlink(missing_ok=True)
+    raise
   os.replace(part, path)
 
 

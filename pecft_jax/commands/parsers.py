@@ -149,7 +149,114 @@ def _export(add: Add) -> None:
   parser.set_defaults(call=call)
 
 
-_COMMANDS = (_run, _plan, _list, _report, _inspect, _doctor, _export)
+def _predict(add: Add) -> None:
+  parser = add(
+    'predict',
+    help='what a run says of images or texts, as CSV or JSON lines',
+    description='Writes the label and its probability for each example, in the order given. A file '
+    'that is no image, or of another mode, is refused before anything is written.',
+  )
+  parser.add_argument('dir', type=_path, help='a work directory of pecft run, or a bundle')
+  parser.add_argument(
+    'inputs',
+    nargs='+',
+    metavar='INPUT',
+    type=_text,
+    help='images, folders of images, .npz files with images; for a backbone of texts, files with a '
+    'text on each line, .csv or .jsonl files with a column text, or - for standard input',
+  )
+  parser.add_argument('--out', type=_path, help='the file (default: standard output)')
+  parser.add_argument('--format', help='csv (default) or jsonl; by the suffix of --out')
+  parser.add_argument(
+    '--top', type=int, default=1, metavar='N', help='the N most probable classes (default: 1)'
+  )
+  _add_reading(parser)
+  _add_which(parser)
+
+  def call(known: argparse.Namespace, rest: list[str], console: Any) -> int:
+    from pecft_jax.commands.predict import predict
+
+    return predict(
+      _which(known),
+      known.inputs,
+      reading=_reading(known),
+      out=known.out,
+      form=known.format,
+      top=known.top,
+      batch_size=known.batch_size,
+    )
+
+  parser.set_defaults(call=call)
+
+
+def _evaluate(add: Add) -> None:
+  parser = add(
+    'evaluate',
+    help='the accuracy of a run on another test set',
+    description='Classes are matched by name, and predicted among all that were learned. Prints '
+    'the accuracy, that of each class, and which classes are taken for which.',
+  )
+  parser.add_argument('dir', type=_path, help='a work directory of pecft run, or a bundle')
+  parser.add_argument(
+    '--data',
+    type=_path,
+    required=True,
+    help='a folder with one folder of images per class, a .csv or .jsonl file with the columns '
+    'path (or text) and label, or an .npz file',
+  )
+  parser.add_argument('--split', help='only rows of a table with this split, such as test')
+  parser.add_argument('--json', action='store_true', help='as JSON')
+  parser.add_argument('--out', type=_path, help='also write the JSON to this file')
+  _add_reading(parser)
+  _add_which(parser)
+
+  def call(known: argparse.Namespace, rest: list[str], console: Any) -> int:
+    from pecft_jax.commands.evaluate import evaluate
+
+    return evaluate(
+      _which(known),
+      known.data,
+      reading=_reading(known),
+      split=known.split,
+      as_json=known.json,
+      out=known.out,
+      batch_size=known.batch_size,
+      console=console,
+    )
+
+  parser.set_defaults(call=call)
+
+
+_COMMANDS = (_run, _plan, _list, _report, _inspect, _doctor, _predict, _evaluate, _export)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that say how files become inputs."""
+  parser.add_argument(
+    '--batch-size', type=int, default=64, metavar='N', help='examples at a time (default: 64)'
+  )
+  parser.add_argument(
+    '--convert',
+    action='store_true',
+    help='take images of other modes: grey for colours, colours for grey, transparency, 16 bits',
+  )
+  parser.add_argument(
+    '--tokenizer', type=_path, help='a tokenizer.json, for a backbone that reads texts'
+  )
+  parser.add_argument(
+    '--cut', action='store_true', help='cut texts that are too long, instead of refusing them'
+  )
+
+
+def _reading(known: argparse.Namespace) -> Callable[[Any], Any]:
+  """Input specification -> how files become inputs."""
+
+  def reading(spec: Any) -> Any:
+    from pecft_jax.commands.examples import Reading
+
+    return Reading(spec, known.convert, known.tokenizer, known.cut)
+
+  return reading
 
 
 def _add_which(parser: argparse.ArgumentParser, *after_task: str) -> None:
@@ -188,6 +295,11 @@ def _path(text: str) -> pathlib.Path:
   if not text:
     raise argparse.ArgumentTypeError('it names nothing: the value is empty')
   return pathlib.Path(text)
+
+
+def _text(text: str) -> str:
+  _path(text)
+  return text
 
 
 def _with_file(

@@ -6,6 +6,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
   path = local_path(path)
   if not path.is_file():
     raise FileNotFoundError(f'no file {path}; expected an .npz with the keys {_REQUIRED}')
-  fields = _read(path)
+  fields = _read(path, _REQUIRED, _OPTIONAL)
   try:
     return arrays(
       name or path.stem,
@@ -66,7 +67,28 @@ def npz(path: str | os.PathLike[str], name: str | None = None) -> Source:
     raise ValueError(f'{path}: {error}') from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def npz_inputs(path: str | os.PathLike[str]) -> np.ndarray:
+  """The `images` of a file, without labels; other keys are ignored.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: as `npz`.
+
+  >>> np.savez('mine.npz', images=np.zeros((2, 8, 8, 1), np.uint8))
+  >>> npz_inputs('mine.npz').shape
+  (2, 8, 8, 1)
+  """
+  path = local_path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"no file {path}; expected an .npz with the key 'images'")
+  images = _read(path, ('images',))['images']
+  return arrays(str(path), images, np.zeros(len(np.atleast_1d(images)), np.int64)).inputs
+
+
+def _read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
   try:
     # Opened as a zip file, since np.load also reads other formats than .npz.
     with zipfile.ZipFile(path) as archive:
@@ -75,10 +97,12 @@ def _read(path: Path) -> dict[str, Any]:
   except _UNREADABLE as error:
     raise ValueError(f'{path} is truncated or not an .npz file: {error}') from error
   with file:
-    missing = [key for key in _REQUIRED if key not in keys]
+    missing = [key for key in required if key not in keys]
     if missing:
-      raise ValueError(f'{path}: expected the keys {_REQUIRED}, got {keys}; missing: {missing}')
-    wanted = [key for key in (*_REQUIRED, *_OPTIONAL) if key in keys]
+      raise ValueError(
+        f'{path}: expected the keys {tuple(required)}, got {keys}; missing: {missing}'
+      )
+    wanted = [key for key in (*required, *optional) if key in keys]
     if twice := [key for key in wanted if keys.count(key) > 1]:
       raise ValueError(f'{path} holds {twice} twice')
     return {key: _entry(path, file, key) for key in wanted}

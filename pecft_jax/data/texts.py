@@ -1,7 +1,6 @@
 """Texts as token ids, through a tokenizer of Hugging Face's `tokenizers`."""
 
 import os
-import pathlib
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -68,7 +67,7 @@ def text_table(
   lines = read_table(file, ('text', 'label'), ('domain',))
   texts = [line.values['text'] for line in lines]
   wheres = [line.where for line in lines]
-  inputs = _tokenized(file, texts, wheres, tokenizer, length, pad, too_long)
+  inputs = tokenized(file, texts, wheres, tokenizer, length, pad, too_long)
   labels, names = indexed(name, 'class', [line.values['label'] for line in lines], class_names)
   if 'domain' not in lines[0].values:
     return Source(name, inputs, labels, names)
@@ -110,18 +109,36 @@ def text_lines(
   file = local_path(path)
   if not file.is_file():
     raise FileNotFoundError(f'no file {file}')
+  texts = lines_of(file, file.read_bytes())
+  wheres = [f'{file}, line {number}' for number in range(1, len(texts) + 1)]
+  return tokenized(file, texts, wheres, tokenizer, length, pad, too_long)
+
+
+def lines_of(file: str | os.PathLike[str], raw: bytes) -> list[str]:
+  """The lines of a text in UTF-8.
+
+  Args:
+    file: that it is from, for messages.
+    raw: the text; a byte order mark is ignored.
+
+  Raises:
+    ValueError: for text that is not UTF-8, or has no lines.
+
+  >>> lines_of('a.txt', b'good\\r\\nvery good\\n')
+  ['good', 'very good']
+  """
   try:
-    texts = file.read_text(encoding='utf-8-sig').removesuffix('\n').split('\n')
+    text = raw.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n')
   except UnicodeDecodeError as error:
     raise ValueError(f'{file}: expected UTF-8 text, {error}') from error
-  if texts == ['']:
+  lines = text.removesuffix('\n').split('\n')
+  if lines == ['']:
     raise ValueError(f'{file} has no lines')
-  wheres = [f'{file}, line {number}' for number in range(1, len(texts) + 1)]
-  return _tokenized(file, texts, wheres, tokenizer, length, pad, too_long)
+  return lines
 
 
-def _tokenized(
-  file: pathlib.Path,
+def tokenized(
+  file: str | os.PathLike[str],
   texts: Sequence[str],
   wheres: Sequence[str],
   tokenizer: str | os.PathLike[str],
@@ -129,7 +146,24 @@ def _tokenized(
   pad: int,
   too_long: TooLong,
 ) -> np.ndarray:
-  """int32 [N, length]."""
+  """Texts as token ids.
+
+  Args:
+    file: that they are from, for messages.
+    texts: N of them.
+    wheres: the place of each, for messages.
+    tokenizer: as in `text_table`.
+    length: T.
+    pad: id of padding.
+    too_long: as in `text_table`.
+
+  Returns:
+    int32 [N, T].
+
+  Raises:
+    FileNotFoundError: if there is no such tokenizer.
+    ValueError: as `text_table`.
+  """
   at_least(1, length=length)
   encoded = [each.ids for each in _loaded(tokenizer).encode_batch(list(texts))]
   out = np.full((len(texts), length), pad, np.int32)

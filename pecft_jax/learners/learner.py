@@ -5,7 +5,7 @@ Axis letters: N examples, B batch, C classes, D width.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,16 +120,35 @@ class Learner:
     Raises:
       ValueError: for inputs of another shape or dtype, none at all, or an answer that is NaN.
     """
+    return np.concatenate(list(self.batches(inputs, tasks=tasks, batch_size=batch_size)))
+
+  def batches(
+    self, inputs: RandomAccess, *, tasks: Sequence[int] | None = None, batch_size: int = 64
+  ) -> Iterator[np.ndarray]:
+    """The answers of `predict`, batch by batch: more inputs than fit into memory.
+
+    Args:
+      inputs: as in `predict`.
+      tasks: as in `predict`.
+      batch_size: as in `predict`.
+
+    Yields:
+      float32 [B, C], in order; fewer rows at the end.
+
+    Raises:
+      ValueError: as `predict`.
+    """
     rows = None if tasks is None else np.asarray(tasks, np.int32)
     if rows is not None and rows.shape != (len(inputs),):
       raise ValueError(f'expected {len(inputs)} tasks, one per example, got {list(rows.shape)}')
-    answers = self._batches(self._predict, inputs, rows, batch_size)
-    wrong = np.isnan(answers) | np.isposinf(answers)
-    if wrong.any():
-      raise ValueError(
-        f'the answer of {self.method.name} to example {int(np.argwhere(wrong)[0][0])} is not finite'
-      )
-    return answers
+    done = 0
+    for answers in self._batches(self._predict, inputs, rows, batch_size):
+      wrong = np.isnan(answers) | np.isposinf(answers)
+      if wrong.any():
+        example = done + int(np.argwhere(wrong)[0][0])
+        raise ValueError(f'the answer of {self.method.name} to example {example} is not finite')
+      done += len(answers)
+      yield answers
 
   def probabilities(
     self, inputs: RandomAccess, *, tasks: Sequence[int] | None = None, batch_size: int = 64
@@ -144,12 +163,8 @@ class Learner:
     Raises:
       ValueError: as `predict`; and for a method whose answers are not classes.
     """
-    problem = self.method.capacity.problem
-    if not problem.classes:
-      raise ValueError(f'{self.method.name} answers {problem.name}, which has no classes')
-    logits = self.predict(inputs, tasks=tasks, batch_size=batch_size).astype(np.float64)
-    exp = np.exp(logits - logits.max(-1, keepdims=True))
-    return (exp / exp.sum(-1, keepdims=True)).astype(np.float32)
+    self.check_classes()
+    return softmax(self.predict(inputs, tasks=tasks, batch_size=batch_size))
 
   def features(self, inputs: RandomAccess, *, batch_size: int = 64) -> np.ndarray:
     """The features that the method's head reads, without dropout: float32 [N, D].
@@ -163,7 +178,13 @@ class Learner:
     Raises:
       ValueError: as `predict`.
     """
-    return self._batches(self._features, inputs, None, batch_size)
+    return np.concatenate(list(self._batches(self._features, inputs, None, batch_size)))
+
+  def check_classes(self) -> None:
+    """Raises ValueError for a method whose answers are not classes."""
+    problem = self.method.capacity.problem
+    if not problem.classes:
+      raise ValueError(f'{self.method.name} answers {problem.name}, which has no classes')
 
   def _env(self, frozen: Params) -> Env:
     return Env(frozen, self.state.task, self.state.step - self.state.task.start)
@@ -193,7 +214,7 @@ class Learner:
 
   def _batches(
     self, fn: Callable[..., Array], inputs: RandomAccess, tasks: np.ndarray | None, size: int
-  ) -> np.ndarray:
+  ) -> Iterator[np.ndarray]:
     """The results of a compiled function for all inputs, batch by batch."""
     if not len(inputs):
       raise ValueError('expected at least one example, got none')
@@ -202,7 +223,6 @@ class Learner:
     check_batches(self.layout, {'batch_size': size})
     split = Split(inputs, np.arange(len(inputs)), np.zeros(len(inputs), np.int32))
     check_inputs(self.model.backbone, 'what was given', split)
-    found = []
     for batch in eval_batches(split, batch_size=size):
       x: Any = batch.x
       if tasks is not None:
@@ -210,5 +230,15 @@ class Learner:
         x = Given(x, task=task)
       x = on_devices(batch._replace(x=x), batched(self.layout)).x
       rows = fn(self.state, self.model.params, x)
-      found.append(np.asarray(rows)[np.asarray(batch.valid)])
-    return np.concatenate(found)
+      yield np.asarray(rows)[np.asarray(batch.valid)]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Probabilities of logits [..., C], in float64 and returned in float32; 0 for those of -inf.
+
+  >>> softmax(np.array([[0, 0, -np.inf]])).tolist()
+  [[0.5, 0.5, 0.0]]
+  """
+  logits = np.asarray(logits, np.float64)
+  exp = np.exp(logits - logits.max(-1, keepdims=True))
+  return (exp / exp.sum(-1, keepdims=True)).astype(np.float32)
