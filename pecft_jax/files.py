@@ -154,7 +154,7 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
   Raises:
     OSError: names the file.
   """
-  with replacing(path) as file, named(file.name):
+  with replacing(path) as file:
     file.write(text.encode())
 
 
@@ -177,15 +177,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   path = pathlib.Path(path)
   part = path.with_name(path.name + '.part')
   try:
-    with contextlib.ExitStack() as stack:
-      with named(part):
-        file = stack.enter_context(open(part, 'wb'))
+    with open(part, 'wb') as file:
       yield file
-      with named(part):
-        file.flush()
-        os.fsync(file.fileno())
-  except BaseException:
+      file.flush()
+      os.fsync(file.fileno())
+  except BaseException as error:
     part.unlink(missing_ok=True)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+      # Of writing, or of closing the file, which writes what is left.
+      raise OSError(error.errno, error.strerror, str(part)) from error
     raise
   os.replace(part, path)
 

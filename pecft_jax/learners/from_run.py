@@ -42,9 +42,9 @@ def load_run(
     layout: devices; the first one by default.
 
   Raises:
-    ValueError: if there is no such run, checkpoint or seed, the model or the method is another, or
-      the weights cannot be found.
-    NotRemade: a ValueError, if the method cannot be made from its settings, and none is given.
+    ValueError: if there is no such run, checkpoint or seed, or the model or the method differs from
+      the run's.
+    NotRemade: a ValueError, where one of them cannot be made from what was recorded.
     Damaged: if a checkpoint differs from what was written.
     Unread: if one could not be read for another reason.
 

@@ -48,6 +48,9 @@ def per_class_accuracy(confusion: Counts) -> np.ndarray:
   Returns:
     float64 [C]; NaN for a class without examples.
 
+  Raises:
+    ValueError: for another shape.
+
   >>> per_class_accuracy(confusion_matrix([0, 0, 1], [0, 1, 1], 2)).tolist()
   [0.5, 1.0]
   """
