@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pecft_jax.commands.failures import quiet_libraries
+from pecft_jax.devices.compile_cache import use_compile_cache
 from pecft_jax.environment import now
 from pecft_jax.learners import Learner, NotRemade, is_bundle, load_bundle, load_run
 from pecft_jax.learners.bundle import DESCRIPTION
@@ -32,14 +33,17 @@ def learner_of(which: Which) -> Learner:
   """The learner of a directory.
 
   It is made from what was recorded. Where that is incomplete, as for a method or a backbone of the
-  user's own, the experiment is made again by the command that the run recorded.
+  user's own, the experiment is made again by the command that the run recorded. A bundle may come
+  from anywhere, so no file that it names is run: `--file` must name it.
 
   Raises:
     ValueError: if the directory holds no such learner, or parts of it are missing, or have changed;
       says which flag names them.
   """
   which = dataclasses.replace(which, directory=local_path(which.directory).resolve())
-  stored = (_bundle if is_bundle(which.directory) else _work_directory)(which)
+  bundle = is_bundle(which.directory)
+  stored = (_bundle if bundle else _work_directory)(which)
+  use_compile_cache()
   with quiet_libraries():
     if which.file is not None:
       return _by_experiment(stored, which, '')
@@ -47,6 +51,8 @@ def learner_of(which: Which) -> Learner:
       backbone = lambda: made_from(stored.method).backbone
       return stored.load(model=_weights(stored, which, backbone))
     except NotRemade as error:
+      if bundle:
+        raise NotRemade(f'{error}; --file names the experiment that has the rest') from error
       return _by_experiment(stored, which, f'{error}; ')
 
 

@@ -155,10 +155,18 @@ def test_weights_are_left_out_of_bundles_alone(ease, tmp_path, capsys):
 def test_a_bundle_is_exported_again(runs, tmp_path):
   bundle, direct, out = (str(tmp_path / name) for name in ('bundle', 'direct', 'out'))
   assert cli.main(['export', str(runs['finetune']), bundle, '--format', 'bundle']) == 0
-  assert cli.main(['export', bundle, out]) == 0
+  assert cli.main(['export', bundle, out, '--file', str(FILE)]) == 0
   assert cli.main(['export', str(runs['finetune']), direct]) == 0
   for file in pathlib.Path(direct).iterdir():
     assert (pathlib.Path(out) / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_no_file_that_a_bundle_names_is_run(runs, tmp_path, capsys):
+  bundle = str(tmp_path / 'bundle')
+  assert cli.main(['export', str(runs['finetune']), bundle, '--format', 'bundle']) == 0
+  text = failing(capsys, bundle, tmp_path / 'out')
+  assert 'tiny is not made by a factory of the library' in text
+  assert '--file names the experiment that has the rest' in text
 
 
 def test_a_bundle_holds_one_learner(runs, tmp_path, capsys):
