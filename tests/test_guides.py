@@ -94,7 +94,7 @@ def test_drawings_of_the_guides_need_nothing_from_elsewhere():
 # `your_own.md` has a test of its own, which looks at what its examples make.
 @pytest.mark.parametrize(
   'name',
-  [pytest.param('index', marks=pytest.mark.slow), 'adapters', 'data', 'faq'],
+  [pytest.param('index', marks=pytest.mark.slow), 'adapters', 'data', 'faq', 'use'],
 )
 def test_the_examples_of_a_guide_run(name, tmp_path):
   if name == 'data':
@@ -103,6 +103,12 @@ def test_the_examples_of_a_guide_run(name, tmp_path):
   if name == 'data':
     assert names['results']['metrics']['average_accuracy'] == 1
     assert names['reviews'].inputs.tolist() == [[3, 1, -1, -1], [2, -1, -1, -1]]
+  if name == 'use':
+    assert names['labels'] == [path.parent.name for path in names['files'].paths]
+    assert names['counts'].trace() == names['correct'] == len(names['answers'])
+    images = names['files'][range(3)]
+    np.testing.assert_array_equal(names['again'].predict(images), names['learner'].predict(images))
+    assert (tmp_path / 'program' / 'predict.stablehlo').is_file()
   if name == 'adapters':
     # Of an update that isn't zero: merged weights of another function would be far from it.
     model, own = names['model'], names['again']
@@ -123,4 +129,4 @@ def test_the_examples_of_a_guide_run(name, tmp_path):
 
 def test_every_page_with_examples_is_run():
   with_code = {page.stem for page in GUIDES.glob('*.md') if '```python' in page.read_text()}
-  assert with_code == {'index', 'adapters', 'data', 'faq', 'your_own'}
+  assert with_code == {'index', 'adapters', 'data', 'faq', 'use', 'your_own'}

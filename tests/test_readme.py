@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import inspect
 import itertools
@@ -9,6 +10,7 @@ import pytest
 
 from pecft_jax.benchmarks import split_cifar100, split_digits, your_images
 from pecft_jax.catalog import choose
+from pecft_jax.commands.parsers import add_commands
 from pecft_jax.commands.plan import PlanFlags
 from pecft_jax.commands.run import RunFlags
 from pecft_jax.listing import with_tables
@@ -20,7 +22,7 @@ README = ROOT / 'README.md'
 GUIDES = ROOT / 'experiments' / 'guides'
 CHOOSING = GUIDES / 'choosing.md'
 OWN = GUIDES / 'your_own.md'
-PAGE_NAMES = ('index', 'choosing', 'data', 'long_runs', 'faq')
+PAGE_NAMES = ('index', 'choosing', 'data', 'use', 'long_runs', 'faq')
 PAGES = [README, *(GUIDES / f'{name}.md' for name in PAGE_NAMES)]
 
 
@@ -89,8 +91,11 @@ def test_flags_and_files_that_pages_name_are_there(page):
     name.replace('_', '-') for each in experiments for name in inspect.signature(each).parameters
   }
   known |= {name.replace('_', '-') for cls in (RunFlags, PlanFlags) for name in _fields(cls)}
-  known |= {'verify', 'help', 'markdown', 'out', 'json', 'leaves', 'task'}  # Of other commands.
-  commands = re.findall(r'pecft (?:run|plan|inspect|report|export)[^\n`]*', text)
+  parsers = argparse.ArgumentParser().add_subparsers()
+  add_commands(parsers.add_parser)
+  actions = [action for parser in parsers.choices.values() for action in parser._actions]
+  known |= {flag.removeprefix('--') for action in actions for flag in action.option_strings}
+  commands = re.findall(rf'pecft (?:{"|".join(parsers.choices)})[^\n`]*', text)
   assert commands
   for flag in re.findall(r'--([a-z][a-z-]*)', '\n'.join(commands)):
     assert flag in known, flag
