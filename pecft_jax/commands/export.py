@@ -8,8 +8,10 @@ from rich.console import Console
 
 from pecft_jax.commands.learned import Which, learner_of
 from pecft_jax.interop import naming_of, save_hf_peft
-from pecft_jax.learners import Learner, save_bundle, save_stablehlo
+from pecft_jax.learners import Learner, NotRemade, save_bundle, save_stablehlo
+from pecft_jax.learners.from_settings import made_from
 from pecft_jax.local import local_path
+from pecft_jax.settings import settings_of
 from pecft_jax.text import size, unknown
 
 
@@ -76,10 +78,13 @@ def _hf_peft_needs(learner: Learner, weights: bool) -> str:
 
 
 def _bundle_needs(learner: Learner, weights: bool) -> str:
+  needs = [] if weights else [f'the weights of {learner.model.backbone.name}']
+  try:
+    made_from(settings_of(learner.method))
+  except NotRemade:
+    needs.append('the experiment, as --file, or its method and model in code')
   reads = 'pecft predict and load_bundle of pecft_jax.learners read it'
-  if weights:
-    return f'{reads}, and need nothing else'
-  return f'{reads}, with the weights of {learner.model.backbone.name}'
+  return f'{reads}, given {" and ".join(needs)}' if needs else f'{reads}, and need nothing else'
 
 
 def _stablehlo_needs(learner: Learner, weights: bool) -> str:

@@ -128,7 +128,8 @@ def test_a_bundle_of_any_method_answers_as_the_run_does(method, ease, tmp_path, 
   assert cli.main(['export', str(workdir), str(tmp_path / 'out'), '--format', 'bundle']) == 0
   said = ' '.join(capsys.readouterr().out.split())
   assert re.search(rf'{method} after tasks 1 to 3 → .*out: bundle, [\d.]+ kB; ', said)
-  assert 'pecft predict and load_bundle of pecft_jax.learners read it, and need nothing' in said
+  # The backbone is of the tests' own, which no settings hold.
+  assert 'read it, given the experiment, as --file, or its method and model in code' in said
   model = tiny_experiment(method, TASKS).model
   method = tiny_method(method, TASKS)
   learner = load_bundle(tmp_path / 'out', method=method)
@@ -147,7 +148,7 @@ def test_a_program_of_ease_answers_as_the_run_does(ease, tmp_path, capsys):
 def test_weights_are_left_out_of_bundles_alone(ease, tmp_path, capsys):
   command = [str(ease), str(tmp_path / 'out'), '--no-weights']
   assert cli.main(['export', *command, '--format', 'bundle']) == 0
-  assert 'read it, with the weights of tiny' in capsys.readouterr().out
+  assert 'read it, given the weights of tiny and the experiment' in capsys.readouterr().out
   assert not (tmp_path / 'out' / 'weights.safetensors').exists()
   assert '--no-weights is for --format bundle, got hf-peft' in failing(capsys, *command)
 
@@ -200,6 +201,19 @@ def test_no_experiment_is_needed_where_settings_say_all(recorded, tmp_path):
   card = (tmp_path / 'out' / 'README.md').read_text()
   assert '# finetune on tiny/class-incremental-2, after 2 of 2 tasks' in card
   assert 'with the weights of mine\n(sha256 ' in card
+
+
+def test_a_bundle_of_what_settings_hold_needs_nothing_else(recorded, tmp_path, capsys):
+  command = ['export', str(recorded / 'run'), str(tmp_path / 'out'), '--format', 'bundle']
+  assert cli.main(command) == 0
+  assert 'load_bundle of pecft_jax.learners read it, and need nothing' in _said(capsys)
+  assert cli.main([*command[:2], str(tmp_path / 'small'), *command[3:], '--no-weights']) == 0
+  assert 'read it, given the weights of mine' in _said(capsys)
+  assert load_bundle(tmp_path / 'out').classes == ('0', '1', '2', '3')
+
+
+def _said(capsys):
+  return ' '.join(capsys.readouterr().out.split())
 
 
 def _elsewhere(recorded, tmp_path):
