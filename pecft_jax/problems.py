@@ -25,6 +25,9 @@ class Judged(NamedTuple):
   score: Array  # [] int32 or float32, chosen among all classes seen.
   aware: Array  # The same with the task of each example known.
   total: Array  # [] int32
+  # [2, C] int32, the right answers to examples of each class: among all classes seen, and with the
+  # task known; None where answers are no classes.
+  hits: Array | None = None
 
 
 class HostScore(Protocol):
@@ -117,9 +120,13 @@ def divergence(old: Array, new: Array, known: Array, temperature: float) -> Arra
 def _judge_classes(answers: Array, y: Array, valid: Array, seen: Array, own: Array) -> Judged:
   def right(allowed: Array) -> Array:
     guess = jnp.where(allowed, answers, -jnp.inf).argmax(-1)
-    return ((guess == y) & valid).sum(dtype=jnp.int32)
+    return (guess == y) & valid
 
-  return Judged(right(seen), right(own), valid.sum(dtype=jnp.int32))
+  count = lambda rows: rows.sum(0, dtype=jnp.int32)
+  both = right(seen), right(own)
+  of_class = y[:, None] == jnp.arange(answers.shape[-1])
+  hits = jnp.stack([count(each[:, None] & of_class) for each in both])
+  return Judged(*map(count, both), count(valid), hits)
 
 
 # One class among all: `y` [B] is its position in the class order, answers are logits [B, C].

@@ -26,7 +26,7 @@ def test_token_accuracy_counts_tokens_of_valid_texts():
   answers = jnp.asarray(np.eye(4)[[[1, 2], [3, 0], [1, 1]]], jnp.float32)
   y = jnp.asarray([[1, 3], [3, -1], [1, 1]])
   found = problem.judge(answers, y, jnp.asarray([True, True, False]), None, None)
-  assert [int(each) for each in found] == [2, 2, 3]
+  assert [int(each) for each in found[:3]] == [2, 2, 3]
 
 
 def test_regression_adds_up_squared_errors():
@@ -49,7 +49,7 @@ def test_a_class_is_judged_among_those_seen_and_among_its_tasks_own():
   seen, own = jnp.asarray([True, True, True, False]), jnp.asarray([False, False, True, True])
   y, valid = jnp.asarray([1, 2, 0, 2]), jnp.asarray([True, True, True, False])
   found = classification.judge(logits, y, valid, seen, own)
-  assert [int(each) for each in found] == [2, 1, 3]
+  assert [int(each) for each in found[:3]] == [2, 1, 3]
 
 
 @pytest.mark.parametrize('problem', [next_tokens(3), regression(4)])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pecft_jax.report import glossary
+from pecft_jax.report.classes import by_class, ends, shown, task_intervals
 from pecft_jax.report.read import Run
 from pecft_jax.text import count, duration, listed, number, size
 
@@ -93,6 +94,9 @@ def per_task(run: Run) -> tuple[list[str], list[list[str]]]:
   }
   if run.task_aware is not None and len(run.task_aware) == k and run.scenario != 'task':
     columns['task-aware'] = [write(value) for value in run.task_aware[-1, :k]]
+  within = task_intervals(run)[:k]
+  if any(within):
+    columns['95 % interval'] = ['' if each is None else ends(each) for each in within]
   e = run.results.get('efficiency') or {}
   for title, values, write in (
     ('test examples', run.results.get('test_sizes'), str),
@@ -103,6 +107,15 @@ def per_task(run: Run) -> tuple[list[str], list[list[str]]]:
       columns[title] = ['' if value is None else write(value) for value in values[:k]]
   rows = [[name, *cells] for name, *cells in zip(run.tasks[:k], *columns.values(), strict=True)]
   return ['task', *columns], rows
+
+
+def per_class(run: Run) -> tuple[list[str], list[list[str]]]:
+  """Titles, and a row for each class of few, or for the worst of many, the worst first."""
+  rows = [
+    [each.name, glossary.level(run.measure, each.accuracy), ends(each.interval), str(each.examples)]
+    for each in shown(by_class(run))
+  ]
+  return ['class', 'accuracy', '95 % interval', 'test examples'], rows
 
 
 def _measured(run: Run) -> str:

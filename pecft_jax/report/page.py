@@ -7,10 +7,15 @@ import numpy as np
 from pecft_jax.metrics import average_accuracy, metrics_of
 from pecft_jax.report import environments, facts, glossary
 from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
+from pecft_jax.report.classes import by_class, task_intervals
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
 from pecft_jax.report.stamp import is_current, stamp_of
 
+_INTERVALS = (
+  'Intervals (Wilson, 95 %) say what the choice of test examples leaves open; the spread over '
+  'seeds is another.'
+)
 _ROW = 4  # Tiles in a row; metrics that do not fill a row are in the table only.
 
 
@@ -43,7 +48,7 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
   at = standing(run)
   body = [_top(run, at), _bar(at)]
   if run.finished:
-    body += [_tiles(run), _figures(run), _metrics(run), _tasks(run)]
+    body += [_tiles(run), _figures(run), _metrics(run), _tasks(run), _classes(run)]
   body += [_costs(run), section('What was measured', _pairs(facts.identity(run)))]
   body.append(section('When and where', _pairs(environments.lines(run))))
   if run.config:
@@ -180,7 +185,22 @@ def _costs(run: Run) -> Raw:
 
 
 def _tasks(run: Run) -> Raw:
-  return section('Task by task', table(*facts.per_task(run)), note=environments.on_times([run]))
+  words = _INTERVALS if any(task_intervals(run)) else ''
+  note = ' '.join(filter(None, (words, environments.on_times([run]))))
+  return section('Task by task', table(*facts.per_task(run)), note=note)
+
+
+def _classes(run: Run) -> Raw:
+  """The classes from the worst to the best; nothing where they were not counted."""
+  classes = by_class(run)
+  if not classes:
+    return Raw('')
+  from pecft_jax.report import plots
+
+  head, rows = facts.per_class(run)
+  which = f'the {len(rows)} worst of {len(classes)}' if len(rows) < len(classes) else 'worst first'
+  note = f'Accuracy on each class after the last finished task, {which}. {_INTERVALS}'
+  return section('Class by class', Raw(plots.classes(run)), table(head, rows), note=note)
 
 
 def _pairs(rows: facts.Lines) -> Raw:

@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pecft_jax.metrics import Measure
 from pecft_jax.report import glossary, svg
+from pecft_jax.report.classes import by_class
 from pecft_jax.report.read import Run
 from pecft_jax.text import rounded
 
@@ -50,6 +51,31 @@ def averages(run: Run) -> str:
   end = glossary.level(run.measure, run.curve()[-1])
   label = f'{words.capitalize()} after each task: {run.title} ends at {end}'
   return svg.render(figure, 'average', label)
+
+
+@svg.styled()
+def classes(run: Run) -> str:
+  """The accuracies of all classes from the worst to the best, each with its interval."""
+  found = by_class(run)
+  values = 100 * np.array([each.accuracy for each in found])
+  low, high = 100 * np.array([each.interval for each in found]).T
+  place = np.arange(1, len(found) + 1)
+  figure = Figure(figsize=(11, 2.9))
+  axes = figure.add_subplot()
+  few = len(found) <= 60
+  axes.vlines(place, low, high, color=svg.METHOD, alpha=0.35, linewidth=6 if few else 1.5)
+  axes.plot(place, values, 'o', color=svg.METHOD, markersize=5.5 if few else 2.5, clip_on=False)
+  mean = values.mean()
+  axes.axhline(mean, color=svg.MUTED, linewidth=1, linestyle='--')
+  axes.set(xlim=(0.5, len(found) + 0.5), ylim=(0, 100), ylabel='accuracy (%)')
+  axes.grid(False, axis='x')
+  if len(found) <= 20:
+    axes.set_xticks(place, [each.name[:14] for each in found], rotation=30, ha='right')
+  else:
+    axes.set(xlabel='classes, the worst first')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+  label = f'Accuracy of each class, the worst first: from {values[0]:.1f} % to {values[-1]:.1f} %'
+  return svg.render(figure, 'classes', label)
 
 
 @svg.styled()

@@ -52,6 +52,10 @@ def _amount(value: Any) -> bool:
   return _number(value) and value >= 0
 
 
+def _share(value: Any) -> bool:
+  return _number(value) and 0 <= value <= 1
+
+
 def _scenario(value: Any) -> bool:
   kind = value.get('kind') if isinstance(value, dict) else value
   return kind is None or _text(kind)
@@ -70,6 +74,8 @@ _RESULTS: Mapping[str, tuple[Check, str]] = {
   'tasks': (_or_none(_list_of(_text)), 'a list of names'),
   'class_names': (_or_none(_list_of(_text)), 'a list of names'),
   'test_sizes': (_or_none(_list_of(_positive)), 'a list of positive whole numbers'),
+  'per_class_accuracy': (_or_none(_list_of(_or_none(_share))), 'a list of shares in [0, 1]'),
+  'class_test_sizes': (_or_none(_list_of(_whole)), 'a list of whole numbers'),
   'metrics': (_or_none(_object_of(_or_none(_float))), 'an object of numbers'),
   'efficiency': (_or_none(_object), 'an object'),
   'identity': (_or_none(_object), 'an object'),

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pecft_jax.metrics import metrics_of
-from pecft_jax.report import glossary
+from pecft_jax.report import facts, glossary
 from pecft_jax.report.bounds import beside, headline, standing
+from pecft_jax.report.classes import by_class
 from pecft_jax.report.read import Run
 from pecft_jax.text import rounded
 
@@ -96,8 +97,37 @@ def metrics_table(run: Run) -> 'Table':
   return table
 
 
+def classes_table(run: Run) -> 'Table':
+  """The accuracy of each class of few, or of the worst of many; without rows where unknown.
+
+  Args:
+    run: as `read_run` gives it.
+
+  >>> import pathlib
+  >>> directory = pathlib.Path('runs/classes')
+  >>> directory.mkdir(parents=True)
+  >>> _ = (directory / 'results.json').write_text('{"accuracy_matrix": [[0.5]], '
+  ...   '"per_class_accuracy": [0.0, 1.0], "class_test_sizes": [2, 2]}')
+  >>> from pecft_jax.report import read_run
+  >>> classes_table(read_run(directory)).row_count
+  2
+  """
+  from rich.table import Table
+  from rich.text import Text
+
+  head, rows = facts.per_class(run)
+  count = len(by_class(run))
+  which = f'the {len(rows)} worst of {count}' if len(rows) < count else 'the worst first'
+  table = Table(title=f'Classes, {which}', title_justify='left', box=None, pad_edge=False)
+  for i, title in enumerate(head):
+    table.add_column(title, justify='right' if i else 'left', no_wrap=bool(i))
+  for row in rows:
+    table.add_row(*map(Text, row))
+  return table
+
+
 def print_run(run: Run, console: 'Console | None' = None) -> None:
-  """Prints the headline, the accuracy matrix and the metrics.
+  """Prints the headline, the accuracy matrix, the metrics, and the classes where they are known.
 
   Args:
     run: as `read_run` gives it.
@@ -124,7 +154,10 @@ def print_run(run: Run, console: 'Console | None' = None) -> None:
   for note in at.notes:
     console.print(Text(note, style='dim'))
   if run.finished:
-    for table in (accuracy_table(run), metrics_table(run)):
+    tables = [accuracy_table(run), metrics_table(run)]
+    if by_class(run):
+      tables.append(classes_table(run))
+    for table in tables:
       console.print()
       console.print(table)
 

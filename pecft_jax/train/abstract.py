@@ -55,12 +55,15 @@ def arguments(steps: Steps, method: ContinualMethod, frozen: Params, batch_size:
   task = whole(jax.eval_shape(lambda: no_task(method.capacity)))
   count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=steps.counts_sharding)
   score: Any = jax.ShapeDtypeStruct((), steps.score_dtype, sharding=steps.counts_sharding)
+  hits: Any = None
+  if steps.hits_shape is not None:
+    hits = jax.ShapeDtypeStruct(steps.hits_shape, jnp.int32, sharding=steps.counts_sharding)
   return Arguments(
     init=(whole(key), frozen),
     begin=(state, frozen, task),
     gather=(state, frozen, batch),
     train=(state, frozen, batch._replace(slot=slot)),
     end=(state, frozen),
-    predict=(state, frozen, batch, task.classes, Judged(score, score, count)),
+    predict=(state, frozen, batch, task.classes, Judged(score, score, count, hits)),
     query=(frozen, x),
   )

@@ -44,7 +44,7 @@ def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainSt
   for found in position.seeds:
     shares = _shares(found)
     found.start = shares[0][: len(loop.experiment.scenario.tasks)]
-    found.counts = []
+    found.counts, found.hits = [], []
   yield state
 
 
@@ -72,7 +72,7 @@ def evaluate_inside(loop: Loop, state: TrainState, position: Position) -> Iterat
       'aware': awares,
     }
     found.anytime.append({key: value for key, value in row.items() if key != 'kind'})
-    found.counts = []
+    found.counts, found.hits = [], []
     record.write(row)
     found.rows = record.rows
   position.inside = None
@@ -131,7 +131,10 @@ def _on_devices(
 ) -> None:
   """Adds up what the problem judges of a batch of test set `j`; the sums stay on their devices."""
   sums = position.sums[j] if j in position.sums else _sums_so_far(loop, position, j)
-  position.sums[j] = loop.steps.predict(state, loop.frozen, batch, test.classes, sums)
+  found = loop.steps.predict(state, loop.frozen, batch, test.classes, sums)
+  # Classes are counted on the tasks seen; probes have the same classes, and other examples.
+  own = 0 <= test.task <= position.task
+  position.sums[j] = found if own else found._replace(hits=sums.hits)
 
 
 def _on_host(
@@ -167,9 +170,12 @@ def _sums_so_far(loop: Loop, position: Position, j: int) -> Judged:
     np.array(each, dtype)
     for each, dtype in zip(zip(*rows, strict=True), (score, score, np.int32), strict=True)
   ]
+  if loop.steps.hits_shape is not None:
+    # Those so far are in the position, and are added to.
+    columns.append(np.zeros((len(rows), *loop.steps.hits_shape), np.int32))
   if not loop.steps.seed_axes:
     columns = [each[0] for each in columns]
-  return place(Judged(*columns), Judged(*[loop.steps.counts_sharding] * 3))
+  return place(Judged(*columns), Judged(*[loop.steps.counts_sharding] * len(columns)))
 
 
 def _settle(loop: Loop, position: Position) -> None:
@@ -206,6 +212,6 @@ def _write_accuracies(loop: Loop, position: Position) -> None:
     found.aware.append([*awares[:own], *blank])
     if probes:
       found.probes.append(scores[own:])
-    found.counts = []
+    found.by_class, found.counts, found.hits = found.hits, [], []
     record.write(row)
     found.rows = record.rows

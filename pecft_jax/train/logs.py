@@ -10,7 +10,7 @@ import numpy as np
 from pecft_jax.data import steps_for
 from pecft_jax.train.context import Loop, NonFiniteLoss
 from pecft_jax.train.schedule import progress_of
-from pecft_jax.workdir.position import Position
+from pecft_jax.workdir.position import Findings, Position
 
 
 def settle(position: Position) -> None:
@@ -20,14 +20,25 @@ def settle(position: Position) -> None:
     NonFiniteLoss: if the loss of a step, or a parameter after it, was not finite.
   """
   fetch(position)
-  for j, sums in position.sums.items():
+  for j, (*sums, hits) in jax.device_get(position.sums).items():
     # [3] or [3, S] to a row for each seed.
-    rows = np.stack(jax.device_get(sums)).reshape(len(sums), -1).T.tolist()
+    rows = np.stack(sums).reshape(len(sums), -1).T.tolist()
     if any(row[2] < 0 for row in rows):
       raise no_number(position, j)
-    for found, row in zip(position.seeds, rows, strict=True):
+    for i, (found, row) in enumerate(zip(position.seeds, rows, strict=True)):
+      if hits is not None:
+        _add_hits(found, np.reshape(hits, (len(rows), *hits.shape[-2:]))[i])
       found.counts[j:] = [row]
   position.sums = {}
+
+
+def _add_hits(found: Findings, hits: np.ndarray) -> None:
+  """Adds right answers by class [2, C] to those of the evaluation under way.
+
+  An evaluation that was begun without any, by an earlier version, has none to its end.
+  """
+  if found.hits or not found.counts:
+    found.hits = (hits + np.asarray(found.hits or 0, hits.dtype)).tolist()
 
 
 def no_number(position: Position, j: int) -> NonFiniteLoss:

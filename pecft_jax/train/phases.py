@@ -115,6 +115,8 @@ def predict(
 ) -> Judged:
   """Adds up what the problem judges; `classes` [C] are those of the examples' own task.
 
+  Hits are added up where `counts` has some.
+
   The total becomes `NO_NUMBER`, and stays so, where an answer to a valid example is NaN
   or infinite.
   """
@@ -123,9 +125,22 @@ def predict(
   # `predict` gives -inf for classes not seen, so all may be judged.
   every = jnp.ones_like(classes)
   new = method.capacity.problem.judge(answers, batch.y, batch.valid, every, classes)
-  found = Judged(*map(jnp.add, counts, new))
+  hits = None if counts.hits is None or new.hits is None else counts.hits + new.hits
+  found = Judged(*map(jnp.add, counts[:3], new[:3]), hits)
   no_number = _no_number(answers, batch) | (counts.total < 0)
   return found._replace(total=jnp.where(no_number, NO_NUMBER, found.total))
+
+
+def hits_shape(method: ContinualMethod) -> tuple[int, ...] | None:
+  """The shape of the hits that the problem's judge gives, [2, C]; None where it gives none."""
+  problem, (_, classes, _) = method.capacity.problem, method.capacity
+  if not problem.classes:
+    return None
+  one = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
+  y, valid, among = one((1,), jnp.int32), one((1,), bool), one((classes,), bool)
+  answers = one((1, classes), jnp.float32)
+  hits = jax.eval_shape(problem.judge, answers, y, valid, among, among).hits
+  return None if hits is None else hits.shape
 
 
 def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch) -> Answers:

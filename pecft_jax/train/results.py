@@ -13,7 +13,7 @@ from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.settings import transform_of, wrappers_of
 from pecft_jax.train.experiment import Experiment, configuration
 from pecft_jax.typing import ContinualMethod, TrainState
-from pecft_jax.workdir.position import Position
+from pecft_jax.workdir.position import Findings, Position
 
 
 def results(
@@ -62,6 +62,7 @@ def results(
     'tasks': [task.name for task in scenario.tasks],
     'class_names': list(scenario.class_names),
     'test_sizes': sizes,
+    **_by_class(experiment, found, done),
     'measure': measure._asdict(),
     'axis': ['time', 'task'],
     f'{measure.key}_matrix': primary,
@@ -89,6 +90,18 @@ def results(
     'state_sha256': digest,
   }
   return {**out, 'metrics': metrics(out)}
+
+
+def _by_class(experiment: Experiment, found: Findings, done: int) -> dict[str, Any]:
+  """The accuracy on each class after the last finished task, and the sizes that it is from."""
+  scenario = experiment.scenario
+  if not found.by_class:
+    return {'per_class_accuracy': None, 'class_test_sizes': None}
+  labels = np.concatenate([task.test.labels for task in scenario.tasks[:done]])
+  sizes = np.bincount(labels, minlength=len(scenario.class_order)).tolist()
+  right = found.by_class[1 if scenario.kind == 'task' else 0]
+  shares = [hits / n if n else None for hits, n in zip(right, sizes, strict=True)]
+  return {'per_class_accuracy': shares, 'class_test_sizes': sizes}
 
 
 def metrics(

@@ -67,6 +67,7 @@ class Steps(NamedTuple):
     train_batch_sharding: of every array of a training batch.
     counts_sharding: of counts: replicated on every device.
     score_dtype: of the scores that the problem's judge adds up.
+    hits_shape: of its right answers by class, [2, C]; None where answers are no classes.
     seed_axes: 1 where there is a leading axis for seeds, else 0.
   """
 
@@ -87,6 +88,7 @@ class Steps(NamedTuple):
   train_batch_sharding: Any
   counts_sharding: Any
   score_dtype: Any
+  hits_shape: tuple[int, ...] | None
   seed_axes: int
 
 
@@ -211,6 +213,7 @@ def compile_steps(
     train_batch_sharding=train_batch_s,
     counts_sharding=one,
     score_dtype=method.capacity.problem.score_dtype,
+    hits_shape=phases.hits_shape(method),
     seed_axes=int(stacked),
   )
 

@@ -126,8 +126,8 @@ def train_step(
       found = method.observe(params, memory, env, batch, out, update, k_observe)
     params, memory = pair(method, 'observe', found)
   judge = method.capacity.problem.judge
-  score, _, total = judge(out.logits, batch.y, batch.valid, task.seen, task.classes)
-  log = StepLog(loss, score, total, all_finite(params))
+  judged = judge(out.logits, batch.y, batch.valid, task.seen, task.classes)
+  log = StepLog(loss, judged.score, judged.total, all_finite(params))
   after = state._replace(params=params, opt_state=opt_state, memory=memory, step=state.step + 1)
   return carried(method, 'observe', state, after), log
 

@@ -19,6 +19,9 @@ class Findings:
     start: accuracies before the first task, where they are asked for.
     probes: rows of accuracies on the probes, after each task.
     anytime: evaluations within tasks: `task`, `step`, and `evaluated`.
+    hits: [2, C] right answers by class, of the evaluation under way: among all classes seen, and
+      with the task known, on the test sets of the tasks seen; empty where answers are no classes.
+    by_class: the same of the last evaluation after a task.
   """
 
   counts: list[list[float]] = dataclasses.field(default_factory=list)
@@ -29,6 +32,8 @@ class Findings:
   start: list[float] = dataclasses.field(default_factory=list)
   probes: list[list[float]] = dataclasses.field(default_factory=list)
   anytime: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  hits: list[list[int]] = dataclasses.field(default_factory=list)
+  by_class: list[list[int]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

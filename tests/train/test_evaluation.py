@@ -50,6 +50,14 @@ def test_the_matrix_is_full_and_metrics_follow(whole):
   assert metrics['anytime_accuracy'] == pytest.approx(np.mean(averages))
 
 
+def test_accuracies_by_class_add_up_to_those_by_task(whole):
+  found = _results(whole)
+  right = np.array(found['per_class_accuracy']) * found['class_test_sizes']
+  by_task = np.array(found['accuracy_matrix'][-1]) * found['test_sizes']
+  np.testing.assert_allclose(right.reshape(2, 2).sum(1), by_task)  # Two classes a task.
+  assert sum(found['class_test_sizes']) == sum(found['test_sizes'])
+
+
 def test_every_function_is_still_compiled_once(whole):
   assert set(_results(whole)['compilations'].values()) == {1}
 
@@ -61,6 +69,8 @@ def test_what_is_learnt_does_not_depend_on_it(whole, tmp_path):
   seen = np.tri(2, dtype=bool)
   a, b = (np.array(each['accuracy_matrix'], float) for each in (plain, found))
   np.testing.assert_array_equal(a[seen], b[seen])
+  # Evaluations within tasks, before the first and of tasks to come are not counted by class.
+  assert plain['per_class_accuracy'] == found['per_class_accuracy']
   assert np.isnan(a[~seen]).all()
   assert 'fwt_gem' not in plain['metrics']
 

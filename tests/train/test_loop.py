@@ -36,6 +36,15 @@ def test_settling_parts_what_seeds_found():
   assert [each.counts for each in found] == [[[0, 2, 4]], [[1, 3, 5]]]
 
 
+def test_settling_adds_right_answers_by_class():
+  hits = np.array([[[1, 0], [1, 1]], [[0, 2], [0, 3]]], np.int32)  # [S, 2, C]
+  sums = {0: Judged(*np.arange(6, dtype=np.int32).reshape(3, 2), hits=hits)}
+  # The second evaluation was begun by a version that did not count by class.
+  found = [Findings(counts=[[1, 1, 1]], hits=[[1, 1], [1, 1]]), Findings(counts=[[1, 1, 1]])]
+  settle(Position(phase='evaluate', batch=1, seeds=found, sums=sums))
+  assert [each.hits for each in found] == [[[2, 1], [2, 2]], []]
+
+
 def test_settling_names_the_seed_that_diverged():
   log = StepLog(np.array([0.5, np.nan]), np.array([1, 2]), np.array([4, 4]), np.ones(2, bool))
   position = Position(phase='train', batch=1, logs=[log], seeds=[Findings(), Findings()])

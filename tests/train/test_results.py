@@ -66,6 +66,23 @@ def test_known_tasks_are_judged_with_the_task_known():
   assert found['metrics']['average_accuracy'] == 0.75
 
 
+@pytest.mark.parametrize(('kind', 'row'), [('class', 0), ('task', 1)])
+def test_accuracies_by_class_are_from_the_tasks_seen(kind, row):
+  # Two classes a task, three test examples of each.
+  hits = [[3, 0, 1, 0], [3, 3, 2, 0]]
+  scenario = tiny_experiment().scenario._replace(kind=kind)
+  once = dataclasses.replace(FOUND, accuracy=FOUND.accuracy[:1], by_class=hits)
+  position = dataclasses.replace(POSITION, seeds=[once])
+  _, found = _results(position, scenario=scenario)
+  assert found['class_test_sizes'] == [3, 3, 0, 0]
+  assert found['per_class_accuracy'] == [hits[row][0] / 3, hits[row][1] / 3, None, None]
+
+
+def test_without_counts_by_class_there_are_none():
+  _, found = _results()
+  assert found['per_class_accuracy'] is None and found['class_test_sizes'] is None
+
+
 def test_labels_and_identity_are_passed_on():
   _, found = _results(labels={'peft': 'lora'}, identity={'backbone_sha256': 'f00'})
   assert found['peft'] == 'lora'
@@ -117,6 +134,7 @@ def test_another_measure_keeps_its_name():
   assert found['mean_squared_error_matrix'] == errors.accuracy
   assert found['metrics']['average_mean_squared_error'] == 1.125
   assert found['metrics']['forgetting'] == 1.5  # An error that grew.
+  assert found.pop('per_class_accuracy') is None
   assert not any('accuracy' in name for name in [*found, *found['metrics']])
 
 

@@ -44,7 +44,15 @@ def test_seeds_side_by_side_end_as_single_runs_do(method, tmp_path):
     for row, same in zip(one['rows'], other['rows'], strict=True):
       assert row.pop('loss', 0) == pytest.approx(same.pop('loss', 0), rel=1e-5)
       assert row == same
-    for key in ('accuracy_matrix', 'metrics', 'seed', 'identity', 'status', 'compilations'):
+    for key in (
+      'accuracy_matrix',
+      'per_class_accuracy',
+      'metrics',
+      'seed',
+      'identity',
+      'status',
+      'compilations',
+    ):
       assert single[key] == found[i][key], key
     for key in ('trainable_parameters', 'carried_state_bytes', 'optimizer_state_bytes'):
       assert single['efficiency'][key] == found[i]['efficiency'][key], key

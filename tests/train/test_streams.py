@@ -153,6 +153,7 @@ def test_a_stream_joins_no_stored_examples_as_it_has_no_past():
 def test_probes_are_evaluated_after_each_task(whole):
   results = whole('probes')['results']
   found = results['probes']
+  assert sum(results['class_test_sizes']) == sum(results['test_sizes'])
   assert found['names'] == ['first', 'last']
   rows = np.array(found['matrix'], float)
   assert rows.shape == (TASKS, 2) and np.isfinite(rows).all()
