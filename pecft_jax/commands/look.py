@@ -30,7 +30,13 @@ def list_names(kind: str, as_json: bool, console: Console) -> int:
 def report(
   dirs: Sequence[pathlib.Path], out: pathlib.Path | None, markdown: bool, console: Console
 ) -> int:
-  from pecft_jax.report import comparison_markdown, write_comparison, write_page
+  from pecft_jax.report import (
+    comparison_markdown,
+    print_run,
+    read_run,
+    write_comparison,
+    write_page,
+  )
 
   if markdown and out is not None:
     raise ValueError('--markdown prints a table, --out names a page: give one of them')
@@ -42,6 +48,7 @@ def report(
     return 0
   out = None if out is None else local_path(out)
   if len(dirs) == 1:
+    print_run(read_run(dirs[0]), console)
     page = write_page(dirs[0], out)
   else:
     page = write_comparison(dirs, out or pathlib.Path('report.html'))

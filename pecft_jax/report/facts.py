@@ -88,15 +88,15 @@ def per_task(run: Run) -> tuple[list[str], list[list[str]]]:
   columns = {
     'learned': [write(a[j, j]) for j in range(k)],
     'final' if run.done else 'now': [write(a[-1, j]) for j in range(k)],
+    '95 % interval': ['' if each is None else ends(each) for each in task_intervals(run)[:k]],
     'change': [
       glossary.change(run.measure, a[-1, j] - a[j, j]) if j < k - 1 else '' for j in range(k)
     ],
   }
+  if not any(columns['95 % interval']):
+    del columns['95 % interval']
   if run.task_aware is not None and len(run.task_aware) == k and run.scenario != 'task':
     columns['task-aware'] = [write(value) for value in run.task_aware[-1, :k]]
-  within = task_intervals(run)[:k]
-  if any(within):
-    columns['95 % interval'] = ['' if each is None else ends(each) for each in within]
   e = run.results.get('efficiency') or {}
   for title, values, write in (
     ('test examples', run.results.get('test_sizes'), str),

@@ -100,7 +100,7 @@ figure { margin: 0; padding: 18px 22px 14px; grid-column: span 2; min-width: 0; 
 figure.half { grid-column: span 1; }
 figcaption { font-size: 14px; margin-bottom: 10px; }
 figcaption b { color: var(--ink); font-size: 16px; display: block; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg, .plot svg { display: block; width: 100%; height: auto; }
 .tiles { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px;
   margin-top: 24px; }
 .tile { padding: 14px 16px; }

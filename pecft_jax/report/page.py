@@ -200,7 +200,8 @@ def _classes(run: Run) -> Raw:
   head, rows = facts.per_class(run)
   which = f'the {len(rows)} worst of {len(classes)}' if len(rows) < len(classes) else 'worst first'
   note = f'Accuracy on each class after the last finished task, {which}. {_INTERVALS}'
-  return section('Class by class', Raw(plots.classes(run)), table(head, rows), note=note)
+  drawn = element('div', Raw(plots.classes(run)), class_='plot')
+  return section('Class by class', drawn, table(head, rows), note=note)
 
 
 def _pairs(rows: facts.Lines) -> Raw:
