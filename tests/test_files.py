@@ -1,5 +1,6 @@
 """JSON and JSON lines: whole files, and errors that name file and line."""
 
+import errno
 import json
 import os
 
@@ -13,6 +14,7 @@ from pecft_jax.files import (
   read_object,
   read_rows,
   replace_text,
+  replacing,
   write_json,
 )
 
@@ -111,3 +113,25 @@ def test_json_that_is_no_file_is_refused(tmp_path):
   for path in (tmp_path, tmp_path / 'pipe', tmp_path / 'absent'):
     with pytest.raises(ValueError, match='there is no such file'):
       read_object(path, 'a card')
+
+
+def test_a_file_of_many_writes_is_whole_or_as_it_was(tmp_path):
+  path = tmp_path / 'a.txt'
+  with replacing(path) as file:
+    file.write(b'a')
+    assert not path.exists()
+    file.write(b'b')
+  assert path.read_text() == 'ab'
+  with pytest.raises(KeyError), replacing(path) as file:
+    file.write(b'c')
+    raise KeyError
+  assert path.read_text() == 'ab'
+  assert [each.name for each in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_an_error_of_writing_names_the_file_and_others_stay(tmp_path):
+  full = pytest.raises(OSError, match=r'No space left on device: .*a\.txt\.part')
+  with full, replacing(tmp_path / 'a.txt'):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  with pytest.raises(OSError, match=r"Permission denied: 'b'"), replacing(tmp_path / 'a.txt'):
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES), 'b')

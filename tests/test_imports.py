@@ -44,7 +44,9 @@ def test_lists_import_what_they_list(kind, unneeded):
   assert not loaded(code) & ({'flax', 'matplotlib', 'orbax', 'tyro'} | unneeded)
 
 
-@pytest.mark.parametrize('flags', [['--help'], ['--version'], ['report', '--help']])
+@pytest.mark.parametrize(
+  'flags', [['--help'], ['--version'], ['report', '--help'], ['predict', '--help']]
+)
 def test_help_of_the_command_is_quick(flags):
   code = f"""
 import contextlib

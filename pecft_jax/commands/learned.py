@@ -68,12 +68,14 @@ class _Stored(NamedTuple):
 def _work_directory(which: Which) -> _Stored:
   from pecft_jax.workdir.claim import read_config
 
-  config = read_config(which.directory)
+  config, path = read_config(which.directory), which.directory / 'config.json'
+  if not isinstance(config.get('method'), dict):
+    raise ValueError(f'{path} has no settings of a method: it is of another version')
 
   def load(**parts: Any) -> Learner:
     return load_run(which.directory, which.after_task, seed=which.seed, **parts)
 
-  return _Stored(which.directory / 'config.json', config['method'], config, load)
+  return _Stored(path, config['method'], config, load)
 
 
 def _bundle(which: Which) -> _Stored:

@@ -255,6 +255,11 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
   assert 'is no work directory' in failing(capsys, tmp_path, tmp_path / 'out')
 
 
+def test_a_configuration_without_settings_is_refused(tmp_path, capsys):
+  (tmp_path / 'config.json').write_text('{}')
+  assert 'has no settings of a method' in failing(capsys, tmp_path, tmp_path / 'out')
+
+
 def test_an_experiment_file_that_moved_can_be_named(runs, tmp_path, capsys):
   workdir = shutil.copytree(runs['finetune'], tmp_path / 'run')
   config = json.loads((workdir / 'config.json').read_text())

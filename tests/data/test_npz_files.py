@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pecft_jax.data import npz
+from pecft_jax.data.npz_files import npz_inputs
 
 
 @pytest.fixture
@@ -92,3 +93,15 @@ def test_a_key_that_comes_twice_is_refused(tmp_path, fields):
     archive.writestr('labels.npy', archive.read('labels.npy'))
   with pytest.raises(ValueError, match=r"twice.npz holds \['labels'\] twice"):
     npz(path)
+
+
+def test_images_are_read_without_labels(tmp_path):
+  images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+  np.savez(tmp_path / 'a.npz', images=images, other=[1])
+  np.testing.assert_array_equal(npz_inputs(tmp_path / 'a.npz'), images)
+  np.savez(tmp_path / 'b.npz', pictures=images)
+  with pytest.raises(ValueError, match=r"expected the keys \('images',\), got \['pictures'\]"):
+    npz_inputs(tmp_path / 'b.npz')
+  np.savez(tmp_path / 'c.npz', images=np.float32(1))
+  with pytest.raises(ValueError, match='expected uint8 images, got float32'):
+    npz_inputs(tmp_path / 'c.npz')

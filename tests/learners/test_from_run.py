@@ -49,6 +49,13 @@ def test_batches_of_any_size_answer_alike(glyphs):
     np.testing.assert_allclose(learner.predict(images, batch_size=size), whole, atol=1e-6)
 
 
+def test_batches_come_one_by_one(glyphs):
+  learner, images = load_run(glyphs[1]), tiny_scenario().tasks[0].test.inputs[:7]
+  found = list(learner.batches(images, batch_size=3))
+  assert [len(each) for each in found] == [3, 3, 1]
+  np.testing.assert_array_equal(np.concatenate(found), learner.predict(images, batch_size=3))
+
+
 def test_weights_of_a_file_are_found_again(tmp_path):
   model = backbones.random_weights('vit_glyphs16')
   backbones.save_timm(tmp_path / 'a.safetensors', model.backbone, model.params)
