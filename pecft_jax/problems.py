@@ -123,10 +123,10 @@ def _judge_classes(answers: Array, y: Array, valid: Array, seen: Array, own: Arr
     return (guess == y) & valid
 
   count = lambda rows: rows.sum(0, dtype=jnp.int32)
-  both = right(seen), right(own)
+  score, aware = right(seen), right(own)
   of_class = y[:, None] == jnp.arange(answers.shape[-1])
-  hits = jnp.stack([count(each[:, None] & of_class) for each in both])
-  return Judged(*map(count, both), count(valid), hits)
+  hits = jnp.stack([count(each[:, None] & of_class) for each in (score, aware)])
+  return Judged(count(score), count(aware), count(valid), hits)
 
 
 # One class among all: `y` [B] is its position in the class order, answers are logits [B, C].

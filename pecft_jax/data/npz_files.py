@@ -85,7 +85,8 @@ def npz_inputs(path: str | os.PathLike[str]) -> np.ndarray:
   if not path.is_file():
     raise FileNotFoundError(f"no file {path}; expected an .npz with the key 'images'")
   images = _read(path, ('images',))['images']
-  return arrays(str(path), images, np.zeros(len(np.atleast_1d(images)), np.int64)).inputs
+  source = arrays(str(path), images, np.zeros(len(np.atleast_1d(images)), np.int64))
+  return np.asarray(source.inputs)
 
 
 def _read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def predict(
   every = jnp.ones_like(classes)
   new = method.capacity.problem.judge(answers, batch.y, batch.valid, every, classes)
   hits = None if counts.hits is None or new.hits is None else counts.hits + new.hits
-  found = Judged(*map(jnp.add, counts[:3], new[:3]), hits)
+  score, aware, total = map(jnp.add, counts[:3], new[:3])
+  found = Judged(score, aware, total, hits)
   no_number = _no_number(answers, batch) | (counts.total < 0)
   return found._replace(total=jnp.where(no_number, NO_NUMBER, found.total))
 
