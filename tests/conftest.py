@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import pytest
+from collecting import collect_rarely
 
 # Workers and processes of a session share what they compile: set before any of them starts.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -15,11 +16,21 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
-# Most of the suite's time goes into compiling: without LLVM's optimizations, and with the emitters
-# that are done first, it is half as long. What is set already is left alone.
+# Most of the suite's time goes into compiling: without LLVM's optimizations, with the emitters that
+# are done first, and with programs as one module each (they are too small to be split), it is less
+# than half as long. What is set already is left alone.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):  # Others refuse a flag they lack.
-  os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
+  os.environ.setdefault(
+    'XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+  )
+# Processes that tests start read the library compiled, not its sources each time.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+
+
+def pytest_collection_finish():
+  """Makes searches for garbage rare, once all test files are imported."""
+  collect_rarely()
 
 
 def pytest_addoption(parser):

@@ -50,7 +50,7 @@ def compiled():
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path):
+def test_twenty_tasks_compile_nothing_after_the_second(case, compiled):
   name, settings = CASES[case]
   method = tiny(name, tiny_backbone(), CAPACITY)
   # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch.
@@ -63,7 +63,7 @@ def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path)
     if row['kind'] == 'eval':
       after.append(len(compiled))
 
-  found = run(experiment, tmp_path, silent(writers=(note,)))
+  found = run(experiment, None, silent(writers=(note,)))
   assert len(after) == TASKS and found['status'] == 'done'
   assert all(len(row) == TASKS and None not in row[: t + 1]
              for t, row in enumerate(found['accuracy_matrix']))  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from collecting import collect_rarely
 from jax.sharding import AxisType
 from tinies import METHOD_NAMES, WRAPPED_NAMES
 from tiny_runs import TRAINING, silent, tiny_experiment
@@ -179,6 +180,7 @@ def _stopping_after(ticks: int):
 def main(out: str, *cases: str) -> None:
   """Runs cases; all, if none are named."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   found: dict[str, Any] = {'runs': {}, 'moving': {}}
   for case in cases or CASES:
     root = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path(out).parent))

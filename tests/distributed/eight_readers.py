@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from collecting import collect_rarely
 from markov import markov_domains
 from tiny_runs import silent
 
@@ -60,6 +61,7 @@ def judged(layout: Layout) -> Any:
 def main() -> None:
   """Compares two layouts with one device."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   model = decoder(
     vocabulary=12, width=16, depth=2, heads=4, kv_heads=2, hidden=24, length=9, scan=True
   )

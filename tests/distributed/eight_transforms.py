@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from collecting import collect_rarely
 from tiny_runs import TRAINING, tiny_experiment, tiny_method, tiny_world
 
 from pecft_jax.about import tinies
@@ -106,6 +107,7 @@ def shaken(tree: Any) -> Any:
 def main(out: str) -> None:
   """Compares two layouts with one device."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   world = tiny_world('adapters')
   backbone, frozen = world.model.backbone, jax.tree.map(np.asarray, world.model.params)
 

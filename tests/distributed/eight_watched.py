@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from collecting import collect_rarely
 
 from pecft_jax.backbones import vit
 from pecft_jax.devices.sharding import batched, place, replicated, traced_on, tree_shardings
@@ -22,6 +23,7 @@ from pecft_jax.train import Layout, fsdp, make_mesh, tensor_parallel
 def main(out: str) -> None:
   """Second moments of what arrives at attention, and their gradients, per mesh."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   model = vit(
     image_size=8, channels=1, patch=4, width=16, depth=2, heads=2, mean=(0.5,), std=(0.5,),
     scan=True,

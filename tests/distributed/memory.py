@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 import jax
+from collecting import collect_rarely
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / 'experiments'))
 
@@ -22,6 +23,7 @@ LLAMA = ('1 device', 'data 1, model 8', 'data 4, model 2, fsdp')
 def main(out: str) -> None:
   """Compiles all."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   vit = {name: measure('vit_large_patch16_224', name, 64)._asdict() for name in VIT}
   llama = {name: measure('llama_3.2_1b', name, 16, length=512)._asdict() for name in LLAMA}
   pathlib.Path(out).write_text(json.dumps({'vit': vit, 'llama': llama}))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from collecting import collect_rarely
 
 from distributed.hlo import calls_home, exchanges
 from pecft_jax.backbones.families.decoder.model import decoder
@@ -85,6 +86,7 @@ def program(case: str, layout: Layout, on: Backbone) -> dict[str, Any]:
 def main(out: str) -> None:
   """Compiles all."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   stack, loop = backbone(scan=True), backbone(scan=False, fused=False)
   found: dict[str, Any] = {}
   for name, layout in layouts().items():

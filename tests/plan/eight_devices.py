@@ -13,6 +13,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from collecting import collect_rarely
 
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.catalog import method_by_name
@@ -65,6 +66,7 @@ def bytes_sent(text: str, devices: int) -> float:
 def main(out: str) -> None:
   """Runs all cases."""
   assert jax.device_count() == 8, jax.devices()
+  collect_rarely()
   backbone = vit(
     image_size=16, channels=1, patch=4, width=64, depth=2, heads=4, mlp_ratio=2, mean=(0.5,),
     std=(0.5,),
