@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.peft.leaves import stacks_named, stacks_of
 from pecft_jax.peft.sites import matching_sites, site_key
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Key, PeftTransform
@@ -166,6 +167,9 @@ def vpt_deep(length: int = 50, stack: str | None = None) -> PeftTransform:
     length: P of each prompt.
     stack: name of the stack whose blocks get them; None for every stack.
 
+  Raises:
+    ValueError: at init, if the backbone has no such stack.
+
   >>> import jax
   >>> from pecft_jax.peft import vpt_deep
   >>> from pecft_jax.backbones import pretrained
@@ -175,7 +179,13 @@ def vpt_deep(length: int = 50, stack: str | None = None) -> PeftTransform:
   >>> len(delta)
   6
   """
-  return prompt(deep(stack), length, draw=_xavier)
+  tokens = prompt(deep(stack), length, draw=_xavier)
+
+  def init(key, sites, params):
+    stacks_named(stacks_of(sites), stack)  # Its error names the stacks, not a pattern.
+    return tokens.init(key, sites, params)
+
+  return tokens._replace(init=init)
 
 
 def deep(stack: str | None = None) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_vit import shaken
 
+from pecft_jax.backbones import architecture
 from pecft_jax.peft import at_layers, prompt, vpt_deep, vpt_shallow
 from pecft_jax.peft.tokens.prompt import PromptDelta
 from pecft_jax.typing import Site
@@ -90,3 +91,9 @@ def test_vpt_starts_uniform_within_the_xavier_bound(tiny):
 def test_a_length_below_one_is_refused():
   with pytest.raises(ValueError, match='length of at least 1, got 0'):
     prompt(length=0)
+
+
+def test_a_stack_that_the_backbone_does_not_have_is_named():
+  backbone = architecture('vit_glyphs16', depth=1)
+  with pytest.raises(ValueError, match=r"no blocks in a stack 'text'; stacks: \[''\]"):
+    vpt_deep(2, stack='text').init(jax.random.key(0), backbone.sites, None)
