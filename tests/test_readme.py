@@ -6,13 +6,17 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 
+from pecft_jax import data
 from pecft_jax.benchmarks import split_cifar100, split_digits, your_images
 from pecft_jax.catalog import choose
 from pecft_jax.commands.parsers import add_commands
 from pecft_jax.commands.plan import PlanFlags
 from pecft_jax.commands.run import RunFlags
+from pecft_jax.data import digits
+from pecft_jax.data.source import select_rows
 from pecft_jax.listing import with_tables
 from pecft_jax.peft import bitfit, lora
 from pecft_jax.presets import preset
@@ -33,9 +37,14 @@ def run_examples(page, **names):
   return names
 
 
-@pytest.mark.slow
+def few_digits():
+  """`data.digits()` with every seventh of its rows, some of each class in both parts."""
+  return tuple(select_rows(part, np.arange(0, len(part.labels), 7)) for part in digits())
+
+
 def test_the_python_examples_run_as_they_stand(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(data, 'digits', few_digits)
   names = run_examples(README, workdir=tmp_path / 'run')
   assert names['results']['status'] == 'done'
   assert any(abs(leaf).max() > 0 for leaf in names['jax'].tree.leaves(names['grads']))

@@ -221,7 +221,8 @@ def _run_from(
       position.peak_bytes = max(position.peak_bytes, peak_memory())
       for record in records:
         record.sync()
-      checkpoints.save(position.tick, state, position)
+      if job.kept:  # Else nothing could ever resume from it.
+        checkpoints.save(position.tick, state, position)
       last_save, saved = time.monotonic(), position.tick
 
     def after_batch(state: TrainState, position: Position) -> None:

@@ -33,6 +33,9 @@ from pecft_jax.workdir.stored import (
 # Directories that a killed process was writing or deleting.
 UNFINISHED = r'\d+\.(orbax-checkpoint-tmp.*|deleted|branching)'
 
+# Bytes of a leaf's slice from which on its replicas are written in parts, one by each device.
+_SHARED = 2**20
+
 
 class NotSaved(OSError):
   """A checkpoint that could not be written; those before it are as they were."""
@@ -93,6 +96,8 @@ class Checkpoints:
     context = ocp.Context()
     # Loading gives its own shardings, and stored ones are larger than a small state.
     context.array.saving.enable_write_sharding_file = False
+    # Where a leaf is replicated, devices share the writing; each slice takes a program of its own.
+    context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED
     with context:
       self._pending = tick, ocp.save_async(self._at(tick), state, custom_metadata=meta)
 

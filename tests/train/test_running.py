@@ -28,6 +28,7 @@ from pecft_jax.continual.statistics.ranpac import ranpac
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, run_seeds, sgd
 from pecft_jax.typing import Capacity
+from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.stored import Damaged
 
 RUN = sys.modules['pecft_jax.train.running']  # The package shows the function of this name instead.
@@ -92,6 +93,11 @@ def test_without_a_work_directory_nothing_stays_but_the_results(nowhere, whole):
   found = run(_experiment('finetune'), options=silent())
   assert unmeasured(found) == whole('finetune')[0]['results']
   assert os.listdir(nowhere) == []
+
+
+def test_without_a_work_directory_no_checkpoint_is_written(nowhere, monkeypatch):
+  monkeypatch.setattr(Checkpoints, 'save', None)
+  assert run(_experiment('finetune'), options=silent())['status'] == 'done'
 
 
 def test_seeds_need_no_work_directory(nowhere):
