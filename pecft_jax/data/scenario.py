@@ -3,13 +3,14 @@
 Axis letters: n examples of a split, C classes of the scenario.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pecft_jax.data.source import is_in_memory
+from pecft_jax.data.source import RandomAccess, is_in_memory
 from pecft_jax.typing import Capacity
 
 _BLOCK = 1 << 12  # Examples that are digested at once.
@@ -140,6 +141,42 @@ def joined(splits: Sequence[Split]) -> Split:
     rows=np.concatenate([split.rows for split in splits]),
     labels=np.concatenate([split.labels for split in splits]),
   )
+
+
+def one_after_another(splits: Sequence[Split]) -> Split:
+  """`joined`, also of splits of several sources, whose examples have one shape.
+
+  Args:
+    splits: at least one.
+  """
+  if all(split.inputs is splits[0].inputs for split in splits):
+    return joined(splits)
+  starts = np.cumsum([0, *(len(split.inputs) for split in splits)])
+  return Split(
+    inputs=_Several(tuple(split.inputs for split in splits), starts),
+    rows=np.concatenate([split.rows + at for split, at in zip(splits, starts, strict=False)]),
+    labels=np.concatenate([split.labels for split in splits]),
+  )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Several:
+  """Random access to the rows of several inputs, one after another."""
+
+  parts: tuple[RandomAccess, ...]
+  starts: np.ndarray  # Of each part, and the number of all rows.
+
+  def __len__(self) -> int:
+    return int(self.starts[-1])
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    part = np.searchsorted(self.starts, rows, side='right') - 1
+    found: list[Any] = [None] * len(rows)
+    for k in np.unique(part):
+      at = np.flatnonzero(part == k)
+      for i, example in zip(at, self.parts[k][rows[at] - self.starts[k]], strict=True):
+        found[i] = example
+    return np.stack(found)
 
 
 def data_sha256(scenario: Scenario) -> str:

@@ -53,8 +53,12 @@ def arguments(steps: Steps, method: ContinualMethod, frozen: Params, batch_size:
   slot = None if method.joined is None else number
   batch = Batch(x, rows(target.shape, target.dtype), rows((), bool), number)
   task = whole(jax.eval_shape(lambda: no_task(method.capacity)))
-  count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=steps.counts_sharding)
-  score: Any = jax.ShapeDtypeStruct((), steps.score_dtype, sharding=steps.counts_sharding)
+  # A test set of each task; there is none of a probe.
+  sets = method.capacity.tasks
+  table = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=steps.counts_sharding)
+  count: Any = table((sets,), jnp.int32)
+  score: Any = table((sets,), steps.score_dtype)
+  classes, counted = table((sets, method.capacity.classes), bool), table((sets,), bool)
   hits: Any = None
   if steps.hits_shape is not None:
     hits = jax.ShapeDtypeStruct(steps.hits_shape, jnp.int32, sharding=steps.counts_sharding)
@@ -64,6 +68,6 @@ def arguments(steps: Steps, method: ContinualMethod, frozen: Params, batch_size:
     gather=(state, frozen, batch),
     train=(state, frozen, batch._replace(slot=slot)),
     end=(state, frozen),
-    predict=(state, frozen, batch, task.classes, Judged(score, score, count, hits)),
+    predict=(state, frozen, batch, number, classes, counted, Judged(score, score, count, hits)),
     query=(frozen, x),
   )

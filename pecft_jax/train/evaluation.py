@@ -1,15 +1,19 @@
-"""Test sets, batch by batch: before the first task, after each one, and within one."""
+"""Test sets, batch by batch: before the first task, after each one, and within one.
 
-from collections.abc import Iterator
+Axis letters: B batch, C classes, J test sets of all tasks and probes.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pecft_jax.data import Split, steps_for, task_masks
+from pecft_jax.data import Scenario, Split, steps_for, task_masks
+from pecft_jax.data.scenario import one_after_another
 from pecft_jax.devices.sharding import place
 from pecft_jax.problems import Judged, host_scores
-from pecft_jax.train.batches import in_order, on_devices
+from pecft_jax.train.batches import in_order
 from pecft_jax.train.context import Loop
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.logs import no_number, settle
@@ -20,18 +24,56 @@ from pecft_jax.workdir.position import Findings, Position
 class TestSet(NamedTuple):
   """One test set of an evaluation."""
 
+  place: int  # Among those of all tasks and all probes.
   split: Split
   classes: np.ndarray  # [C] bool, those of its task.
   task: int  # -1 for a probe.
 
 
+class Round(NamedTuple):
+  """Test sets that are asked in one state, as one stream of examples."""
+
+  sets: tuple[TestSet, ...]
+  split: Split  # The examples of one set after the other, n in all.
+  place: np.ndarray  # np.int32 [n], of the test set of each example.
+
+
 def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
   """Test sets evaluated after task `t`, or before the first one (-1): tasks, then probes."""
   scenario = experiment.scenario
-  last = len(scenario.tasks) if experiment.training.evaluate == 'all' else t + 1
-  sets = [TestSet(scenario.tasks[j].test, task_masks(scenario, j)[0], j) for j in range(last)]
+  count = len(scenario.tasks)
+  last = count if experiment.training.evaluate == 'all' else t + 1
+  sets = [TestSet(j, scenario.tasks[j].test, task_masks(scenario, j)[0], j) for j in range(last)]
   every = np.ones(len(scenario.class_order), bool)
-  return [*sets, *(TestSet(probe.split, every, -1) for probe in scenario.probes)]
+  probes = enumerate(scenario.probes, count)
+  return [*sets, *(TestSet(place, probe.split, every, -1) for place, probe in probes)]
+
+
+def rounds(sets: Sequence[TestSet], t: int) -> list[Round]:
+  """The test sets in rounds: all that need no other classes than were seen, and each of the others.
+
+  So batches are filled up once in a round, not once for each test set.
+
+  Args:
+    sets: of an evaluation.
+    t: the task that was learned last; -1 before the first.
+  """
+  seen = [test for test in sets if test.task <= t]
+  ahead = [[test] for test in sets if test.task > t]
+  return [_round(each) for each in ([seen, *ahead] if seen else ahead)]
+
+
+def _round(sets: Sequence[TestSet]) -> Round:
+  places = np.repeat([test.place for test in sets], [len(test.split.rows) for test in sets])
+  split = one_after_another([test.split for test in sets])
+  return Round(tuple(sets), split, places.astype(np.int32))
+
+
+def round_batches(experiment: Experiment, t: int) -> int:
+  """The number of batches of the evaluation after task `t`, or before the first one (-1)."""
+  size = experiment.training.eval_batch_size
+  found = rounds(test_sets(experiment, t), t)
+  return sum(steps_for(len(each.place), size, 1) for each in found)
 
 
 def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
@@ -39,10 +81,11 @@ def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainSt
   done = position.task or position.seeds[0].start
   if done or loop.experiment.training.evaluate != 'all':
     return
-  yield from _measured(loop, state, position, test_sets(loop.experiment, -1))
+  sets = test_sets(loop.experiment, -1)
+  yield from _measured(loop, state, position, sets)
   _settle(loop, position)
   for found in position.seeds:
-    shares = _shares(found)
+    shares = _shares(found, sets)
     found.start = shares[0][: len(loop.experiment.scenario.tasks)]
     found.counts, found.hits = [], []
   yield state
@@ -58,12 +101,11 @@ def evaluate(loop: Loop, state: TrainState, position: Position) -> Iterator[Trai
 
 def evaluate_inside(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
   """The evaluation after some updates of a task."""
-  yield from _measured(
-    loop, state, position, test_sets(loop.experiment, position.task), inside=True
-  )
+  sets = test_sets(loop.experiment, position.task)
+  yield from _measured(loop, state, position, sets, inside=True)
   _settle(loop, position)
   for found, record in zip(position.seeds, loop.records, strict=True):
-    shares, awares = _shares(found)
+    shares, awares = _shares(found, sets)
     row = {
       'kind': 'anytime',
       'task': position.task,
@@ -86,16 +128,21 @@ def _measured(
   size = loop.experiment.training.eval_batch_size
   done = position.inside if inside else position.batch
   assert done is not None
-  for j, test in enumerate(sets):
-    count = steps_for(len(test.split.rows), size, 1)
+  t = -1 if position.phase == 'start' else position.task
+  tables = _tables(loop, sets, t)
+  for each in rounds(sets, t):
+    count = steps_for(len(each.place), size, 1)
     if done >= count:
       done -= count
       continue
-    ahead = test.task > (position.task if position.phase != 'start' else -1)
-    asked = _open_to(loop, state, position, test) if ahead else state
+    ahead = each.sets[0].task > t
+    asked = _open_to(loop, state, position, each.sets[0]) if ahead else state
     judge = _on_devices if loop.steps.answer is None else _on_host
-    for batch in in_order(loop, test.split, done):
-      judge(loop, asked, position, _given(loop, batch, test), test, j)
+    for number, batch in enumerate(in_order(loop, each.split, done), done):
+      rows = np.arange(number * size, (number + 1) * size)
+      # Rows beyond the examples repeat the first one, and are not valid.
+      places = each.place[np.where(rows < len(each.place), rows, 0)]
+      judge(loop, asked, position, _given(loop, batch, places), places, tables)
       if inside:
         assert position.inside is not None
         position.inside += 1
@@ -104,6 +151,29 @@ def _measured(
       loop.tell(position, None, False)
       yield state
     done = 0
+
+
+class Tables(NamedTuple):
+  """Facts about the J test sets of all tasks and probes, on the devices."""
+
+  classes: Any  # [J, C] bool, those of each task.
+  counted: Any  # [J] bool, whether right answers are counted by class.
+
+
+def _tables(loop: Loop, sets: Sequence[TestSet], t: int) -> Tables:
+  scenario = loop.experiment.scenario
+  classes = np.zeros((places_of(scenario), len(scenario.class_order)), bool)
+  counted = np.zeros(len(classes), bool)
+  for test in sets:
+    classes[test.place] = test.classes
+    # Classes are counted on the tasks seen; probes have the same classes, and other examples.
+    counted[test.place] = 0 <= test.task <= t
+  return place(Tables(classes, counted), Tables(*[loop.steps.counts_sharding] * 2))
+
+
+def places_of(scenario: Scenario) -> int:
+  """J, the number of test sets of all tasks and probes."""
+  return len(scenario.tasks) + len(scenario.probes)
 
 
 def _open_to(loop: Loop, state: TrainState, position: Position, test: TestSet) -> TrainState:
@@ -116,29 +186,36 @@ def _open_to(loop: Loop, state: TrainState, position: Position, test: TestSet) -
   return state._replace(task=state.task._replace(seen=opened))
 
 
-def _given(loop: Loop, batch: Batch, test: TestSet) -> Batch:
+def _given(loop: Loop, batch: Batch, places: np.ndarray) -> Batch:
   """Adds the task of each example where the scenario gives it at test time."""
-  if loop.experiment.scenario.kind != 'task':
+  scenario = loop.experiment.scenario
+  if scenario.kind != 'task':
     return batch
-  size = loop.experiment.training.eval_batch_size
-  rows: Any = np.full(size // loop.part[1], test.task, np.int32)
-  task: Any = on_devices(rows, loop.steps.batch_sharding, loop.part)
-  return batch._replace(x=Given(batch.x, task=task))
+  tasks = np.where(places < len(scenario.tasks), places, -1).astype(np.int32)
+  return batch._replace(x=Given(batch.x, task=place(tasks, loop.steps.batch_sharding)))
 
 
 def _on_devices(
-  loop: Loop, state: TrainState, position: Position, batch: Batch, test: TestSet, j: int
+  loop: Loop,
+  state: TrainState,
+  position: Position,
+  batch: Batch,
+  places: np.ndarray,
+  tables: Tables,
 ) -> None:
-  """Adds up what the problem judges of a batch of test set `j`; the sums stay on their devices."""
-  sums = position.sums[j] if j in position.sums else _sums_so_far(loop, position, j)
-  found = loop.steps.predict(state, loop.frozen, batch, test.classes, sums)
-  # Classes are counted on the tasks seen; probes have the same classes, and other examples.
-  own = 0 <= test.task <= position.task
-  position.sums[j] = found if own else found._replace(hits=sums.hits)
+  """Adds up what the problem judges of a batch; the sums stay on their devices."""
+  sums = _sums_so_far(loop, position) if position.sums is None else position.sums
+  at = place(places, loop.steps.batch_sharding)
+  position.sums = loop.steps.predict(state, loop.frozen, batch, at, *tables, sums)
 
 
 def _on_host(
-  loop: Loop, state: TrainState, position: Position, batch: Batch, test: TestSet, j: int
+  loop: Loop,
+  state: TrainState,
+  position: Position,
+  batch: Batch,
+  places: np.ndarray,
+  tables: Tables,
 ) -> None:
   """The same where the problem is judged on the host; every process adds up the same.
 
@@ -146,29 +223,35 @@ def _on_host(
     NonFiniteLoss: where an answer is NaN.
     ValueError: for invalid scores.
   """
-  del test  # Answers are no classes.
+  del tables  # Answers are no classes.
   assert loop.steps.answer is not None
   given = jax.device_get(loop.steps.answer(state, loop.frozen, batch))
   if not loop.steps.seed_axes:
     given = jax.tree.map(lambda leaf: np.asarray(leaf)[None], given)
+  problem = loop.method.capacity.problem
   for i, found in enumerate(position.seeds):
     rows = jax.tree.map(lambda leaf, i=i: leaf[i], given)
-    if rows.no_number:
-      raise no_number(position, j)
-    problem = loop.method.capacity.problem
-    scores = host_scores(problem, rows.answers[rows.valid], rows.targets[rows.valid])
-    score, _, total = found.counts[j] if len(found.counts) > j else (0.0, 0.0, 0)
-    score += float(scores.sum())
-    found.counts[j:] = [[score, score, total + len(scores)]]
+    found.counts = found.counts or [
+      [0.0, 0.0, 0] for _ in range(places_of(loop.experiment.scenario))
+    ]
+    for j in np.unique(places[rows.valid]).tolist():
+      if rows.no_number:
+        raise no_number(position, j)
+      own = rows.valid & (places == j)
+      scores = host_scores(problem, rows.answers[own], rows.targets[own])
+      score, _, total = found.counts[j]
+      score += float(scores.sum())
+      found.counts[j] = [score, score, total + len(scores)]
 
 
-def _sums_so_far(loop: Loop, position: Position, j: int) -> Judged:
-  """Sums over the examples of a test set that were evaluated, on their devices."""
-  rows = [found.counts[j] if len(found.counts) > j else [0, 0, 0] for found in position.seeds]
+def _sums_so_far(loop: Loop, position: Position) -> Judged:
+  """Sums over the examples that were evaluated, by test set, on their devices."""
+  none = [[0, 0, 0] for _ in range(places_of(loop.experiment.scenario))]
+  rows = [found.counts or none for found in position.seeds]
   score = loop.steps.score_dtype
   columns = [
-    np.array(each, dtype)
-    for each, dtype in zip(zip(*rows, strict=True), (score, score, np.int32), strict=True)
+    np.array([[row[k] for row in each] for each in rows], dtype)
+    for k, dtype in enumerate((score, score, np.int32))
   ]
   if loop.steps.hits_shape is not None:
     # Those so far are in the position, and are added to.
@@ -184,20 +267,21 @@ def _settle(loop: Loop, position: Position) -> None:
   loop.tell(position, None, True)
 
 
-def _shares(found: Findings) -> tuple[list[float], list[float]]:
+def _shares(found: Findings, sets: Sequence[TestSet]) -> tuple[list[float], list[float]]:
   """The measure on each test set, and with the task known."""
-  score, aware, total = zip(*found.counts, strict=True)
+  score, aware, total = zip(*(found.counts[test.place] for test in sets), strict=True)
   share = lambda right: [r / n for r, n in zip(right, total, strict=True)]
   return share(score), share(aware)
 
 
 def _write_accuracies(loop: Loop, position: Position) -> None:
   tasks, probes = len(loop.experiment.scenario.tasks), len(loop.experiment.scenario.probes)
+  sets = test_sets(loop.experiment, position.task)
   _settle(loop, position)
   for found, record in zip(position.seeds, loop.records, strict=True):
-    counts = found.counts[: len(found.counts) - probes]
+    counts = [found.counts[test.place] for test in sets if test.task >= 0]
     seen = counts[: position.task + 1]
-    scores, awares = _shares(found)
+    scores, awares = _shares(found, sets)
     own = len(counts)
     blank: list[float | None] = [None] * (tasks - own)
     row = {

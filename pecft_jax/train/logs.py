@@ -20,25 +20,22 @@ def settle(position: Position) -> None:
     NonFiniteLoss: if the loss of a step, or a parameter after it, was not finite.
   """
   fetch(position)
-  for j, (*sums, hits) in jax.device_get(position.sums).items():
-    # [3] or [3, S] to a row for each seed.
-    rows = np.stack(sums).reshape(len(sums), -1).T.tolist()
-    if any(row[2] < 0 for row in rows):
-      raise no_number(position, j)
-    for i, (found, row) in enumerate(zip(position.seeds, rows, strict=True)):
+  if position.sums is not None:
+    *sums, hits = jax.device_get(position.sums)
+    seeds = len(position.seeds)
+    rows = np.stack([np.reshape(each, (seeds, -1)) for each in sums], -1)  # [S, J, 3]
+    if (bad := np.argwhere(rows[..., 2] < 0)).size:
+      raise no_number(position, int(bad[0, 1]))
+    for i, found in enumerate(position.seeds):
       if hits is not None:
-        _add_hits(found, np.reshape(hits, (len(rows), *hits.shape[-2:]))[i])
-      found.counts[j:] = [row]
-  position.sums = {}
+        _add_hits(found, np.reshape(hits, (seeds, *hits.shape[-2:]))[i])
+      found.counts = rows[i].tolist()
+  position.sums = None
 
 
 def _add_hits(found: Findings, hits: np.ndarray) -> None:
-  """Adds right answers by class [2, C] to those of the evaluation under way.
-
-  An evaluation that was begun without any, by an earlier version, has none to its end.
-  """
-  if found.hits or not found.counts:
-    found.hits = (hits + np.asarray(found.hits or 0, hits.dtype)).tolist()
+  """Adds right answers by class [2, C] to those of the evaluation under way."""
+  found.hits = (hits + np.asarray(found.hits or 0, hits.dtype)).tolist()
 
 
 def no_number(position: Position, j: int) -> NonFiniteLoss:

@@ -110,26 +110,44 @@ def predict(
   state: TrainState,
   frozen: Params,
   batch: Batch,
+  places: Array,
   classes: Array,
-  counts: Judged,
+  counted: Array,
+  sums: Judged,
 ) -> Judged:
-  """Adds up what the problem judges; `classes` [C] are those of the examples' own task.
+  """Adds up what the problem judges of a batch, for each of J test sets.
 
-  Hits are added up where `counts` has some.
+  The total of a test set becomes `NO_NUMBER`, and stays so, where an answer to one of its examples
+  is NaN or infinite.
 
-  The total becomes `NO_NUMBER`, and stays so, where an answer to a valid example is NaN
-  or infinite.
+  Args:
+    method: any.
+    state: that is asked.
+    frozen: the backbone's weights.
+    batch: of examples of any of the test sets.
+    places: [B] int32, the test set of each example.
+    classes: [J, C] bool, those of each test set's task.
+    counted: [J] bool, whether hits are added up on a test set.
+    sums: so far, [J] each; hits [2, C] where there are some.
   """
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
-  # `predict` gives -inf for classes not seen, so all may be judged.
-  every = jnp.ones_like(classes)
-  new = method.capacity.problem.judge(answers, batch.y, batch.valid, every, classes)
-  hits = None if counts.hits is None or new.hits is None else counts.hits + new.hits
-  score, aware, total = map(jnp.add, counts[:3], new[:3])
-  found = Judged(score, aware, total, hits)
-  no_number = _no_number(answers, batch) | (counts.total < 0)
-  return found._replace(total=jnp.where(no_number, NO_NUMBER, found.total))
+  problem, every = method.capacity.problem, jnp.ones_like(classes[0])
+
+  def judged(answer: Array, y: Array, valid: Array, own: Array) -> Judged:
+    # `predict` gives -inf for classes not seen, so all may be judged.
+    return problem.judge(answer[None], y[None], valid[None], every, own)
+
+  each = jax.vmap(judged)(answers, batch.y, batch.valid, classes[places])
+  its = places[:, None] == jnp.arange(len(classes))  # [B, J]
+  of_set = lambda rows: jnp.where(its, rows[:, None], 0).sum(0, dtype=rows.dtype)
+  score, aware, total = (a + of_set(b) for a, b in zip(sums[:3], each[:3], strict=True))
+  hits = None
+  if sums.hits is not None and each.hits is not None:
+    counts = each.hits * counted[places][:, None, None]
+    hits = sums.hits + counts.sum(0, dtype=sums.hits.dtype)
+  no_number = (its & _not_numbers(answers, batch)[:, None]).any(0) | (sums.total < 0)
+  return Judged(score, aware, jnp.where(no_number, NO_NUMBER, total), hits)
 
 
 def hits_shape(method: ContinualMethod) -> tuple[int, ...] | None:
@@ -150,13 +168,16 @@ def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Ba
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
   host = method.capacity.problem.host
   assert host is not None
-  return Answers(host.answers(answers), batch.y, batch.valid, _no_number(answers, batch))
+  bad = _not_numbers(answers, batch).any()
+  return Answers(host.answers(answers), batch.y, batch.valid, bad)
 
 
-def _no_number(answers: Array, batch: Batch) -> Array:
-  # Comparisons with NaN are false, so it would count as some class; -inf marks an excluded answer.
+def _not_numbers(answers: Array, batch: Batch) -> Array:
+  """Whether the answer to each valid example is NaN or infinite: [B] bool."""
+  # Comparisons with NaN are false, so that it would be counted as some class; -inf is an answer
+  # that is not asked for.
   bad = jnp.isnan(answers) | jnp.isposinf(answers)
-  return (bad.reshape(len(answers), -1).any(1) & batch.valid).any()
+  return bad.reshape(len(answers), -1).any(1) & batch.valid
 
 
 def not_finite(tree: Any) -> dict[str, tuple[Array, Array]]:

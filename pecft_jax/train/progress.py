@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
-from pecft_jax.data import Split, steps_for
+from pecft_jax.data import steps_for
+from pecft_jax.train.evaluation import round_batches
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.line import Shown, fitted, plain
 from pecft_jax.train.pace import Pace
@@ -66,10 +67,10 @@ def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> di
     'prepare': gathered,
     'train': training_steps(experiment, method, t),
     'consolidate': gathered,
-    'evaluate': sum(map(count, _evaluated(experiment, t))),
+    'evaluate': round_batches(experiment, t),
   }
   if t == 0 and training.evaluate == 'all':
-    found['start'] = found['evaluate']
+    found['start'] = round_batches(experiment, -1)
   if training.evaluate_every is not None:
     found['inside'] = found['train'] // training.evaluate_every * found['evaluate']
   for step in plan_of(method):
@@ -78,14 +79,6 @@ def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> di
     elif isinstance(step, Gather | Calibrating):
       found[step.name] = count(gathered_split(experiment, method, step, t))
   return found
-
-
-def _evaluated(experiment: Experiment, t: int) -> list[Split]:
-  """The test sets after task t."""
-  scenario = experiment.scenario
-  last = len(scenario.tasks) if experiment.training.evaluate == 'all' else t + 1
-  tests = [task.test for task in scenario.tasks[:last]]
-  return [*tests, *(probe.split for probe in scenario.probes)]
 
 
 class Reporter:

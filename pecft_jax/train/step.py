@@ -54,7 +54,7 @@ class Steps(NamedTuple):
     train: `(state, frozen, batch) -> (state, StepLog)`
     consolidate: `(state, frozen, batch) -> state`, or None.
     end: `(state, frozen) -> state`
-    predict: `(state, frozen, batch, classes, counts) -> counts`, where `classes`
+    predict: `(state, frozen, batch, places, classes, counted, sums) -> sums`, where `classes`
       [C] are those of the batch's own task.
     answer: `(state, frozen, batch) -> Answers`, in the place of `predict` where the problem is
       judged on the host; else None.
@@ -184,7 +184,7 @@ def compile_steps(
   if method.query is not None:
     # Replicated: a shuffled batch may hold any example.
     query = jax.jit(method.query, in_shardings=(frozen_s, batch_s), out_shardings=one)
-  inputs = (state_s, frozen_s, batch_s, one, one)
+  inputs = (state_s, frozen_s, batch_s, batch_s, one, one, one)
   begin, end = (functools.partial(fn, shared) for fn in (phases.begin, phases.end))
   predict = functools.partial(phases.predict, method)
   train = functools.partial(train_step, method, recipe)
@@ -200,7 +200,7 @@ def compile_steps(
     train=jit(train, (state_s, frozen_s, train_batch_s), (state_s, one), (0, None, 0)),
     consolidate=gathering(method.consolidate, 'consolidate'),
     end=jit(end, (state_s, frozen_s), state_s, (0, None)),
-    predict=jit(predict, inputs, one, (0, None, None, None, 0), donate=False),
+    predict=jit(predict, inputs, one, (0, None, None, None, None, None, 0), donate=False),
     answer=answer,
     query=query,
     own={

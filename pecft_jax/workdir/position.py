@@ -9,8 +9,8 @@ class Findings:
   """Results so far, of one seed.
 
   Attributes:
-    counts: [test set, 3] score, score with the task known, and total, of the
-      evaluation under way.
+    counts: [J, 3] score, score with the task known, and total, of the evaluation under way, for
+      the J test sets of all tasks and probes.
     accuracy: rows of the accuracy matrix so far, None above the diagonal.
     aware: the same, with the task known at test time.
     losses: of the steps since the last row of the log, with right and total
@@ -55,7 +55,7 @@ class Position:
     peak_bytes: largest resident size of a process, as of the last checkpoint.
     seeds: the findings of each seed.
     logs: of steps, still on their devices; no part of the JSON.
-    sums: of the evaluation under way, likewise, by task.
+    sums: of the evaluation under way, likewise; None where there are none.
   """
 
   task: int = 0
@@ -72,7 +72,7 @@ class Position:
   peak_bytes: int = 0
   seeds: list[Findings] = dataclasses.field(default_factory=lambda: [Findings()])
   logs: list[Any] = dataclasses.field(default_factory=list)
-  sums: dict[int, Any] = dataclasses.field(default_factory=dict)
+  sums: Any = None
 
   def evaluated(self) -> int:
     """The number of tasks after which all were evaluated."""
@@ -84,7 +84,7 @@ class Position:
 
   def to_json(self) -> dict[str, Any]:
     """A dict of JSON types; call it only after everything was fetched from the devices."""
-    assert not self.logs and not self.sums
+    assert not self.logs and self.sums is None
     value = dataclasses.asdict(self)
     del value['logs'], value['sums']
     return value

@@ -116,12 +116,19 @@ def test_seeds_are_judged_side_by_side_and_rows_that_fill_up_are_left_out():
   valid = np.array([True, True, False])
   given = Answers(answers, np.stack([targets] * 2), np.stack([valid] * 2), np.zeros(2, bool))
   steps = types.SimpleNamespace(answer=lambda *args: given, seed_axes=1)
-  loop = types.SimpleNamespace(steps=steps, method=experiment().method, frozen=None)
-  position = Position(seeds=[Findings(), Findings(counts=[[0.5, 0.5, 2]])])
-  evaluation._on_host(loop, None, position, None, None, 0)
-  sums = [sum(by_hand(a, t) for a, t in zip(rows[:2], targets, strict=False)) for rows in answers]
-  assert position.seeds[0].counts == [[pytest.approx(sums[0])] * 2 + [2]]
-  assert position.seeds[1].counts == [[pytest.approx(0.5 + sums[1])] * 2 + [4]]
+  loop = types.SimpleNamespace(
+    steps=steps, method=experiment().method, frozen=None, experiment=experiment()
+  )
+  sets = len(experiment().scenario.tasks)
+  before = [[0.5, 0.5, 2], *[[0.0, 0.0, 0]] * (sets - 1)]
+  position = Position(seeds=[Findings(), Findings(counts=before)])
+  # One example of the first test set, one of the second; the last row only fills up the batch.
+  evaluation._on_host(loop, None, position, None, np.array([0, 1, 0]), None)
+  own = [[by_hand(a, t) for a, t in zip(rows, targets, strict=True)] for rows in answers]
+  first, second = (found.counts for found in position.seeds)
+  assert first[0] == [pytest.approx(own[0][0])] * 2 + [1]
+  assert first[1] == [pytest.approx(own[0][1])] * 2 + [1]
+  assert second[0] == [pytest.approx(0.5 + own[1][0])] * 2 + [3]
 
 
 def test_another_judge_is_another_run(whole):

@@ -19,8 +19,8 @@ def _logs(*losses, finite=True):
 
 
 def test_settling_fetches_losses_and_counts():
-  sums = {1: Judged(*np.arange(4, 7, dtype=np.int32))}
-  found = Findings(counts=[[1, 2, 3]])
+  sums = Judged(*np.array([[1, 4], [2, 5], [3, 6]], np.int32))  # Each of two test sets.
+  found = Findings(counts=[[1, 2, 3], [0, 0, 0]])
   position = Position(phase='train', batch=2, logs=_logs(0.5, 0.25), seeds=[found], sums=sums)
   settle(position)
   assert found.losses == [[0.5, 2, 4], [0.25, 2, 4]]
@@ -28,7 +28,7 @@ def test_settling_fetches_losses_and_counts():
 
 
 def test_settling_parts_what_seeds_found():
-  sums = {0: Judged(*np.arange(6, dtype=np.int32).reshape(3, 2))}
+  sums = Judged(*np.arange(6, dtype=np.int32).reshape(3, 2, 1))  # [S, J] each.
   log = StepLog(np.array([0.5, 0.25]), np.array([1, 2]), np.array([4, 4]), np.ones(2, bool))
   found = [Findings(counts=[[9, 9, 9]]), Findings()]
   settle(Position(phase='train', batch=1, logs=[log], seeds=found, sums=sums))
@@ -38,11 +38,10 @@ def test_settling_parts_what_seeds_found():
 
 def test_settling_adds_right_answers_by_class():
   hits = np.array([[[1, 0], [1, 1]], [[0, 2], [0, 3]]], np.int32)  # [S, 2, C]
-  sums = {0: Judged(*np.arange(6, dtype=np.int32).reshape(3, 2), hits=hits)}
-  # The second evaluation was begun by a version that did not count by class.
-  found = [Findings(counts=[[1, 1, 1]], hits=[[1, 1], [1, 1]]), Findings(counts=[[1, 1, 1]])]
+  sums = Judged(*np.arange(6, dtype=np.int32).reshape(3, 2, 1), hits=hits)
+  found = [Findings(counts=[[1, 1, 1]], hits=[[1, 1], [1, 1]]), Findings()]
   settle(Position(phase='evaluate', batch=1, seeds=found, sums=sums))
-  assert [each.hits for each in found] == [[[2, 1], [2, 2]], []]
+  assert [each.hits for each in found] == [[[2, 1], [2, 2]], [[0, 2], [0, 3]]]
 
 
 def test_settling_names_the_seed_that_diverged():

@@ -167,12 +167,16 @@ def test_predictions_are_counted(steps, state):
   state.params['head'] = head._replace(kernel=jnp.zeros_like(head.kernel), bias=bias)
   batch = _batch([0, 1, 6, 7, 8], task=1)._replace(y=jnp.array([2, 3, 3, 0, 3]))
   batch = batch._replace(valid=jnp.array([True, True, True, True, False]))
-  zeros = Judged(*np.zeros((3,), np.int32), hits=np.zeros(steps.hits_shape, np.int32))
-  zeros = jax.device_put(zeros, steps.counts_sharding)
-  counts = steps.predict(state, frozen, _put(batch, steps), task.classes, zeros)
-  # Class 0 is right once; among classes 2 and 3 of the task, 3 is right twice.
-  assert [int(n) for n in counts[:3]] == [1, 2, 4]
-  assert counts.hits.tolist() == [[1, 0, 0, 0], [0, 0, 0, 2]]
+  zeros = Judged(*np.zeros((3, 2), np.int32), hits=np.zeros(steps.hits_shape, np.int32))
+  classes = np.stack([task.classes, ~task.classes])  # Of two test sets, the second not counted.
+  tables = jax.device_put((classes, np.array([True, False]), zeros), steps.counts_sharding)
+  places = jax.device_put(np.array([0, 0, 0, 1, 1], np.int32), steps.batch_sharding)
+  counts = steps.predict(state, frozen, _put(batch, steps), places, *tables)
+  # Class 0 is right once, in the second set; among classes 2 and 3 of the task, 3 is twice.
+  assert counts.score.tolist() == [0, 1]
+  assert counts.aware.tolist() == [2, 1]
+  assert counts.total.tolist() == [3, 1]
+  assert counts.hits.tolist() == [[0, 0, 0, 0], [0, 0, 0, 2]]
 
 
 def test_passes_that_do_nothing_are_not_compiled(steps):

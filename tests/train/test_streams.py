@@ -11,6 +11,7 @@ from tiny_runs import (
   tiny_backbone,
   tiny_experiment,
   tiny_frozen,
+  tiny_method,
   tiny_scenario,
 )
 
@@ -32,10 +33,17 @@ def one_stream():
   )
 
 
+@functools.cache
+def of_probes():
+  """A method for itself: steps are shared by method, and those of probes have other shapes."""
+  return tiny_method('finetune', TASKS)._replace()
+
+
 def probed():
   scenario = tiny_scenario(TASKS)
   probes = (Probe('first', scenario.tasks[0].test), Probe('last', scenario.tasks[2].test))
-  return tiny_experiment('finetune', TASKS).replace(scenario=scenario._replace(probes=probes))
+  scenario = scenario._replace(probes=probes)
+  return tiny_experiment('finetune', TASKS).replace(scenario=scenario, method=of_probes())
 
 
 def unrestarted():

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import shutil
 
 import pytest
 from orbax.checkpoint import v1 as ocp
@@ -45,7 +46,7 @@ def test_a_relative_path_reads_as_the_absolute_one(workdir, monkeypatch):
     ExceptionGroup('several', [ValueError('PERMISSION_DENIED: Error reading "d/1"')]),
   ],
 )
-def test_a_failure_around_it_is_not_called_damage(workdir, monkeypatch, error):
+def test_a_failure_around_it_is_not_called_damage(workdir, tmp_path, monkeypatch, error):
   def fail(*_, **__):
     raise error
 
@@ -56,11 +57,13 @@ def test_a_failure_around_it_is_not_called_damage(workdir, monkeypatch, error):
   problems = inspect_run(workdir)['problems']
   assert problems
   assert all('could not be read' in problem for problem in problems)
-  # A run on it stops, and moves none of its good checkpoints away.
+  # A run that needs it stops, and moves none of its good checkpoints away.
+  unfinished = shutil.copytree(workdir, tmp_path / 'run')
+  (unfinished / 'results.json').unlink()
   with pytest.raises(Unread):
-    run(tiny_experiment(), workdir, silent())
-  assert sorted(os.listdir(workdir / 'checkpoints')) == before
-  assert not (workdir / 'damaged').exists()
+    run(tiny_experiment(), unfinished, silent())
+  assert sorted(os.listdir(unfinished / 'checkpoints')) == before
+  assert not (unfinished / 'damaged').exists()
 
 
 def test_a_missing_part_is_damage(workdir, monkeypatch):
