@@ -24,8 +24,6 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):  # Others refuse a 
   os.environ.setdefault(
     'XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
   )
-# Processes that tests start read the library compiled, not its sources each time.
-os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
 
 def pytest_collection_finish():
