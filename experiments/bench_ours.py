@@ -108,8 +108,9 @@ def subspaces() -> tuple[Step, Facts]:
   steps, state, frozen = _begun(method, model.params)
   seen = np.arange(CLASSES) < 50
   state = state._replace(task=state.task._replace(index=np.int32(4), seen=seen))
-  batch, none = _batch(model.backbone, 32), Judged(*[jnp.zeros((), jnp.int32)] * 3)
-  predict = lambda: steps.predict(state, frozen, batch, seen, none)
+  batch, none = _batch(model.backbone, 32), Judged(*[jnp.zeros(1, jnp.int32)] * 3)
+  its = np.zeros(32, np.int32), seen[None], np.ones(1, bool)  # All of one test set.
+  predict = lambda: steps.predict(state, frozen, batch, *its, none)
   return lambda: {'step': _timed(predict)}, {}
 
 

@@ -64,7 +64,7 @@ def check_method(
   for phase in method.phases:
     if isinstance(phase, Fit):
       batch = given.train[2:] if phase.steps is None else ()
-      number = given.predict[-1].total
+      number = given.begin[2].index
       trace(phase.name, steps.own[phase.name], (*given.end, *batch, number, number))
     else:
       once = isinstance(phase, Once)

@@ -247,10 +247,11 @@ def run(
       if has_phase(method, step, t):
         state = go_through(step, t, state)
     some = batch(method.inputs.shape, classes[t], 10 * t + 9)
-    steps.predict(state, frozen, some, task(t, classes, size).classes, counts())
+    places, own = np.zeros(len(some.valid), np.int32), task(t, classes, size).classes[None]
+    steps.predict(state, frozen, some, places, own, np.ones(1, bool), counts())
   return Run(method, steps, frozen, start, stages)
 
 
 def counts() -> Judged:
-  """Counts of zero."""
-  return Judged(*(np.zeros((), np.int32) for _ in range(3)))
+  """Counts of zero, of one test set."""
+  return Judged(*(np.zeros(1, np.int32) for _ in range(3)))

@@ -18,7 +18,7 @@ def found(tmp_path_factory):
   """All that the process with eight devices reports."""
   out = tmp_path_factory.mktemp('eight') / 'found.json'
   flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
-  paths = [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
+  paths = [str(HERE.parents[1]), str(HERE.parent), os.environ.get('PYTHONPATH', '')]
   env = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
