@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import math
+import pathlib
 import re
 import shutil
 
@@ -83,6 +84,7 @@ def check_refused(status, text, args, *names):
   assert status in (1, 2), (status, args)
   assert 'Traceback' not in text, text
   told = re.sub(r'[-_]', '-', text)
+  names = [*names, *(str(pathlib.PurePath(name)) for name in names)]  # `run/.` is `run`.
   assert any(re.sub(r'[-_]', '-', name) in told for name in names), (args, text)
   # Another exception, from a line of the experiment file, would be a fault of the library's.
   assert not re.search(r'error: (?!OSError|NotADir)\w+(Error|Exception)\b', text), text

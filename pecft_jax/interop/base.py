@@ -40,7 +40,8 @@ def check_base(directory: pathlib.Path, backbone: Backbone, params: Params) -> N
   path = directory / BASE
   if not path.exists():
     return
-  base = read_json(path).get('base') or {}
+  found = read_json(path).get('base')
+  base = {} if found is None else found
   if not isinstance(base, dict) or not isinstance(base.get('sha256'), str | None):
     raise ValueError(f'{path}: expected a base with the sha256 of its weights, got {base!r:.60}')
   here = base_sha256(backbone, params)

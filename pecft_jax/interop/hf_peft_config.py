@@ -129,7 +129,7 @@ def lora_config(config: Mapping[str, Any]) -> Lora:
     alphas=_patterns(config, 'alpha_pattern', _finite),
     stabilised=_switch('use_rslora', config.get('use_rslora')),
     dora=_switch('use_dora', config.get('use_dora')),
-    dropout=_share('lora_dropout', config.get('lora_dropout') or 0.0),
+    dropout=_share('lora_dropout', _given(config, 'lora_dropout', 0.0)),
   )
 
 
@@ -173,11 +173,16 @@ def scales_inputs(config: Mapping[str, Any], name: str) -> bool | None:
   return any(name.endswith(each) for each in found)
 
 
+def _given(config: Mapping[str, Any], entry: str, default: Any) -> Any:
+  """An entry that may be left out, or be null; other empty values are not the default."""
+  return default if config.get(entry) is None else config[entry]
+
+
 def _patterns(
   config: Mapping[str, Any], entry: str, read: Callable[[str, Any], Any]
 ) -> dict[re.Pattern[str], Any]:
   """Values by pattern; a pattern is the end of a name, at a dot, or with `^` all of it."""
-  patterns = config.get(entry) or {}
+  patterns = _given(config, entry, {})
   if not isinstance(patterns, dict):
     raise ValueError(f'expected an object for {entry}, got {patterns!r}')
   return {

@@ -114,6 +114,7 @@ def written(model, tmp_path):
     ({'rank_pattern': {'qkv': 4}}, 'have rank 8, its configuration says 4'),
     ({'rank_pattern': {'qkv': '16'}}, r"for rank_pattern\['qkv'\], got '16'"),
     ({'rank_pattern': [4]}, r'expected an object for rank_pattern, got \[4\]'),
+    ({'rank_pattern': []}, r'expected an object for rank_pattern, got \[\]'),
     ({'lora_alpha': float('nan')}, 'expected a finite number for lora_alpha, got nan'),
     ({'lora_alpha': float('inf')}, 'expected a finite number for lora_alpha, got inf'),
     ({'lora_alpha': 1e300}, 'expected a finite number for lora_alpha, got 1e'),

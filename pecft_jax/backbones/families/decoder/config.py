@@ -137,8 +137,13 @@ def check_llama_config(path: pathlib.Path, backbone: Backbone, head: Any, table:
 _OF_STRETCHED = ('rope_low', 'rope_high', 'rope_original')
 
 
+def _listed(entries: Mapping[str, Any], key: str) -> Any:
+  """An entry that may be left out, or be null: no names."""
+  return [] if entries.get(key) is None else entries[key]
+
+
 def _check_head(path: pathlib.Path, entries: Mapping[str, Any], head: Any, table: Any) -> None:
-  tied, kinds = entries.get('tie_word_embeddings'), entries.get('architectures') or []
+  tied, kinds = entries.get('tie_word_embeddings'), _listed(entries, 'architectures')
   if head is not None and tied and not np.array_equal(head, table):
     raise ValueError(f'{path} says tie_word_embeddings, but the head differs from the embedding')
   if head is None and tied is False and any(kind.endswith(_HEADED) for kind in kinds):
@@ -170,7 +175,7 @@ def _arguments(path: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]
   tied = entries.get('tie_word_embeddings')
   if not isinstance(tied, bool | None):
     raise ValueError(f'{path}: expected true or false for tie_word_embeddings, got {tied!r}')
-  kinds = entries.get('architectures') or []
+  kinds = _listed(entries, 'architectures')
   listed = isinstance(kinds, list) and all(isinstance(each, str) for each in kinds)
   if not listed or not all(_ARCHITECTURES.fullmatch(each) for each in kinds):
     raise ValueError(

@@ -98,6 +98,8 @@ def test_a_window_bounds_the_length(directory):
     ({'use_bidirectional_attention': True}, 'use_bidirectional_attention may change'),
     ({'architectures': ['LlamaBidirectionalModel']}, 'others may use the weights in another way'),
     ({'architectures': 'LlamaModel'}, 'expected architectures such as'),
+    ({'architectures': {}}, 'expected architectures such as'),
+    ({'architectures': False}, 'expected architectures such as'),
     ({'head_dim': 8}, 'expected a head_dim of hidden_size / num_attention_heads, got 8'),
     ({'head_dim': '4'}, "got '4'"),
     ({'layer_types': ['full_attention', 'sliding_attention', 'full_attention']}, 'layer_types'),
