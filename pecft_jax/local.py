@@ -24,9 +24,8 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
   _check_utf8(text)
   # `pathlib.Path` reduces two slashes to one.
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):
-    url = re.sub(':/+', '://', text, count=1)
     raise ValueError(
-      f'expected a local path, got the URL {url!r}; mount the bucket (with gcsfuse, for example) '
+      f'expected a local path, got the URL {text!r}; mount the bucket (with gcsfuse, for example) '
       'and give the path of the mount'
     )
   # Unlike pathlib's `expanduser`, this one leaves `~name` alone where there is no such user.

@@ -129,7 +129,8 @@ VALUES = {
   '--seeds': (int, lambda job: len(job.seeds)),
   '--save-every': (float, lambda job: job.options.save_every),
   '--method': (str, lambda job: _names(job)[-1]),
-  '--peft': (str, lambda job: _transform(job)['name']),
+  '--peft': (lambda name: recorded_name(REGISTRIES['transform'][name]),
+             lambda job: _transform(job)['name']),  # The factory's name, which may be another.
 }  # fmt: skip
 OPTIONAL = {'--evaluate-every', '--learning-rate', '--peft'}
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
@@ -76,8 +77,8 @@ def ranpac(
     seed: of R, which is drawn again wherever it is needed and never stored.
 
   Raises:
-    ValueError: if the transform finds no site in the backbone, `sample` is below 5,
-      or the problem has no classes.
+    ValueError: if the transform finds no site in the backbone, `projection` is below 1, `sample`
+      below 5, or the problem has no classes.
 
   >>> from pecft_jax.continual import ranpac
   >>> from pecft_jax.backbones import pretrained
@@ -88,6 +89,7 @@ def ranpac(
   'ranpac'
   """
   need_classes(capacity.problem, 'ranpac')
+  at_least(1, projection=projection)
   if sample < 5:
     raise ValueError(f'sample must be at least 5, a fifth of it is held out; got {sample}')
   peft = adaptformer() if peft is None else peft
