@@ -332,10 +332,10 @@ def test_odd_values_of_flags_are_refused_before_anything_runs(capsys, tmp_path, 
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('flags', [['--workdir', ''], ['--workdir=']])
+@pytest.mark.parametrize('flags', [['--workdir', ''], ['--workdir='], ['--workdir', 'None']])
 def test_a_directory_that_is_named_by_nothing_is_refused(capsys, flags):
   assert cli.main(['run', DIGITS, *flags]) == 1
-  assert '--workdir names no directory' in said(capsys)
+  assert 'names no directory' in said(capsys)
 
 
 def test_the_page_of_one_run_goes_where_it_is_asked(capsys, tmp_path):

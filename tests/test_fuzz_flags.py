@@ -395,9 +395,6 @@ def test_a_command_does_what_it_says_or_names_what_is_wrong(args, finished, tmp_
     sizes = {axis.strip(): int(size) for axis, size in axes if value}
     assert dict(layout.mesh.shape) == (sizes or {'data': 1}), args
     return
-  if (args[args.index('--branch') + 1], args[-1]) == ('None', 'None'):  # As if not given.
-    assert done.options.branch is None
-    return
   assert done.options.branch.after_task == int(args[-1]), args
   assert (here / args[args.index('--branch') + 1]).resolve() == here / 'run', args
 

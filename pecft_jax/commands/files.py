@@ -152,10 +152,14 @@ def _check_parameters(parameters: Sequence[inspect.Parameter], taken: Set[str]) 
 
 def _check_given(args: Sequence[str]) -> None:
   """Raises ValueError for a flag without a value, as of a variable that is not set."""
-  for flag, value in zip(args, [*args[1:], None], strict=False):
-    if flag in ('--workdir=', '--branch=') or (flag in ('--workdir', '--branch') and value == ''):
-      raise ValueError(f'{flag.rstrip("=")} names no directory: the value is empty')
-    if flag == '--rules' and (value is None or value.startswith('--')):
+  for word, following in zip(args, [*args[1:], None], strict=False):
+    flag, equals, value = word.partition('=')
+    value = value if equals else following
+    if flag in ('--workdir', '--branch') and value == '':
+      raise ValueError(f'{flag} names no directory: the value is empty')
+    if flag in ('--workdir', '--branch') and value == 'None':  # Which tyro reads as not given.
+      raise ValueError(f'{flag} None names no directory; one of that name is ./None')
+    if word == '--rules' and (value is None or value.startswith('--')):
       raise ValueError('--rules needs rules behind it, as in --rules head/kernel$=model,-')
 
 
