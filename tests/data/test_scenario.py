@@ -3,7 +3,7 @@ import pytest
 
 from pecft_jax import data
 from pecft_jax.data import Split, arrays, class_incremental, joined, task_masks
-from pecft_jax.data.scenario import data_sha256
+from pecft_jax.data.scenario import data_sha256, one_after_another
 from pecft_jax.data.source import select_rows
 from pecft_jax.typing import Capacity
 
@@ -111,3 +111,27 @@ def test_of_data_that_is_read_on_demand_a_sample_counts():
   assert inputs.read == 2 * 64
   assert data_sha256(of_inputs(Read, images)) == found
   assert data_sha256(of_inputs(Read, 255 - images)) != found
+
+
+def test_splits_of_several_sources_are_read_one_after_another():
+  first = np.arange(5 * 3 * 2, dtype=np.int32).reshape(5, 6)
+  second = 100 + np.arange(4 * 6, dtype=np.int32).reshape(4, 6)
+  parts = [
+    Split(first, np.array([4, 1]), np.array([0, 1], np.int32)),
+    Split(second, np.array([3, 0, 3]), np.array([2, 2, 0], np.int32)),
+    Split(first, np.array([2]), np.array([1], np.int32)),
+  ]
+  whole = one_after_another(parts)
+  expected = np.concatenate([part.inputs[part.rows] for part in parts])
+  assert whole.labels.tolist() == [0, 1, 2, 2, 0, 1]
+  assert len(whole.inputs) == 5 + 4 + 5
+  np.testing.assert_array_equal(whole.inputs[whole.rows], expected)
+  mixed = np.array([5, 0, 3, 2, 0])  # In any order, and twice.
+  np.testing.assert_array_equal(whole.inputs[whole.rows[mixed]], expected[mixed])
+  assert whole.inputs[whole.rows].dtype == np.int32
+
+
+def test_splits_of_one_source_keep_it():
+  images = np.zeros((4, 2, 2, 1), np.uint8)
+  parts = [Split(images, np.array([i]), np.array([i], np.int32)) for i in (2, 0)]
+  assert one_after_another(parts).inputs is images
