@@ -50,6 +50,7 @@ def experiment(
   alone: bool = False,
   seed: int = 0,
   train_per_class: int | None = None,
+  test_per_class: int | None = None,
   class_order: str = 'natural',
 ) -> Experiment:
   """Split CIFAR-100 on a frozen pre-trained backbone.
@@ -77,6 +78,7 @@ def experiment(
     alone: also train on each task alone, for forward transfer (`fwt`).
     seed: of initialisation, order of the data, and views.
     train_per_class: number of training images of each class to use, the first ones; all by default.
+    test_per_class: the same of test images.
     class_order: natural, seed:1993, or a list of labels.
   """
   if data_dir is None:
@@ -87,6 +89,8 @@ def experiment(
     train, test = (data.npz(data_dir / f'cifar100_{split}.npz') for split in ('train', 'test'))
   if train_per_class is not None:
     train = data.first_per_class(train, train_per_class)
+  if test_per_class is not None:
+    test = data.first_per_class(test, test_per_class)
   scenario = data.class_incremental(
     train, test, tasks=tasks, order=class_order, name='split_cifar100'
   )

@@ -19,6 +19,7 @@ from pecft_jax.data.augment import (
 )
 from pecft_jax.data.bundled import digits
 from pecft_jax.data.counter import fold_seed
+from pecft_jax.data.first_tasks import validation
 from pecft_jax.data.folders import domain_folders, image_folder
 from pecft_jax.data.held import held_out
 from pecft_jax.data.in_arrays import arrays
@@ -80,4 +81,5 @@ __all__ = (
   'text_table',
   'tfds_source',
   'train_batches',
+  'validation',
 )

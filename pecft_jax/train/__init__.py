@@ -12,6 +12,7 @@ from pecft_jax.train.job import Stopped
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.running import run, run_seeds
 from pecft_jax.train.step import Steps, compile_steps
+from pecft_jax.train.tuning import Trial, Tuned, combinations, tuned
 from pecft_jax.workdir.branch import Branch
 from pecft_jax.workdir.record import tensorboard
 
@@ -27,9 +28,12 @@ __all__ = (
   'Steps',
   'Stopped',
   'Training',
+  'Trial',
+  'Tuned',
   'adam',
   'adapted_after',
   'check_method',
+  'combinations',
   'compile_steps',
   'constant',
   'cosine',
@@ -47,5 +51,6 @@ __all__ = (
   'split_memory',
   'tensor_parallel',
   'tensorboard',
+  'tuned',
   'warmup',
 )

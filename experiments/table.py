@@ -1,0 +1,225 @@
+"""Every method on one benchmark: tuned alike, then run on several class orders and seeds.
+
+    python experiments/table.py --data-dir DIR --weights FILE --out OUT [--size small] [--jobs 2]
+
+Whatever has ended is read and what was interrupted goes on, so the command may be stopped and given
+again, with more methods or more seeds. It needs what `pecft run split_cifar100` needs. OUT then
+holds a work directory for each method, order and seed, the trials of its tuning, and
+
+    OUT/table.md     the tables of each order, with the choices that were made
+    OUT/table.html   the page of `pecft report` over all runs of the first order
+
+The protocol: the rate, and the strength of methods that have one, are chosen by
+`pecft_jax.train.tuned` among four choices, with seed 0 and the first order, on the first three
+tasks' training images, a fifth of which is held out; no test image and no later task is read.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pecft_jax.about import about_of
+from pecft_jax.benchmarks.split_cifar100 import experiment
+from pecft_jax.catalog import METHODS, WRAPPERS
+from pecft_jax.files import read_json
+
+SIZES: Mapping[str, dict[str, Any]] = {
+  'small': {'train_per_class': 50, 'test_per_class': 20, 'epochs': 3, 'batch_size': 32},
+  'full': {'epochs': 5, 'batch_size': 128},
+}
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+FEWER_RATES = (1e-3, 3e-3)  # Beside two strengths, so that every method has four trials.
+# What says how much a method holds on to the past, by its flag, with the values that are tried.
+STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
+  'olora': ('olora.penalty', (0.5, 5.0)),
+  'l2p': ('l2p.pull', (0.1, 1.0)),
+  'ewc': ('ewc.strength', (10.0, 1000.0)),
+  'si': ('si.strength', (0.1, 10.0)),
+  'lwf': ('lwf.strength', (0.1, 1.0)),
+  'er': ('er.strength', (0.5, 1.0)),
+  'derpp': ('derpp.beta', (0.5, 1.0)),
+}
+# Not compared here: texts are another benchmark, and training on each task alone is a reference.
+LEFT_OUT = ('language_model',)
+# Joint training sees each task's union, and needs more passes than a task by itself.
+EPOCHS = {'joint': 4}  # Times those of the size.
+
+
+class Case(NamedTuple):
+  """One row of the table.
+
+  Attributes:
+    name: of its directory.
+    method: name of the method.
+    wrap: a wrapper around it, or ''.
+    choices: settings that are tried: `rate`, and options of the method by name.
+  """
+
+  name: str
+  method: str
+  wrap: str
+  choices: tuple[dict[str, float], ...]
+
+
+def cases() -> tuple[Case, ...]:
+  """All methods of the library, and its wrappers around sequential fine-tuning."""
+  methods = [Case(name, name, '', choices(name)) for name in METHODS if name not in LEFT_OUT]
+  return (*methods, *(Case(name, 'finetune', name, choices(name)) for name in WRAPPERS))
+
+
+def choices(name: str) -> tuple[dict[str, float], ...]:
+  """The settings that are tried for a method or wrapper: four, or one where nothing is trained."""
+  from pecft_jax.train import combinations
+
+  if name == 'simplecil':
+    return ({},)
+  if name not in STRENGTHS:
+    return tuple(combinations(rate=RATES))
+  flag, strengths = STRENGTHS[name]
+  return tuple(combinations(rate=FEWER_RATES, **{flag: strengths}))
+
+
+def made(case: Case, flags: argparse.Namespace, order: str, choice: Mapping[str, Any]) -> Any:
+  """The experiment of a case with a choice of settings."""
+  options = dict(SIZES[flags.size])
+  options['epochs'] *= EPOCHS.get(case.method, 1)
+  return experiment(
+    data_dir=flags.data_dir,
+    weights=flags.weights,
+    method=case.method,
+    wrap=case.wrap,
+    set=tuple(f'{name}={value}' for name, value in choice.items() if name != 'rate'),
+    learning_rate=choice.get('rate'),
+    class_order=order,
+    **options,
+  )
+
+
+def run_case(case: Case, flags: argparse.Namespace) -> None:
+  """Tunes a case, and runs it with the choice on all orders, its seeds side by side."""
+  from rich.console import Console
+
+  from pecft_jax.devices.compile_cache import use_compile_cache
+  from pecft_jax.train import RunOptions, run_seeds, tuned
+
+  use_compile_cache()
+  options = RunOptions(console=Console(quiet=True))
+  place = flags.out / case.name
+  first = flags.orders[0]
+  best = tuned(
+    lambda choice: made(case, flags, first, choice), case.choices, place / 'tuning', options
+  )
+  for order in flags.orders:
+    run_seeds(
+      made(case, flags, order, best.choice),
+      range(flags.seeds),
+      place / order.replace(':', '_'),
+      options,
+    )
+
+
+def all_cases(chosen: Sequence[Case], flags: argparse.Namespace) -> list[str]:
+  """Runs cases as processes of their own, some at a time; returns those that failed."""
+
+  def one(case: Case) -> bool:
+    start = time.monotonic()
+    threads = max(1, (os.cpu_count() or 1) // flags.jobs)
+    done = subprocess.run(
+      [sys.executable, __file__, *sys.argv[1:], '--case', case.name],
+      env={**os.environ, 'NPROC': str(threads), 'OMP_NUM_THREADS': str(threads)},
+      capture_output=True,
+      check=False,
+      text=True,
+    )
+    last = (done.stderr.strip().splitlines() or [''])[-1]
+    said = 'done' if done.returncode == 0 else f'FAILED: {last}'
+    print(f'{case.name}: {said} ({time.monotonic() - start:.0f} s)', flush=True)
+    return done.returncode == 0
+
+  with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
+    ended = list(pool.map(one, chosen))
+  return [case.name for case, good in zip(chosen, ended, strict=True) if not good]
+
+
+def write_tables(flags: argparse.Namespace) -> None:
+  """Writes table.md and table.html from all runs that have ended."""
+  from pecft_jax.report import comparison_markdown, write_comparison
+
+  lines = ['# Split CIFAR-100', '']
+  for order in flags.orders:
+    found = [
+      seed
+      for case in cases()
+      for seed in sorted((flags.out / case.name / order.replace(':', '_')).glob('seed_*'))
+      if read_json(seed / 'results.json')['status'] == 'done'
+    ]
+    if not found:
+      continue
+    if order == flags.orders[0]:
+      write_comparison(found, flags.out / 'table.html')
+    lines += [f'## Class order: {order}', '', comparison_markdown(found), '']
+  lines += ['## Choices', '', *choice_table(flags), '']
+  (flags.out / 'table.md').write_text('\n'.join(lines), encoding='utf-8')
+
+
+def choice_table(flags: argparse.Namespace) -> list[str]:
+  """A Markdown table of what was tried for each case, and chosen."""
+  lines = ['| Case | Tried: average accuracy on held-out images (%) | Chosen | At an edge |']
+  lines += ['| --- | --- | --- | --- |']
+  said = lambda choice: ', '.join(f'{name} {v:g}' for name, v in choice.items()) or 'nothing'
+  for case in cases():
+    path = flags.out / case.name / 'tuning' / 'tuned.json'
+    if path.exists():
+      found = read_json(path)
+      score = lambda value: 'diverged' if value is None else f'{100 * value:.1f}'
+      tried = '; '.join(f'{said(t["choice"])}: {score(t["score"])}' for t in found['trials'])
+      edge = ', '.join(found['at_edge'])
+      lines.append(f'| {case.name} | {tried} | {said(found["choice"])} | {edge} |')
+  return lines
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+  """The flags of the command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--data-dir', type=pathlib.Path, help='folder of cifar100_*.npz')
+  parser.add_argument('--weights', type=pathlib.Path, help='weights of vit_32_p8_tiny_imagenet')
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--size', choices=list(SIZES), default='small')
+  parser.add_argument('--only', nargs='+', default=[], help='names of cases')
+  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--orders', nargs='+', default=['natural', 'seed:1993'])
+  parser.add_argument('--jobs', type=int, default=2, help='cases at a time')
+  parser.add_argument('--list', action='store_true', help='print the cases, run nothing')
+  parser.add_argument('--case', help=argparse.SUPPRESS)
+  return parser.parse_args(arguments)
+
+
+def main() -> int:
+  """Runs what is asked for, and writes the tables."""
+  flags = parsed()
+  known = {case.name: case for case in cases()}
+  if unknown := [name for name in [*flags.only, *filter(None, [flags.case])] if name not in known]:
+    raise SystemExit(f'no case is named {unknown[0]!r}; there are {", ".join(known)}')
+  if flags.list:
+    for case in known.values():
+      about = about_of((WRAPPERS if case.wrap else METHODS)[case.name])
+      print(f'{case.name:20} {len(case.choices)} trials  {about.summary}')
+    return 0
+  if flags.case:
+    run_case(known[flags.case], flags)
+    return 0
+  flags.out.mkdir(parents=True, exist_ok=True)
+  chosen = [case for name, case in known.items() if not flags.only or name in flags.only]
+  failed = all_cases(chosen, flags)
+  write_tables(flags)
+  return 1 if failed else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
