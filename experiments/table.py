@@ -37,7 +37,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FEWER_RATES = (1e-3, 3e-3)  # Beside two strengths, so that every method has four trials.
 # What says how much a method holds on to the past, by its flag, with the values that are tried.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
-  'olora': ('olora.penalty', (0.5, 5.0)),
+  'olora': ('olora.orthogonality', (0.5, 5.0)),
   'l2p': ('l2p.pull', (0.1, 1.0)),
   'ewc': ('ewc.strength', (10.0, 1000.0)),
   'si': ('si.strength', (0.1, 10.0)),

@@ -1,0 +1,37 @@
+"""The table of all methods: every row can be built, and every method gets as many trials."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from tiny_runs import tiny_backbone
+
+from pecft_jax.catalog import METHODS, WRAPPERS, choose
+from pecft_jax.typing import Capacity
+
+FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'table.py'
+SPEC = importlib.util.spec_from_file_location('table', FILE)
+table = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(table)
+CASES = {case.name: case for case in table.cases()}
+
+
+def test_every_method_and_every_wrapper_has_a_row():
+  assert set(CASES) == {*METHODS, *WRAPPERS} - set(table.LEFT_OUT)
+
+
+def test_every_row_that_trains_has_four_trials():
+  assert {len(case.choices) for case in CASES.values()} == {1, 4}
+  assert [name for name, case in CASES.items() if len(case.choices) == 1] == ['simplecil']
+
+
+@pytest.mark.parametrize('name', sorted(table.STRENGTHS))
+def test_strengths_are_options_of_their_method(name):
+  case = CASES[name]
+  for choice in case.choices:
+    options = [f'{key}={value}' for key, value in choice.items() if key != 'rate']
+    method = choose(case.method, wrap=case.wrap, set=options).build(
+      tiny_backbone(), Capacity(tasks=2, classes=4)
+    )
+    (key, value), *_ = ((key, value) for key, value in choice.items() if key != 'rate')
+    assert method.settings[key.partition('.')[2]] == value
