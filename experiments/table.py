@@ -45,6 +45,8 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'er': ('er.strength', (0.5, 1.0)),
   'derpp': ('derpp.beta', (0.5, 1.0)),
 }
+# Orders by the similarity of neighbouring tasks, of `pecft_jax.data.similarity_orders`.
+SIMILAR = ('hardest', 'median', 'easiest')
 # Not compared here: texts are another benchmark, and training on each task alone is a reference.
 LEFT_OUT = ('language_model',)
 # Joint training sees each task's union, and needs more passes than a task by itself.
@@ -101,6 +103,20 @@ def made(case: Case, flags: argparse.Namespace, order: str, choice: Mapping[str,
   )
 
 
+def order_of(name: str, flags: argparse.Namespace) -> str:
+  """A class order: `hardest`, `median` and `easiest` are found from frozen training features."""
+  if name not in SIMILAR:
+    return name
+  from pecft_jax import data
+  from pecft_jax.backbones import pretrained
+  from pecft_jax.train import class_features
+
+  train = data.npz(flags.data_dir / 'cifar100_train.npz')
+  model = pretrained('vit_32_p8_tiny_imagenet', flags.weights)
+  found = data.similarity_orders(class_features(model, train), tasks=10)
+  return ','.join(str(label) for label in getattr(found, name))
+
+
 def run_case(case: Case, flags: argparse.Namespace) -> None:
   """Tunes a case, and runs it with the choice on all orders, its seeds side by side."""
   from rich.console import Console
@@ -111,13 +127,13 @@ def run_case(case: Case, flags: argparse.Namespace) -> None:
   use_compile_cache()
   options = RunOptions(console=Console(quiet=True))
   place = flags.out / case.name
-  first = flags.orders[0]
+  first = order_of(flags.orders[0], flags)
   best = tuned(
     lambda choice: made(case, flags, first, choice), case.choices, place / 'tuning', options
   )
   for order in flags.orders:
     run_seeds(
-      made(case, flags, order, best.choice),
+      made(case, flags, order_of(order, flags), best.choice),
       range(flags.seeds),
       place / order.replace(':', '_'),
       options,
@@ -193,7 +209,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--size', choices=list(SIZES), default='small')
   parser.add_argument('--only', nargs='+', default=[], help='names of cases')
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--orders', nargs='+', default=['natural', 'seed:1993'])
+  parser.add_argument(
+    '--orders',
+    nargs='+',
+    default=['natural', 'seed:1993'],
+    help='class orders: natural, seed:N, hardest, median, easiest',
+  )
   parser.add_argument('--jobs', type=int, default=2, help='cases at a time')
   parser.add_argument('--list', action='store_true', help='print the cases, run nothing')
   parser.add_argument('--case', help=argparse.SUPPRESS)

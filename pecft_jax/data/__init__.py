@@ -31,6 +31,7 @@ from pecft_jax.data.pictures import ImageFiles
 from pecft_jax.data.pipeline import eval_batches, steps_for, train_batches
 from pecft_jax.data.resizing import resize
 from pecft_jax.data.scenario import Probe, Scenario, Split, TaskData, joined, task_masks
+from pecft_jax.data.similar_classes import SimilarityOrders, similarity_orders
 from pecft_jax.data.source import (
   Source,
   check_inputs,
@@ -47,6 +48,7 @@ __all__ = (
   'ImageFiles',
   'Probe',
   'Scenario',
+  'SimilarityOrders',
   'Source',
   'Split',
   'TaskData',
@@ -74,6 +76,7 @@ __all__ = (
   'random_crop',
   'random_resized_crop',
   'resize',
+  'similarity_orders',
   'steps_for',
   'task_incremental',
   'task_masks',

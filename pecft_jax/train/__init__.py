@@ -8,6 +8,7 @@ from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.check import check_method
 from pecft_jax.train.context import NonFiniteLoss
 from pecft_jax.train.experiment import Experiment, Training
+from pecft_jax.train.features import class_features
 from pecft_jax.train.job import Stopped
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.running import run, run_seeds
@@ -33,6 +34,7 @@ __all__ = (
   'adam',
   'adapted_after',
   'check_method',
+  'class_features',
   'combinations',
   'compile_steps',
   'constant',
