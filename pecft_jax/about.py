@@ -1,4 +1,4 @@
-"""Facts about a method, a wrapper or a transform: its sources, needs and costs.
+"""Facts about a method, a wrapper, a transform or a head: its sources, needs and costs.
 
 `about` stands above each factory. Listings, the tables of README.md, names on the command line and
 the common tests are made from it, so a new factory is one file and one line in its facade.
@@ -14,7 +14,7 @@ from pecft_jax.paths import unknown
 
 F = TypeVar('F', bound=Callable[..., Any])
 
-KINDS = ('method', 'wrapper', 'transform')
+KINDS = ('method', 'wrapper', 'transform', 'head')
 
 # What a factory may need from the parts that it is combined with, or from a run.
 NEEDS: Mapping[str, str] = {
@@ -52,8 +52,8 @@ class About:
     passes: forward passes of the backbone for one prediction: `1`, `2`, or `T` for as many as
       tasks were seen.
     tiny: by variant, what makes the small instances that the common tests run: `(backbone,
-      capacity) -> method`, `(inner) -> wrapped method` or `() -> transform`. The first is named
-      ''. The variant `zero` of a wrapper leaves the method inside as it is.
+      capacity) -> method`, `(inner) -> wrapped method`, or `()` -> transform or head. The first
+      is named ''. The variant `zero` of a wrapper leaves the method inside as it is.
     identity: whether a fresh delta of a transform leaves the model as it is.
   """
 
@@ -77,6 +77,8 @@ class About:
       'papers': [paper._asdict() for paper in self.papers],
       'needs': list(self.needs),
     }
+    if self.kind == 'head':
+      return facts
     if self.kind == 'transform':
       return {**facts, 'identity_at_init': self.identity}
     return {**facts, 'carries': self.carries, 'passes': self.passes}
@@ -96,7 +98,7 @@ def about(
   """Attaches an `About` to a factory, as its attribute `about`.
 
   Args:
-    kind: `method`, `wrapper` or `transform`.
+    kind: `method`, `wrapper`, `transform` or `head`.
     family: as `About.family`.
     *papers: the sources; none for sequential fine-tuning, for example.
     tiny: makes a small instance; several by variant, the first of which is named ''.

@@ -10,7 +10,7 @@ from typing import Any
 from pecft_jax.paths import unknown
 
 # Parameters of a factory that are not options.
-_GIVEN = ('backbone', 'capacity', 'peft', 'inner')
+_GIVEN = ('backbone', 'capacity', 'peft', 'head', 'inner')
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

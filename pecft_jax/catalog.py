@@ -1,4 +1,4 @@
-"""Names to objects, for command lines and experiment files: methods, wrappers, transforms.
+"""Names to objects, for command lines and experiment files: methods, wrappers, transforms, heads.
 
 Inside the library objects are passed, never names; this is the one place where a name becomes an
 object. A name is one of a listing (`pecft list methods`), or `package.module:name` of anything that
@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from pecft_jax.about import About
 from pecft_jax.assignments import assign, options_of
 from pecft_jax.continual import METHODS, WRAPPERS
+from pecft_jax.heads import HEADS
 from pecft_jax.paths import unknown
 from pecft_jax.peft import PEFTS
 from pecft_jax.settings import defaults_of
@@ -24,8 +25,9 @@ REGISTRIES: Mapping[str, Mapping[str, Factory]] = {
   'method': METHODS,
   'wrapper': WRAPPERS,
   'transform': PEFTS,
+  'head': HEADS,
 }
-_FLAGS = {'method': '--method', 'wrapper': '--wrap', 'transform': '--peft'}
+_FLAGS = {'method': '--method', 'wrapper': '--wrap', 'transform': '--peft', 'head': '--head'}
 
 # A flag that may be given several times: `--set ewc.strength=10 --set lora.rank=4`.
 Repeated = Annotated[tuple[str, ...], 'repeated']
@@ -35,7 +37,7 @@ def find(kind: str, name: str) -> Factory:
   """A factory by name.
 
   Args:
-    kind: `method`, `wrapper` or `transform`.
+    kind: `method`, `wrapper`, `transform` or `head`.
     name: of a listing, or `package.module:name`.
 
   Raises:
@@ -92,14 +94,15 @@ class Choice(NamedTuple):
     method: its name.
     peft: name of the transform; the method's own where it is None.
     wrap: names of wrappers, the first innermost.
-    options: arguments by the name of a method, wrapper or transform; those of parts that are not
-      used are ignored.
+    options: arguments by the name of a part; those of parts that are not used are ignored.
+    head: name of the head; the method's own where it is None.
   """
 
   method: str
   peft: str | None = None
   wrap: tuple[str, ...] = ()
   options: Mapping[str, Mapping[str, Any]] = {}
+  head: str | None = None
 
   def build(self, backbone: Backbone, capacity: Capacity) -> ContinualMethod:
     """The method on a backbone, with its wrappers.
@@ -111,6 +114,9 @@ class Choice(NamedTuple):
     parts: dict[str, Any] = {}
     if self.peft is not None:
       _check_takes_peft(factory, self.method, self.peft)
+    if self.head is not None:
+      _check_takes_head(factory, self.method, self.head)
+      parts['head'] = find('head', self.head)(**self.options.get(self.head, {}))
     trained = self.transform
     # The method's own stays None, unless it has options.
     if trained is not None and (self.peft is not None or self.options.get(trained)):
@@ -123,11 +129,11 @@ class Choice(NamedTuple):
     return method
 
   def plain(self, method: str) -> 'Choice':
-    """Another method with the same transform and no wrappers, as the bounds of a report are."""
-    return Choice(method, self.peft, (), self.options)
+    """Another method with the same parts and no wrappers, as the bounds of a report are."""
+    return Choice(method, self.peft, (), self.options, self.head)
 
   def references(
-    self, backbone: Backbone, capacity: Capacity, *, bounds: bool = False, alone: bool = False
+    self, backbone: Backbone, capacity: Capacity, *, bounds: bool = False, single_task: bool = False
   ) -> dict[str, ContinualMethod]:
     """Methods to run beside this one, by name, with the same transform: for `Experiment`.
 
@@ -135,12 +141,12 @@ class Choice(NamedTuple):
       backbone: as in `build`.
       capacity: as in `build`.
       bounds: sequential fine-tuning and joint training, the lower and the upper bound.
-      alone: training on each task alone, for forward transfer.
+      single_task: training on each task by itself, for forward transfer.
 
     Raises:
       ValueError: as `build`.
     """
-    wanted = {'finetune': bounds, 'joint': bounds, 'alone': alone}
+    wanted = {'finetune': bounds, 'joint': bounds, 'single_task': single_task}
     return {
       name: self.plain(name).build(backbone, capacity)
       for name, asked in wanted.items()
@@ -157,6 +163,7 @@ def choose(
   method: str,
   *,
   peft: str | None = None,
+  head: str | None = None,
   wrap: str | Sequence[str] = (),
   set: Sequence[str] = (),
   options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -166,6 +173,7 @@ def choose(
   Args:
     method: of `METHODS`, or `package.module:name`, as all names.
     peft: of `PEFTS`; the method's own default where None.
+    head: of `HEADS`; the method's own default where None.
     wrap: of `WRAPPERS`, the first innermost; `'ewc,derpp'` or a sequence.
     set: options as `NAME.option=value`, of parts that are in use.
     options: arguments by the name of a part; `set` overrides them.
@@ -187,10 +195,13 @@ def choose(
       )
   options = {name: dict(values) for name, values in (options or {}).items()}
   _check_options(options)
-  choice = Choice(method, peft, wrappers, options)
+  choice = Choice(method, peft, wrappers, options, head)
   parts = {method: find('method', method), **{name: find('wrapper', name) for name in wrappers}}
   if peft is not None:
     _check_takes_peft(parts[method], method, peft)
+  if head is not None:
+    _check_takes_head(parts[method], method, head)
+    parts[head] = find('head', head)
   if choice.transform is not None:
     parts[choice.transform] = find('transform', choice.transform)
   known = [name for registry in REGISTRIES.values() for name in registry]
@@ -249,6 +260,11 @@ def own_transform(method: Factory) -> str | None:
 def _check_takes_peft(factory: Factory, method: str, peft: str) -> None:
   if 'peft' not in inspect.signature(factory).parameters:
     raise ValueError(f'{method} trains nothing of the backbone: it takes no PEFT, got {peft!r}')
+
+
+def _check_takes_head(factory: Factory, method: str, head: str) -> None:
+  if 'head' not in defaults_of(factory):
+    raise ValueError(f'{method} has no head that can be chosen, got {head!r}')
 
 
 def peft_by_name(name: str, **options: Any) -> PeftTransform:

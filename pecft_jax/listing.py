@@ -17,7 +17,7 @@ def listing(kind: str) -> Entries:
   """The entries of one kind, by name: a summary and further facts, as JSON.
 
   Args:
-    kind: `peft`, `methods` (wrappers, too), `presets`, `benchmarks` or `backbones`.
+    kind: `peft`, `heads`, `methods` (wrappers, too), `presets`, `benchmarks` or `backbones`.
 
   Raises:
     ValueError: for any other kind; suggests the nearest.
@@ -34,9 +34,9 @@ def table(kind: str) -> str:
   """A listing as a Markdown table, one family after the other, wrappers after the methods.
 
   Args:
-    kind: `peft` or `methods`: family, name, summary, papers; `peft_names` or `method_names`: the
-      names of each family; or `costs`: what each method needs and carries from task to task, and
-      its forward passes per prediction.
+    kind: `peft`, `heads` or `methods`: family, name, summary, papers; `peft_names` or
+      `method_names`: the names of each family; or `costs`: what each method needs and carries from
+      task to task, and its forward passes per prediction.
 
   Raises:
     ValueError: for another kind; suggests the nearest.
@@ -50,6 +50,7 @@ def table(kind: str) -> str:
   """
   tables = {
     'peft': ('peft', ('family', 'name', 'what it does', 'arXiv'), _sources),
+    'heads': ('heads', ('family', 'name', 'what it does', 'arXiv'), _sources),
     'methods': ('methods', ('family', 'name', 'what it does', 'arXiv'), _sources),
     'costs': ('methods', ('method', 'carries', 'passes', 'needs'), _costs),
     'peft_names': ('peft', ('family', 'names'), None),
@@ -123,6 +124,12 @@ def _peft() -> Entries:
   return _described(PEFTS)
 
 
+def _heads() -> Entries:
+  from pecft_jax.heads import HEADS
+
+  return _described(HEADS)
+
+
 def _methods() -> Entries:
   from pecft_jax.continual import METHODS, WRAPPERS
 
@@ -149,6 +156,7 @@ def _backbones() -> Entries:
 
 _KINDS: Mapping[str, Callable[[], Entries]] = {
   'peft': _peft,
+  'heads': _heads,
   'methods': _methods,
   'presets': _presets,
   'benchmarks': _benchmarks,

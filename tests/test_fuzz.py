@@ -30,14 +30,13 @@ from pecft_jax.backbones import (
   save_timm,
   vit,
 )
-from pecft_jax.continual.core import Head
 from pecft_jax.data.table_files import read_table
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.peft import lora
 from pecft_jax.peft.scaling.ia3 import scaled_outputs
 from pecft_jax.report import comparison_markdown, read_run, write_page
 from pecft_jax.train import run
-from pecft_jax.typing import Adapted
+from pecft_jax.typing import Adapted, LinearHead
 from pecft_jax.workdir.inspection import inspect_run
 
 VIT = vit(name='tiny', image_size=4, channels=1, patch=2, width=8, depth=1, heads=2, mean=(0.5,),
@@ -289,7 +288,7 @@ def test_configurations_of_models(tmp_path, raw):
 def adapters(tmp_path_factory):
   """An adapter of LoRA and one of (IA)^3 with its files."""
   at, params = tmp_path_factory.mktemp('adapters'), tiny_frozen()
-  head = Head(jnp.ones((8, 2)), jnp.zeros(2))
+  head = LinearHead(jnp.ones((8, 2)), jnp.zeros(2))
   for name, peft in (('lora', lora('attn/q$', 2, alpha=4)), ('ia3', scaled_outputs('attn/q$'))):
     delta = peft.init(jax.random.key(0), tiny_backbone().sites, params)
     delta = jax.tree.map(lambda leaf: leaf + 0.5, delta)

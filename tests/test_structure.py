@@ -34,7 +34,7 @@ ORDER = (
     'typing',
     'values',
   ),
-  ('peft',),
+  ('peft', 'heads'),
   ('backbones', 'continual', 'data', 'metrics', 'devices'),
   ('workdir',),
   ('train',),

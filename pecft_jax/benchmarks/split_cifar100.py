@@ -34,6 +34,7 @@ def experiment(
   weights: pathlib.Path | None = None,
   method: str = 'ease',
   peft: str | None = None,
+  head: str | None = None,
   wrap: str = '',
   set: Repeated = (),
   preset: str | None = None,
@@ -47,7 +48,7 @@ def experiment(
   cache_queries: bool = False,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   bounds: bool = False,
-  alone: bool = False,
+  single_task: bool = False,
   seed: int = 0,
   train_per_class: int | None = None,
   test_per_class: int | None = None,
@@ -61,6 +62,7 @@ def experiment(
     weights: safetensors file in timm's naming; needed where the card comes without weights.
     method: what learns (pecft list methods).
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
+    head: what classifies features (pecft list heads); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
     preset: settings of a source (pecft list presets): its optimizer and options, and on the command
@@ -75,7 +77,7 @@ def experiment(
     cache_queries: compute frozen queries once per example; needs --no-augment.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
     bounds: also run sequential fine-tuning and joint training, for the report.
-    alone: also train on each task alone, for forward transfer (`fwt`).
+    single_task: also train on each task by itself, for forward transfer (`fwt`).
     seed: of initialisation, order of the data, and views.
     train_per_class: number of training images of each class to use, the first ones; all by default.
     test_per_class: the same of test images.
@@ -104,7 +106,7 @@ def experiment(
       name=f'split_cifar100_{side}',
     )  # fmt: skip
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
-  choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
+  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options)
   shifted = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)
@@ -121,6 +123,8 @@ def experiment(
       cache_queries=cache_queries,
     ),
     seed=seed,
-    references=choice.references(model.backbone, scenario.capacity, bounds=bounds, alone=alone),
+    references=choice.references(
+      model.backbone, scenario.capacity, bounds=bounds, single_task=single_task
+    ),
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )

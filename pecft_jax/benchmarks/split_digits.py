@@ -31,6 +31,7 @@ def experiment(
   *,
   method: str = 'ease',
   peft: str | None = None,
+  head: str | None = None,
   wrap: str = '',
   set: Repeated = (),
   preset: str | None = None,
@@ -41,7 +42,7 @@ def experiment(
   batch_size: int = 32,
   learning_rate: float | None = None,
   bounds: bool = True,
-  alone: bool = False,
+  single_task: bool = False,
   evaluate: Literal['seen', 'all'] = 'seen',
   seed: int = 0,
   class_order: str = 'natural',
@@ -51,6 +52,7 @@ def experiment(
   Args:
     method: what learns (pecft list methods).
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
+    head: what classifies features (pecft list heads); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
     preset: settings of a source (pecft list presets): its optimizer and options, and on the command
@@ -62,7 +64,7 @@ def experiment(
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
     bounds: also run sequential fine-tuning and joint training, the lower and the upper bound.
-    alone: also train on each task alone, for forward transfer (`fwt`).
+    single_task: also train on each task by itself, for forward transfer (`fwt`).
     evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
     class_order: natural, seed:1993, or a list of digits.
@@ -75,7 +77,7 @@ def experiment(
     train, test, tasks=tasks, order=class_order, name='split_digits'
   )
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
-  choice = choose(method, peft=peft, wrap=wrap, set=set, options=options)
+  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options)
   augment = views_of(published, views, model.backbone.inputs.shape[0], data.random_crop(1))
   own = lambda rate: adam(rate, clip=1.0)
   recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))
@@ -91,6 +93,8 @@ def experiment(
       evaluate=evaluate,
     ),
     seed=seed,
-    references=choice.references(model.backbone, scenario.capacity, bounds=bounds, alone=alone),
+    references=choice.references(
+      model.backbone, scenario.capacity, bounds=bounds, single_task=single_task
+    ),
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )

@@ -48,6 +48,7 @@ def experiment(
   weights: pathlib.Path | None = None,
   method: str = 'ease',
   peft: str | None = None,
+  head: str | None = None,
   wrap: str = '',
   set: Repeated = (),
   preset: str | None = None,
@@ -61,7 +62,7 @@ def experiment(
   augment: bool = True,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   bounds: bool = False,
-  alone: bool = False,
+  single_task: bool = False,
   evaluate: Literal['seen', 'all'] = 'seen',
   seed: int = 0,
   class_order: str = 'natural',
@@ -85,6 +86,7 @@ def experiment(
     weights: safetensors file in timm's naming; needed where the card comes without weights.
     method: what learns (pecft list methods).
     peft: what is trained of the backbone (pecft list peft); the method's own by default.
+    head: what classifies features (pecft list heads); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.
     preset: settings of a source (pecft list presets): its optimizer and options, and on the
@@ -99,7 +101,7 @@ def experiment(
     augment: shift and mirror training images; --no-augment takes them as they are.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
     bounds: also run sequential fine-tuning and joint training, the lower and the upper bound.
-    alone: also train on each task alone, for forward transfer (`fwt`).
+    single_task: also train on each task by itself, for forward transfer (`fwt`).
     evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
     class_order: natural, seed:1993, or a list of labels; of domains with --scenario domain.
@@ -129,7 +131,7 @@ def experiment(
     sizes: dict[str, Any] = {'increments': increments} if increments else {'tasks': tasks}
     sequence = split(train, test, order=class_order, name=name, **sizes)
   named = OPTIONS if published is None else {**OPTIONS, **published.options}
-  choice = choose(method, peft=peft, wrap=wrap, set=set, options=named)
+  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=named)
   shifted = data.compose(data.random_crop(max(side // 16, 1)), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)
@@ -146,7 +148,9 @@ def experiment(
       evaluate=evaluate,
     ),
     seed=seed,
-    references=choice.references(model.backbone, sequence.capacity, bounds=bounds, alone=alone),
+    references=choice.references(
+      model.backbone, sequence.capacity, bounds=bounds, single_task=single_task
+    ),
     labels={'peft': choice.transform, 'wrappers': list(choice.wrap)},
   )
 

@@ -180,6 +180,7 @@ def _with_preset(
   defaults = {
     'method': found.method,
     'peft': found.peft,
+    'head': found.head,
     'wrap': ','.join(found.wrap),
     'epochs': found.epochs,
     'batch_size': found.batch_size,

@@ -7,11 +7,10 @@ from pecft_jax import about as _about
 from pecft_jax.continual.adapters.ease import ease as ease
 from pecft_jax.continual.adapters.lae import lae as lae
 from pecft_jax.continual.adapters.sema import sema as sema
-from pecft_jax.continual.bounds.alone import alone as alone
 from pecft_jax.continual.bounds.finetune import finetune as finetune
 from pecft_jax.continual.bounds.finetune import joint as joint
 from pecft_jax.continual.bounds.language_model import language_model as language_model
-from pecft_jax.continual.core import Head as Head
+from pecft_jax.continual.bounds.one_task import single_task as single_task
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.olora import olora as olora
 from pecft_jax.continual.memory.buffer import Buffer as Buffer

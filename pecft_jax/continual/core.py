@@ -17,33 +17,36 @@ from pecft_jax.typing import (
   Env,
   Features,
   Given,
+  Head,
   Inputs,
   InputSpec,
   Key,
+  LinearHead,
   Output,
   Params,
   PeftTransform,
   Watch,
 )
 
-
-class Head(NamedTuple):
-  """A linear classifier over all classes that the sequence can hold."""
-
-  AXES = {'kernel': (None, 'class'), 'bias': ('class',)}
-
-  kernel: Array  # [D, C]
-  bias: Array  # [C]
+# The number of the key of a head among those of a method's `init`; `split` never draws it.
+_HEAD = 2**32 - 2
 
 
-def zero_head(width: int, classes: int) -> Head:
-  """A head of zeros, which favours no class."""
-  return Head(jnp.zeros((width, classes)), jnp.zeros(classes))
+def new_head(head: Head, key: Key, backbone: Backbone, capacity: Capacity) -> Any:
+  """The initial state of a head over the features of a backbone, for all classes of a sequence.
+
+  Args:
+    head: linear, cosine, ...
+    key: that the method's `init` or `begin_task` got; used again for other things by the method.
+    backbone: whose features it reads.
+    capacity: of the sequence.
+  """
+  return head.init(jax.random.fold_in(key, _HEAD), backbone.width, capacity.classes)
 
 
-def head_logits(head: Head, features: Array) -> Array:
-  """[B, D] -> [B, C]"""
-  return features @ head.kernel + head.bias
+def as_linear(head: Head, state: Any) -> LinearHead | None:
+  """A head as other libraries read it; None where it is not linear."""
+  return None if head.linear is None else head.linear(state)
 
 
 def normalised(inputs: InputSpec, x: Array) -> Array:

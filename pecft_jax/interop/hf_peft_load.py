@@ -12,7 +12,7 @@ import numpy as np
 
 from pecft_jax.backbones.core.checkpoint import read_tensors
 from pecft_jax.backbones.core.finite import check_finite
-from pecft_jax.continual.core import Head, abstract_delta
+from pecft_jax.continual.core import abstract_delta
 from pecft_jax.interop.base import check_base
 from pecft_jax.interop.hf_peft_config import lora_config, read_config, scale_of, scales_inputs
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, TENSORS
@@ -23,7 +23,7 @@ from pecft_jax.peft.compose import chain
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
 from pecft_jax.peft.scaling.ia3 import Ia3Delta, scaled_inputs, scaled_outputs
-from pecft_jax.typing import Adapted, Backbone, Delta, Params, PeftTransform
+from pecft_jax.typing import Adapted, Backbone, Delta, LinearHead, Params, PeftTransform
 
 _Parts = dict[str, dict[str, np.ndarray]]
 
@@ -207,7 +207,7 @@ def _by_module(tensors: Mapping[str, np.ndarray]) -> _Parts:
   return found
 
 
-def _head(name: str, tensors: Mapping[str, np.ndarray] | None, width: int) -> Head | None:
+def _head(name: str, tensors: Mapping[str, np.ndarray] | None, width: int) -> LinearHead | None:
   if tensors is None:
     return None
   if not {'weight'} <= tensors.keys() <= {'weight', 'bias'}:
@@ -216,7 +216,7 @@ def _head(name: str, tensors: Mapping[str, np.ndarray] | None, width: int) -> He
   if weight.ndim != 2 or weight.shape[1] != width:
     raise ValueError(f'{name}.weight: expected shape [classes, {width}], got {weight.shape}')
   bias = _of_length(name, tensors.get('bias', np.zeros(len(weight), np.float32)), len(weight))
-  return Head(jnp.asarray(weight.T), jnp.asarray(bias))
+  return LinearHead(jnp.asarray(weight.T), jnp.asarray(bias))
 
 
 def _exactly_parts(

@@ -11,13 +11,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pecft_jax import backbones, continual, peft, problems, recipes, schedules, typing
+from pecft_jax import backbones, continual, heads, peft, problems, recipes, schedules, typing
 from pecft_jax.data import augment
 from pecft_jax.settings import recorded_name, settings_of
 from pecft_jax.sources import PACKAGES
 from pecft_jax.typing import Backbone
 
-_MODULES = (typing, problems, recipes, schedules, augment, backbones, peft, continual)
+_MODULES = (typing, problems, recipes, schedules, augment, backbones, peft, heads, continual)
 
 
 class NotRemade(ValueError):

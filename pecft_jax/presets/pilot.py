@@ -77,26 +77,29 @@ PRESETS = {
   'ease': Preset(
     'ease', {'ease': {'alpha': 0.1}, 'adaptformer': _ADAPTER},
     functools.partial(sgd_with_l2, weight_decay=5e-4), 0.025, epochs=20, batch_size=48,
-    peft='adaptformer', data='CIFAR-100, 20 tasks of 5 classes, seed 1993', **_COMMON,
+    peft='adaptformer', head='cosine', data='CIFAR-100, 20 tasks of 5 classes, seed 1993',
+    **_COMMON,
     where={
       **_where(
         'ease', 'options.ease', 'options.adaptformer.width', get_optimizer=('recipe',),
       ),
       'backbone/vit_ease.py, get_new_adapter': ('peft', 'options.adaptformer.dropout'),
       'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
+      'utils/inc_net.py, EaseNet.generate_fc': ('head',),
     },
     departs=(_BY_STEP, _READS),
   ),
   'ranpac': Preset(
     'ranpac', {'ranpac': {'projection': 10_000}, 'adaptformer': _ADAPTER},
     functools.partial(sgd_with_l2, weight_decay=5e-4), 0.01, epochs=20, batch_size=48,
-    peft='adaptformer', data=_TENS, **_COMMON,
+    peft='adaptformer', head='cosine', data=_TENS, **_COMMON,
     where={
       **_where(
         'ranpac', 'options.ranpac', 'options.adaptformer.width', _train=('recipe',),
       ),
       'backbone/vit_adapter.py, Block': ('peft', 'options.adaptformer.dropout'),
       'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
+      'utils/inc_net.py, SimpleVitNet.generate_fc': ('head',),
     },
     departs=(_BY_STEP, _READS),
   ),

@@ -9,6 +9,7 @@ from pecft_jax.presets.views import parts_from_a_twentieth
 _COMMON: dict[str, Any] = {
   'epochs': 20,
   'batch_size': 48,
+  'head': 'cosine',
   'views': parts_from_a_twentieth,
   'value_range': UNIT_RANGE,
   'source': 'RanPAC/RanPAC at 012927f',
@@ -22,6 +23,7 @@ def _where(data: str, classes: str) -> dict[str, tuple[str, ...]]:
       'method', 'epochs', 'batch_size', 'learning_rate', 'peft', 'model', 'data', 'options.ranpac',
     ),
     'RanPAC.py, incremental_train': ('recipe',),
+    'inc_net.py, CosineLinear': ('head',),
     f'utils/data.py, build_transform and {classes}': ('views', 'value_range'),
   }  # fmt: skip
 

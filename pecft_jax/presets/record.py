@@ -62,6 +62,7 @@ class Preset(NamedTuple):
     departs: where this library differs from the source.
     peft: name of the transform; the method's own where None.
     wrap: names of wrappers, the first innermost.
+    head: name of the head; the method's own where None.
   """
 
   method: str
@@ -79,6 +80,7 @@ class Preset(NamedTuple):
   departs: tuple[str, ...] = ()
   peft: str | None = None
   wrap: tuple[str, ...] = ()
+  head: str | None = None
 
   @property
   def values(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Preset(NamedTuple):
       'method': self.method,
       'peft': self.peft,
       'wrap': list(self.wrap) or None,
+      'head': self.head,
       'recipe': named and named.settings,
       'learning_rate': self.learning_rate,
       'epochs': self.epochs,

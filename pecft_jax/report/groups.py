@@ -18,7 +18,7 @@ _ASIDE = (
   'command', 'references', 'identity', 'seeds_together', 'files', 'accepted', 'environment',
   'resumed',
 )  # fmt: skip
-_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'alone')
+_VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'single_task')
 _ROOM = 34  # Longest label beside a figure, in letters.
 _IDENTITY = {
   'benchmark': 'benchmark',

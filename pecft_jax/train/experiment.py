@@ -64,7 +64,7 @@ class Experiment:
     seed: of initialisation, order and views.
     references: methods run beside it for comparison, by name; `finetune` and
       `joint` are the bounds that the report knows; of `joint` intransigence is
-      measured, of `alone` (each task by itself) forward transfer.
+      measured, of `single_task` forward transfer.
     identity: further entries of the run's identity, as JSON, over those of the
       model and the scenario: runs are compared where all entries are equal.
     labels: free entries of results.json, for tables; `peft` and `wrappers` are there from the

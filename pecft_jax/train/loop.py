@@ -161,7 +161,7 @@ def _check_gradients(method: ContinualMethod, state: TrainState, step: Calibrati
   if not any(map(np.any, jax.tree.leaves(jax.device_get(_any_numbers(state.extra[step.name]))))):
     raise ValueError(
       f'{step.name}: all gradients are zero, so nothing can be chosen by them; the output does not '
-      'depend on the weights at these sites, as with a head of zeros of a type other than Head'
+      'depend on the weights at these sites, as with a head of zeros that is not declared'
     )
 
 

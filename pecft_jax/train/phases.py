@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.core import Head, mean_of_valid, model
+from pecft_jax.continual.core import mean_of_valid, model
 from pecft_jax.continual.plan import Calibrated, Calibrating
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.halves import split_kept
@@ -242,7 +242,7 @@ def frozen_gradients(
 ) -> dict[str, Array]:
   """Float32 gradients of the mean loss with respect to frozen weights; see `Calibration`."""
   sites, problem = method.backbone.sites, method.capacity.problem
-  params = with_random_columns(state.params, key)
+  params = with_awake_head(method, state.params, key)
 
   def loss_of(weights: dict[str, Array]) -> Array:
     env = env_of(state, put_named(weights, frozen, sites))
@@ -255,17 +255,11 @@ def frozen_gradients(
   return jax.grad(loss_of)({name: leaf.astype(jnp.float32) for name, leaf in weights.items()})
 
 
-def with_random_columns(params: Params, key: Key) -> Params:
-  """Parameters whose heads have normal columns of deviation 1 / sqrt(D) where these are zero."""
-
-  def one(node: Any) -> Any:
-    if not isinstance(node, Head):
-      return node
-    noise = jax.random.normal(key, node.kernel.shape) / jnp.sqrt(node.kernel.shape[0])
-    untrained = (node.kernel == 0).all(0)
-    return node._replace(kernel=jnp.where(untrained, noise, node.kernel))
-
-  return jax.tree.map(one, params, is_leaf=lambda node: isinstance(node, Head))
+def with_awake_head(method: ContinualMethod, params: Params, key: Key) -> Params:
+  """Parameters with a head whose logits depend on the features, as a head of zeros' do not."""
+  if method.head is None or method.head.awake is None:
+    return params
+  return {**params, 'head': method.head.awake(key, params['head'])}
 
 
 def calibrated(run: Run, step: Calibrated, state: TrainState, frozen: Params) -> TrainState:

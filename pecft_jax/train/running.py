@@ -283,7 +283,7 @@ def _with_references(found: dict[str, Any], references: Mapping[str, Any]) -> di
   matrix = f'{Measure(**found["measure"]).key}_matrix'
   learned = {
     name: [row[k] for k, row in enumerate(references[name][matrix])]
-    for name in ('joint', 'alone')
+    for name in ('joint', 'single_task')
     if name in references
   }
-  return {**found, 'metrics': metrics(found, learned.get('joint'), learned.get('alone'))}
+  return {**found, 'metrics': metrics(found, learned.get('joint'), learned.get('single_task'))}

@@ -5,6 +5,7 @@ Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes
 
 from pecft_jax.typing.arrays import Array, Delta, Inputs, Key, Params
 from pecft_jax.typing.backbones import Backbone, Features, InputSpec, Pretrained, WeightsIdentity
+from pecft_jax.typing.heads import Head, LinearHead
 from pecft_jax.typing.hooks import (
   EndHook,
   FitLoss,
@@ -41,11 +42,13 @@ __all__ = (
   'Gather',
   'GatherHook',
   'Given',
+  'Head',
   'InputSpec',
   'Inputs',
   'Joined',
   'Kept',
   'Key',
+  'LinearHead',
   'LossHook',
   'ObserveHook',
   'Once',

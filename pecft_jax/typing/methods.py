@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from pecft_jax.paths import record_words
 from pecft_jax.typing.arrays import Array, Key, Params
 from pecft_jax.typing.backbones import Backbone, InputSpec
+from pecft_jax.typing.heads import Head
 from pecft_jax.typing.hooks import (
   EndHook,
   ForwardHook,
@@ -50,6 +51,8 @@ class ContinualMethod(NamedTuple):
     phases: further phases, in order.
     transforms: the entries of `params` that are deltas, with the transform of each:
       the trainer calls the transforms' `after`, `penalty` and `calibrate`.
+    head: what classifies `Output.features`, with its state at `params['head']`; wrappers that
+      train heads again use it. None where there is no such head.
     query: `(frozen, x) -> [B, D]`, features that may be computed once per example and
       passed to `forward` as a `Given`; None where there is nothing to cache.
     trains: whether task `t` has a training phase, as `(t) -> bool` (SimpleCIL:
@@ -80,6 +83,7 @@ class ContinualMethod(NamedTuple):
   end_task: EndHook | None = None
   phases: tuple[Phase, ...] = ()
   transforms: Mapping[str, PeftTransform] = {}
+  head: Head | None = None
   query: Callable[[Params, Array], Array] | None = None
   trains: Callable[[int], bool] = lambda task: True
   cumulative: bool = False

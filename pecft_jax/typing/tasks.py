@@ -3,13 +3,14 @@
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from pecft_jax.paths import record_words, tree_words
 from pecft_jax.problems import Problem, classification
 from pecft_jax.typing.arrays import Array, Delta, Inputs, Params
+from pecft_jax.typing.heads import LinearHead
 from pecft_jax.typing.transforms import PeftTransform
 
 
@@ -101,7 +102,7 @@ class Adapted(NamedTuple):
 
   peft: PeftTransform
   delta: Delta
-  head: Any  # Of `kernel` [D, C] and `bias` [C]; None where features are classified otherwise.
+  head: LinearHead | None  # None where features are classified otherwise.
 
   def __repr__(self) -> str:
     """The transform, and shapes without values."""

@@ -7,7 +7,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pecft_jax.backbones import random_weights
-from pecft_jax.continual.core import Head
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.interop.hf_peft_save import PREFIX
 from pecft_jax.peft import (
@@ -22,7 +21,7 @@ from pecft_jax.peft import (
   lora,
   ssf,
 )
-from pecft_jax.typing import Adapted
+from pecft_jax.typing import Adapted, LinearHead
 
 Q = r'attn/q$'
 
@@ -54,7 +53,7 @@ def test_factors_are_transposed_and_q_takes_the_first_third(model, tmp_path):
 
 
 def test_the_classifier_is_saved_among_the_modules(model, tmp_path):
-  head = Head(jnp.arange(96 * 5.0).reshape(96, 5), jnp.arange(5.0))
+  head = LinearHead(jnp.arange(96 * 5.0).reshape(96, 5), jnp.arange(5.0))
   config, tensors = save(model, lora(Q), tmp_path, head)
   assert config['modules_to_save'] == ['head']
   np.testing.assert_array_equal(tensors['base_model.model.head.weight'], head.kernel.T)

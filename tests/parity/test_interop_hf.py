@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from pecft_jax.backbones import decoder, load_llama, load_timm, vit
-from pecft_jax.continual.core import Head
 from pecft_jax.interop import hf_peft_config, load_hf_peft, save_hf_peft
 from pecft_jax.peft import at_layers, chain, dora, ia3, lora, rslora
-from pecft_jax.typing import Adapted
+from pecft_jax.typing import Adapted, LinearHead
 
 torch = pytest.importorskip('torch')
 timm = pytest.importorskip('timm')
@@ -103,7 +102,7 @@ def adapted(ours, params, peft):
     ),
   )
   delta = shaken(peft.init(jax.random.key(0), ours.sites, params), jax.random.key(1))
-  head = shaken(Head(jnp.zeros((ours.width, CLASSES)), jnp.zeros(CLASSES)), jax.random.key(2))
+  head = shaken(LinearHead(jnp.zeros((ours.width, CLASSES)), jnp.zeros(CLASSES)), jax.random.key(2))
   return Adapted(peft, delta, head)
 
 

@@ -16,13 +16,12 @@ from tiny_runs import (
 )
 
 from pecft_jax.continual import ease, finetune
-from pecft_jax.continual.core import Head
 from pecft_jax.continual.plan import plan_of
 from pecft_jax.peft import chain, fish, full, lora, rosa, scaled_outputs
 from pecft_jax.train import RunOptions, Stopped, run
-from pecft_jax.train.phases import with_random_columns
+from pecft_jax.train.phases import with_awake_head
 from pecft_jax.train.schedule import gathered_split
-from pecft_jax.typing import Calibration, Capacity
+from pecft_jax.typing import Calibration, Capacity, LinearHead
 
 PATH = 'block_0/attn/q'
 CAPACITY = Capacity(2, 4)
@@ -154,8 +153,10 @@ def test_gradients_that_are_all_zero_are_refused(tmp_path):
 
 
 def test_only_columns_of_a_head_that_are_zero_become_random():
+  method = finetune(tiny_backbone(), CAPACITY, peft=lora('.', rank=2))
   kernel = jnp.eye(3, 4)
-  new = with_random_columns({'head': Head(kernel, jnp.ones(4)), 'rest': kernel}, jax.random.key(0))
+  params = {'head': LinearHead(kernel, jnp.ones(4)), 'rest': kernel}
+  new = with_awake_head(method, params, jax.random.key(0))
   np.testing.assert_array_equal(new['head'].kernel[:, :3], kernel[:, :3])
   assert (new['head'].kernel[:, 3] != 0).all()
   np.testing.assert_array_equal(new['rest'], kernel)

@@ -405,16 +405,16 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
 
 
 def test_references_run_beside(interrupt, tmp_path):
-  references = {name: tiny_method(name) for name in ('finetune', 'joint', 'alone')}
+  references = {name: tiny_method(name) for name in ('finetune', 'joint', 'single_task')}
   experiment = tiny_experiment('l2p', references=references, training=INTERRUPTED['l2p'])
   whole = run(experiment, tmp_path / 'whole', silent())
-  assert set(whole['references']) == {'finetune', 'joint', 'alone'}
+  assert set(whole['references']) == {'finetune', 'joint', 'single_task'}
 
   def learnt(at):
     found = json.loads((tmp_path / 'whole' / at / 'results.json').read_text())
     return np.diag(np.array(found['accuracy_matrix'], float))
 
-  own, star, single = (learnt(at) for at in ('.', 'references/joint', 'references/alone'))
+  own, star, single = (learnt(at) for at in ('.', 'references/joint', 'references/single_task'))
   assert whole['metrics']['intransigence'] == pytest.approx((star - own).mean())
   assert whole['metrics']['fwt'] == pytest.approx((own - single)[1:].mean())
   # Stopped in the first reference, whose ticks are counted on from the method's.
@@ -425,7 +425,7 @@ def test_references_run_beside(interrupt, tmp_path):
   assert (tmp_path / 'parts/references/finetune').is_dir()
   interrupt(None)
   run(experiment, tmp_path / 'parts', silent())
-  for part in ('.', 'references/finetune', 'references/joint', 'references/alone'):
+  for part in ('.', 'references/finetune', 'references/joint', 'references/single_task'):
     assert outcome(tmp_path / 'parts' / part) == outcome(tmp_path / 'whole' / part)
 
 

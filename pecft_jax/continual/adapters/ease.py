@@ -17,14 +17,14 @@ from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
-  head_logits,
   model,
+  new_head,
   only,
   raw,
   unit,
-  zero_head,
 )
 from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.heads import linear
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.compose import take
 from pecft_jax.peft.lowrank.lora import lora
@@ -36,6 +36,7 @@ from pecft_jax.typing import (
   Capacity,
   ContinualMethod,
   Delta,
+  Head,
   Output,
   PeftTransform,
 )
@@ -70,12 +71,13 @@ class EaseMemory(NamedTuple):
   passes='T',
   tiny=lambda backbone, capacity: ease(backbone, capacity, peft=lora('.', rank=2)),
 )
-@recorded(defaults={'peft': adaptformer})
+@recorded(defaults={'peft': adaptformer, 'head': linear})
 def ease(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   alpha: float = 0.1,
 ) -> ContinualMethod:
   """Trains a delta per task, and classifies by cosine to prototypes over all of them.
@@ -86,6 +88,8 @@ def ease(
     backbone: frozen.
     capacity: tasks and classes of the sequence.
     peft: what each task trains; `adaptformer()` by default, as in the authors' code.
+    head: what is trained on the task's classes, and read by no prediction; `linear()` by default,
+      `cosine()` in the authors' code.
     alpha: weight of the subspaces that are not the class's own, shared among
       them; the class's own weigh 1 together.
 
@@ -108,6 +112,7 @@ def ease(
       'EASE needs a transform that trains something of the backbone: with a linear probe all '
       'its subspaces would be one; choose an adapter, LoRA, prompts, ...'
     )
+  head = linear() if head is None else head
   net = model(backbone, peft)
   tasks, classes, width = capacity.tasks, capacity.classes, backbone.width
 
@@ -120,16 +125,16 @@ def ease(
       prototypes=jnp.zeros((tasks, classes, width)),
       sums=jnp.zeros((tasks, classes, width)),
     )
-    return {'delta': delta, 'head': zero_head(width, classes)}, memory
+    return {'delta': delta, 'head': new_head(head, key, backbone, capacity)}, memory
 
   def begin_task(params, memory, env, key):
-    fresh = {'delta': net.init(key, env.frozen), 'head': zero_head(width, classes)}
+    fresh = {'delta': net.init(key, env.frozen), 'head': new_head(head, key, backbone, capacity)}
     return fresh, memory._replace(own=memory.own.at[env.task.index].set(env.task.classes))
 
   def forward(params, memory, env, x, key):
     del memory
     features = net.features(env.frozen, params['delta'], x, key)
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def subspace(params, memory, env, i, x):
@@ -183,6 +188,7 @@ def ease(
     predict=predict,
     passes=float,
     transforms={'delta': peft},
+    head=head,
     renewed=('delta', 'head'),
   )
 

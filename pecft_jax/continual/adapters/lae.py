@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import optax
 
 from pecft_jax.about import Paper, about
-from pecft_jax.continual.core import from_forward, head_logits, model, only, zero_head
+from pecft_jax.continual.core import from_forward, model, new_head, only
+from pecft_jax.heads import linear
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output, PeftTransform
+from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Head, Output, PeftTransform
 
 
 def _default_peft() -> PeftTransform:
@@ -29,12 +30,13 @@ def _default_peft() -> PeftTransform:
   passes='2',
   tiny=lambda backbone, capacity: lae(backbone, capacity, peft=lora('.', rank=2), decay=0.9),
 )
-@recorded(defaults={'peft': _default_peft})
+@recorded(defaults={'peft': _default_peft, 'head': linear})
 def lae(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   decay: float = 0.9999,
   frozen_share: float = 0.6,
 ) -> ContinualMethod:
@@ -52,6 +54,7 @@ def lae(
     peft: any transform: adapter, LoRA, prefix; `adaptformer(width=5)` by default.
       The authors put theirs into the first five blocks (`at_layers`), beside
       attention.
+    head: what classifies features; `linear()` by default.
     decay: of the moving average, per update.
     frozen_share: share of a task's updates that leave the delta as it is (3 of 5
       epochs in the paper).
@@ -71,16 +74,17 @@ def lae(
     raise ValueError(f'expected decay and frozen_share in [0, 1], got {decay} and {frozen_share}')
   need_classes(capacity.problem, 'lae')
   peft = _default_peft() if peft is None else peft
+  head = linear() if head is None else head
   net = model(backbone, peft)
 
   def init(key, frozen):
     delta = net.init(key, frozen)
-    params = {'delta': delta, 'head': zero_head(backbone.width, capacity.classes)}
+    params = {'delta': delta, 'head': new_head(head, key, backbone, capacity)}
     return params, {'offline': jax.tree.map(jnp.copy, delta)}
 
   def output(delta, params, env, x, key):
     features = net.features(env.frozen, delta, x, key)
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def forward(params, memory, env, x, key):
@@ -123,5 +127,6 @@ def lae(
     observe=observe,
     predict=predict,
     transforms={'delta': peft},
+    head=head,
     passes=lambda tasks: 2.0,
   )

@@ -15,10 +15,9 @@ from pecft_jax.about import Paper, about
 from pecft_jax.continual.adapters.mixture import Expert, Mixture, mixed, slots_of, with_new
 from pecft_jax.continual.core import (
   from_forward,
-  head_logits,
   mean_of_valid,
   model,
-  zero_head,
+  new_head,
 )
 from pecft_jax.continual.memory.novelty import (
   Spread,
@@ -27,6 +26,7 @@ from pecft_jax.continual.memory.novelty import (
   with_errors,
   z_scores,
 )
+from pecft_jax.heads import linear
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.problems import need_classes
 from pecft_jax.recipes import Recipe, sgd
@@ -36,6 +36,7 @@ from pecft_jax.typing import (
   Capacity,
   ContinualMethod,
   Fit,
+  Head,
   Once,
   Output,
   PeftTransform,
@@ -62,12 +63,19 @@ from pecft_jax.typing import (
     descriptor_epochs=1,
   ),
 )
-@recorded(defaults={'peft': lambda: adaptformer(width=16), 'descriptor': lambda: sgd(1e-2)})
+@recorded(
+  defaults={
+    'peft': lambda: adaptformer(width=16),
+    'head': linear,
+    'descriptor': lambda: sgd(1e-2),
+  }
+)
 def sema(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   experts: int = 5,
   growing: int = 3,
   threshold: float = 2.0,
@@ -102,6 +110,7 @@ def sema(
     capacity: tasks and classes of the sequence.
     peft: what an expert is: a bottleneck adapter without dropout, `adaptformer(width=16)` by
       default. Blocks that do not grow have one expert, which the first task trains.
+    head: what classifies features; `linear()` by default.
     experts: E, maximum number in one block.
     growing: number of last blocks that may grow.
     threshold: of |z|.
@@ -123,7 +132,7 @@ def sema(
     ['decide', 'describe']
   """
   need_classes(capacity.problem, 'sema')
-  peft = adaptformer(width=16) if peft is None else peft
+  peft, head = adaptformer(width=16) if peft is None else peft, linear() if head is None else head
   descriptor = sgd(1e-2) if descriptor is None else descriptor
   _check_positive(
     experts=experts, growing=growing, hidden=hidden, descriptor_epochs=descriptor_epochs
@@ -148,7 +157,7 @@ def sema(
     }
 
   def init(key, frozen):
-    params = {**fresh(key, frozen), 'head': zero_head(width, capacity.classes)}
+    params = {**fresh(key, frozen), 'head': new_head(head, key, backbone, capacity)}
     room = lambda p, tree: jax.tree.map(lambda a: jnp.zeros((slots[p], *a.shape), a.dtype), tree)
     memory = {
       'experts': {p: room(p, expert) for p, expert in params['new'].items()},
@@ -185,7 +194,7 @@ def sema(
 
   def forward(params, memory, env, x, key):
     features = run(params, memory, env, x, key).pooled
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def prepare(params, memory, env, batch):
@@ -242,6 +251,7 @@ def sema(
     ),
     consolidate=consolidate,
     end_task=end_task,
+    head=head,
     renewed=('new', 'coder'),
   )
 

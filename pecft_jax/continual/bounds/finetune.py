@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from pecft_jax.about import about
 from pecft_jax.continual.core import (
   abstract_delta,
+  as_linear,
   from_forward,
   frozen_features,
-  head_logits,
   model,
-  zero_head,
+  new_head,
 )
+from pecft_jax.heads import linear
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import need_row_of_answers
 from pecft_jax.settings import recorded
@@ -20,6 +21,7 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
+  Head,
   Output,
   PeftTransform,
 )
@@ -35,12 +37,13 @@ from pecft_jax.typing import (
     ),
   },
 )
-@recorded(defaults={'peft': lora})
+@recorded(defaults={'peft': lora, 'head': linear})
 def finetune(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   masked: bool = False,
 ) -> ContinualMethod:
   """Trains one delta and one head on task after task, and does nothing about forgetting.
@@ -54,6 +57,7 @@ def finetune(
     backbone: frozen.
     capacity: tasks and classes of the sequence.
     peft: what is trained of the backbone; `lora()` by default.
+    head: what classifies features; `linear()` by default.
     masked: leave old classes out of the training softmax.
 
   Raises:
@@ -70,6 +74,7 @@ def finetune(
   """
   need_row_of_answers(capacity.problem, capacity.classes, 'finetune')
   peft = lora() if peft is None else peft
+  head = linear() if head is None else head
   net = model(backbone, peft)
   anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
 
@@ -77,7 +82,7 @@ def finetune(
     return frozen_features(backbone, frozen, x)
 
   def init(key, frozen):
-    return {'delta': net.init(key, frozen), 'head': zero_head(backbone.width, capacity.classes)}, {}
+    return {'delta': net.init(key, frozen), 'head': new_head(head, key, backbone, capacity)}, {}
 
   def forward(params, memory, env, x, key):
     del memory
@@ -85,12 +90,12 @@ def finetune(
       features = net.features(env.frozen, params['delta'], x, key)
     else:
       features = query(env.frozen, x)
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def adapted(params, memory, env):
     del memory, env
-    return Adapted(peft, params['delta'], params['head'])
+    return Adapted(peft, params['delta'], as_linear(head, params['head']))
 
   return from_forward(
     'finetune',
@@ -101,6 +106,7 @@ def finetune(
     masked=masked,
     query=None if anything else query,
     transforms={'delta': peft},
+    head=head,
     adapted=adapted,
   )
 
@@ -111,9 +117,13 @@ def finetune(
   needs=('past data',),
   tiny=lambda backbone, capacity: joint(backbone, capacity, peft=lora('.', rank=2)),
 )
-@recorded(defaults={'peft': lora})
+@recorded(defaults={'peft': lora, 'head': linear})
 def joint(
-  backbone: Backbone, capacity: Capacity, *, peft: PeftTransform | None = None
+  backbone: Backbone,
+  capacity: Capacity,
+  *,
+  peft: PeftTransform | None = None,
+  head: Head | None = None,
 ) -> ContinualMethod:
   """Trains from scratch, at each task, on the data of all tasks so far: the upper bound.
 
@@ -125,6 +135,7 @@ def joint(
     backbone: frozen.
     capacity: tasks and classes of the sequence.
     peft: what is trained of the backbone; `lora()` by default.
+    head: what classifies features; `linear()` by default.
 
   Raises:
     ValueError: for a transform that finds no site.
@@ -137,7 +148,7 @@ def joint(
   >>> method.name
   'joint'
   """
-  inner = finetune(backbone, capacity, peft=peft)
+  inner = finetune(backbone, capacity, peft=peft, head=head)
 
   def begin_task(params, memory, env, key):
     del params, memory

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.continual.core import from_forward, head_logits, model, zero_head
+from pecft_jax.continual.core import as_linear, from_forward, model, new_head
 from pecft_jax.continual.lowrank.sums import is_lora, joined, need_lora, stored, summed
+from pecft_jax.heads import linear
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
 from pecft_jax.problems import need_row_of_answers
@@ -23,6 +24,7 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
+  Head,
   Once,
   Output,
   PeftTransform,
@@ -44,12 +46,13 @@ def _default_peft() -> PeftTransform:
     backbone, capacity, peft=lora('.', rank=2, alpha=2), threshold=0.6
   ),
 )
-@recorded(defaults={'peft': _default_peft})
+@recorded(defaults={'peft': _default_peft, 'head': linear})
 def inflora(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   threshold: float = 0.95,
 ) -> ContinualMethod:
   """Learns each task in a LoRA whose down-projection leaves out the directions of old tasks.
@@ -66,6 +69,7 @@ def inflora(
     capacity: tasks and classes of the sequence.
     peft: a `lora(...)`; on keys and values with rank 10 and scale 1 by default,
       as in the authors' code.
+    head: what classifies features; `linear()` by default.
     threshold: eps, in (0, 1]; the authors use 0.95 and 0.98.
 
   Raises:
@@ -84,6 +88,7 @@ def inflora(
   if not 0 < threshold <= 1:
     raise ValueError(f'expected a threshold in (0, 1], got {threshold}')
   peft = _default_peft() if peft is None else peft
+  head = linear() if head is None else head
   shapes = need_lora('InfLoRA', backbone, peft)
   net = model(backbone, chain(past=summed(peft), now=peft))
 
@@ -91,12 +96,12 @@ def inflora(
     return {path: jnp.zeros((each.a.shape[0],) * 2) for path, each in shapes.items()}
 
   def init(key, frozen):
-    del key, frozen
+    del frozen
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     bank = jax.tree.map(lambda leaf: jnp.zeros((capacity.tasks, *leaf.shape)), shapes)
     params = {
       'up': {path: each.b for path, each in zeros.items()},
-      'head': zero_head(backbone.width, capacity.classes),
+      'head': new_head(head, key, backbone, capacity),
     }
     down = {path: each.a for path, each in zeros.items()}
     return params, {'bank': bank, 'down': down, 'moments': squares(), 'old': squares()}
@@ -115,7 +120,7 @@ def inflora(
 
   def forward(params, memory, env, x, key):
     features = run(params, memory, env, x, key).pooled
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def gather(params, memory, env, batch):
@@ -148,7 +153,7 @@ def inflora(
   def adapted(params, memory, env):
     filled = take(memory['bank'], jnp.arange(int(env.task.index) + 1))
     delta = jax.tree.map(joined, filled, is_leaf=is_lora)
-    return Adapted(peft, delta, params['head'])
+    return Adapted(peft, delta, as_linear(head, params['head']))
 
   return from_forward(
     'inflora',
@@ -163,6 +168,7 @@ def inflora(
     end_task=end_task,
     phases=(Once('design', design, after='prepare'),),
     adapted=adapted,
+    head=head,
     renewed=('up',),
   )
 

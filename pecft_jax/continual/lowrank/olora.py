@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
+  as_linear,
   from_forward,
-  head_logits,
   model,
-  zero_head,
+  new_head,
 )
 from pecft_jax.continual.lowrank.sums import is_lora, joined, need_lora, summed
+from pecft_jax.heads import linear
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora, rslora
 from pecft_jax.problems import need_row_of_answers
@@ -22,6 +23,7 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
+  Head,
   Output,
   PeftTransform,
 )
@@ -40,12 +42,13 @@ from pecft_jax.typing import (
     ),
   },
 )
-@recorded(defaults={'peft': lora})
+@recorded(defaults={'peft': lora, 'head': linear})
 def olora(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   orthogonality: float = 0.5,
   decay: float = 0.0,
   squared: bool = False,
@@ -65,6 +68,7 @@ def olora(
     backbone: frozen.
     capacity: tasks and classes of the sequence.
     peft: a `lora(...)`, with `at_layers` if wanted; `lora()` by default.
+    head: what classifies features; `linear()` by default.
     orthogonality: lambda_1.
     decay: lambda_2.
     squared: penalise squares.
@@ -85,6 +89,7 @@ def olora(
   need_row_of_answers(capacity.problem, capacity.classes, 'olora')
   at_least(0, orthogonality=orthogonality, decay=decay)
   peft = lora() if peft is None else peft
+  head = linear() if head is None else head
   need_lora('O-LoRA', backbone, peft)
   current = model(backbone, peft)
   both = model(backbone, chain(past=summed(peft), now=peft))
@@ -92,7 +97,7 @@ def olora(
   def init(key, frozen):
     delta = current.init(key, frozen)
     bank = jax.tree.map(lambda a: jnp.zeros((capacity.tasks, *a.shape)), delta)
-    return {'delta': delta, 'head': zero_head(backbone.width, capacity.classes)}, {'bank': bank}
+    return {'delta': delta, 'head': new_head(head, key, backbone, capacity)}, {'bank': bank}
 
   def begin_task(params, memory, env, key):
     return {**params, 'delta': current.init(key, env.frozen)}, memory
@@ -100,7 +105,7 @@ def olora(
   def forward(params, memory, env, x, key):
     delta = {'past': jax.lax.stop_gradient(memory['bank']), 'now': params['delta']}
     features = both.features(env.frozen, delta, x, key)
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     penalty = orthogonality * _overlap(memory['bank'], params['delta'], squared)
     if decay:
       # The small number keeps the gradient finite at B = 0.
@@ -117,7 +122,7 @@ def olora(
   def adapted(params, memory, env):
     filled = take(memory['bank'], jnp.arange(int(env.task.index) + 1))
     delta = jax.tree.map(joined, filled, is_leaf=is_lora)
-    return Adapted(peft, delta, params['head'])
+    return Adapted(peft, delta, as_linear(head, params['head']))
 
   return from_forward(
     'olora',
@@ -130,6 +135,7 @@ def olora(
     end_task=end_task,
     adapted=adapted,
     transforms={'delta': peft},
+    head=head,
     renewed=('delta',),
   )
 

@@ -15,12 +15,12 @@ from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
   frozen_features,
-  head_logits,
+  new_head,
   normalised,
   raw,
   unit,
-  zero_head,
 )
+from pecft_jax.heads import linear
 from pecft_jax.peft.compose import chain, nothing
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.peft.sites import matching_sites
@@ -31,6 +31,7 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
+  Head,
   Output,
   PeftTransform,
 )
@@ -58,12 +59,13 @@ class Pool(NamedTuple):
     ),
   },
 )
-@recorded
+@recorded(defaults={'head': linear})
 def l2p(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   pool: int = 10,
   length: int = 10,
   top_k: int = 4,
@@ -76,6 +78,7 @@ def l2p(
     backbone: frozen; needs the `tokens` site `encoder`.
     capacity: tasks and classes of the sequence.
     peft: another transform to train beside the prompts; none by default.
+    head: what classifies features; `linear()` by default.
     pool: M, prompts in the pool.
     length: P, tokens of a prompt.
     top_k: prompts selected for each example.
@@ -99,6 +102,7 @@ def l2p(
   >>> method.name
   'l2p'
   """
+  head = linear() if head is None else head
   need_row_of_answers(capacity.problem, capacity.classes, 'l2p')
   if not 1 <= top_k <= pool:
     raise ValueError(f'top_k must be in 1..pool={pool}, got {top_k}')
@@ -122,8 +126,8 @@ def l2p(
     prompts = jax.random.uniform(k_prompts, (pool, length, backbone.width), maxval=0.01)
     keys = jax.random.uniform(k_keys, (pool, backbone.width), maxval=0.01)
     delta = beside.init(k_delta, backbone.sites, frozen)
-    head = zero_head(backbone.width, capacity.classes)
-    return {'pool': Pool(prompts, keys), 'delta': delta, 'head': head}, {}
+    state = new_head(head, key, backbone, capacity)
+    return {'pool': Pool(prompts, keys), 'delta': delta, 'head': state}, {}
 
   def forward(params, memory, env, x, key):
     del memory
@@ -146,7 +150,7 @@ def l2p(
       key=key,
       rows=rows,
     ).pooled
-    return Output(head_logits(params['head'], features), pull * (1 - near).sum(-1), features)
+    return Output(head.logits(params['head'], features), pull * (1 - near).sum(-1), features)
 
   return from_forward(
     'l2p',
@@ -157,6 +161,7 @@ def l2p(
     masked=True,
     query=lambda frozen, x: frozen_features(backbone, frozen, x),
     transforms={'delta': beside},
+    head=head,
     passes=lambda tasks: 2.0,
   )
 

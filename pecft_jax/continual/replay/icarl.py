@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import (
   from_forward,
-  head_logits,
   mean_of_valid,
   model,
+  new_head,
   only,
   raw,
   unit,
-  zero_head,
 )
 from pecft_jax.continual.memory import sample as sampling
 from pecft_jax.continual.memory.herding import blocks, fetched, herded, moved, no_exemplars
 from pecft_jax.continual.memory.statistics import class_sums
+from pecft_jax.heads import linear
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
@@ -31,6 +31,7 @@ from pecft_jax.typing import (
   Capacity,
   ContinualMethod,
   Gather,
+  Head,
   Joined,
   Once,
   Output,
@@ -48,12 +49,13 @@ from pecft_jax.typing import (
     backbone, capacity, peft=lora('.', rank=2), size=2 * capacity.classes + 1, candidates=9
   ),
 )
-@recorded(defaults={'peft': lora})
+@recorded(defaults={'peft': lora, 'head': linear})
 def icarl(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   size: int = 2000,
   candidates: int = 5000,
 ) -> ContinualMethod:
@@ -75,6 +77,7 @@ def icarl(
     backbone: frozen.
     capacity: tasks and classes of the sequence.
     peft: what is trained of the backbone; `lora()` by default.
+    head: of the training loss alone, as classes are means of exemplars; `linear()` by default.
     size: K, exemplars in all, shared evenly by the classes seen.
     candidates: N, examples of a task whose features [N, D] are stored until exemplars are chosen.
       Of a task with more, exemplars are chosen among a uniform sample; means are of all.
@@ -98,11 +101,12 @@ def icarl(
   if candidates < 1:
     raise ValueError(f'candidates must be at least 1, got {candidates}')
   peft = lora() if peft is None else peft
+  head = linear() if head is None else head
   net, spec = model(backbone, peft), backbone.inputs
   nothing_gathered = lambda: _nothing_gathered(size, candidates, classes, width)
 
   def init(key, frozen):
-    params = {'delta': net.init(key, frozen), 'head': zero_head(width, classes)}
+    params = {'delta': net.init(key, frozen), 'head': new_head(head, key, backbone, capacity)}
     item = {'x': jax.ShapeDtypeStruct(spec.shape, spec.dtype)}
     memory = {
       'teacher': jax.tree.map(jnp.zeros_like, params),
@@ -118,7 +122,7 @@ def icarl(
   def forward(params, memory, env, x, key):
     del memory
     features = net.features(env.frozen, params['delta'], x, key)
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def loss(params, memory, env, batch, key):
@@ -179,6 +183,7 @@ def icarl(
     joined=_joined(size, classes),
     adapted=adapted,
     transforms={'delta': peft},
+    head=head,
   )
 
 

@@ -8,16 +8,16 @@ from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   abstract_delta,
   from_forward,
-  head_logits,
   model,
+  new_head,
   only,
-  zero_head,
 )
 from pecft_jax.continual.memory import sample as sampling
 from pecft_jax.continual.memory.moments import no_moments, with_rows
 from pecft_jax.continual.memory.ridge import Examples, best_ridge, least_ridge, solve_surely
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
+from pecft_jax.heads import linear
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import need_classes
@@ -28,6 +28,7 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
+  Head,
   Output,
   PeftTransform,
 )
@@ -43,12 +44,13 @@ from pecft_jax.typing import (
     backbone, capacity, peft=lora('.', rank=2), projection=16, sample=30
   ),
 )
-@recorded(defaults={'peft': adaptformer})
+@recorded(defaults={'peft': adaptformer, 'head': linear})
 def ranpac(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   projection: int = 10_000,
   sample: int = 5_000,
   seed: int = 0,
@@ -72,6 +74,8 @@ def ranpac(
     capacity: tasks and classes of the sequence.
     peft: what the first task trains, `adaptformer()` by default; `linear_probe()` for
       the backbone as it is.
+    head: what the first task trains, and no prediction reads; `linear()` by default, `cosine()` in
+      the authors' code.
     projection: M.
     sample: examples of a task that the ridge is chosen on, at most; at least 5.
     seed: of R, which is drawn again wherever it is needed and never stored.
@@ -93,12 +97,13 @@ def ranpac(
   if sample < 5:
     raise ValueError(f'sample must be at least 5, a fifth of it is held out; got {sample}')
   peft = adaptformer() if peft is None else peft
+  head = linear() if head is None else head
   net = model(backbone, peft)
   anything = bool(jax.tree.leaves(abstract_delta(backbone, peft)))
   classes = capacity.classes
 
   def init(key, frozen):
-    params = {'delta': net.init(key, frozen), 'head': zero_head(backbone.width, classes)}
+    params = {'delta': net.init(key, frozen), 'head': new_head(head, key, backbone, capacity)}
     memory = {
       'moments': no_moments(projection, classes),
       'weights': jnp.zeros((projection, classes)),
@@ -115,7 +120,7 @@ def ranpac(
   def forward(params, memory, env, x, key):
     del memory
     features = net.features(env.frozen, params['delta'], x, key)
-    logits = head_logits(params['head'], features)
+    logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def projected(features):
@@ -173,6 +178,7 @@ def ranpac(
     end_task=end_task,
     predict=predict,
     transforms={'delta': peft},
+    head=head,
     adapted=adapted,
     trains=lambda task: anything and task == 0,
   )

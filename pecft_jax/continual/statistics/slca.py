@@ -3,10 +3,11 @@
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.bounds.finetune import finetune
 from pecft_jax.continual.wrappers.aligned import aligned
+from pecft_jax.heads import linear
 from pecft_jax.peft.selective.select import full
 from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
+from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Head, PeftTransform
 
 
 @about(
@@ -20,12 +21,13 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
   carries='a Gaussian D x D per class',
   tiny=lambda backbone, capacity: slca(backbone, capacity, samples=6),
 )
-@recorded(defaults={'peft': full})
+@recorded(defaults={'peft': full, 'head': linear})
 def slca(
   backbone: Backbone,
   capacity: Capacity,
   *,
   peft: PeftTransform | None = None,
+  head: Head | None = None,
   epochs: int = 5,
   samples: int = 256,
   temperature: float | None = 0.1,
@@ -41,6 +43,7 @@ def slca(
     backbone: frozen; what is trained of it is the delta.
     capacity: tasks and classes of the sequence.
     peft: what is trained; every weight by default.
+    head: what classifies features, and is aligned; `linear()` by default.
     epochs: as in `aligned`.
     samples: as in `aligned`.
     temperature: as in `aligned`.
@@ -58,6 +61,7 @@ def slca(
   'slca'
   """
   need_classes(capacity.problem, 'slca')
-  inner = finetune(backbone, capacity, peft=full() if peft is None else peft, masked=True)
+  peft = full() if peft is None else peft
+  inner = finetune(backbone, capacity, peft=peft, head=head, masked=True)
   found = aligned(inner, epochs=epochs, samples=samples, temperature=temperature, diagonal=diagonal)
   return found._replace(name='slca')

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import above, at_least
-from pecft_jax.continual.core import Head, head_logits
 from pecft_jax.continual.memory import gaussians as normals
 from pecft_jax.continual.wrappers.wrap import begun, consolidated, wrap
 from pecft_jax.problems import cross_entropy, need_classes
@@ -59,9 +58,8 @@ def aligned(
   has that task's Gaussian from then on.
 
   Args:
-    inner: any method that trains on every task and has a linear head
-      `params['head']` on `Output.features`; one whose old features drift far
-      gains little, so give its delta a slow rate (`grouped`).
+    inner: any method that trains on every task and has a head, of any kind; one whose old features
+      drift far gains little, so give its delta a slow rate (`grouped`).
     epochs: of alignment.
     samples: per class and epoch; also the batch size.
     recipe: of the head; SGD with momentum, rate 0.01 by default.
@@ -72,8 +70,7 @@ def aligned(
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, for sizes below 1, a
-      temperature that is not positive, or a negative decay or shrinkage; at init, if it has no
-      such head.
+      temperature that is not positive, a negative decay or shrinkage, or a method without a head.
 
   >>> from pecft_jax.continual import aligned, finetune
   >>> from pecft_jax.backbones import pretrained
@@ -87,12 +84,13 @@ def aligned(
   at_least(1, epochs=epochs, samples=samples)
   above(0, temperature=temperature)
   at_least(0, decay=decay, shrinkage=shrinkage)
+  if inner.head is None:
+    raise ValueError(f'aligned needs a method with a head on its features, got {inner.name}')
+  classify = inner.head.logits
   tasks, classes, width = *inner.capacity[:2], inner.backbone.width
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)
-    if not isinstance(params.get('head'), Head):
-      raise ValueError(f"aligned needs a method with a linear params['head'], got {inner.name}")
     known = normals.no_gaussians(classes, width, diagonal=diagonal)
     return params, {'inner': memory, 'gaussians': known}
 
@@ -122,7 +120,7 @@ def aligned(
     y = jax.random.categorical(k_class, even, shape=(samples,))
     age = (task.home[y] + 1) / (task.index + 1)
     h = normals.draw(memory['gaussians'], y, k_feature, 1 - decay + decay * age)
-    logits = head_logits(params['head'], h)
+    logits = classify(params['head'], h)
     if temperature is not None:
       logits = logits / task_norm(logits, task.home, task.index, tasks) / temperature
     return cross_entropy(logits, y, task.seen).mean()

@@ -85,12 +85,11 @@ def test_slca_is_aligned_full_fine_tuning():
   assert [phase.name for phase in method.phases] == ['gaussians', 'align']
 
 
-def test_methods_without_a_linear_head_and_odd_numbers_are_refused():
+def test_methods_without_a_head_and_odd_numbers_are_refused():
   with pytest.raises(ValueError, match='aligned has no effect on ranpac'):
     aligned(ranpac(TOY, CAPACITY, peft=FC, projection=9))
-  headless = INNER._replace(init=lambda key, frozen: ({'delta': {}}, {}))
-  with pytest.raises(ValueError, match='linear params'):
-    aligned(headless).init(jax.random.key(0), frozen_of(TOY))
+  with pytest.raises(ValueError, match='needs a method with a head'):
+    aligned(INNER._replace(head=None))
   with pytest.raises(ValueError, match='temperature must be positive'):
     aligned(INNER, temperature=0.0)
 

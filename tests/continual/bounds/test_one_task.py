@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from pecft_jax.continual import alone, finetune
+from pecft_jax.continual import finetune, single_task
 from pecft_jax.peft import lora
 from pecft_jax.problems import regression
 
@@ -18,7 +18,7 @@ def started(method):
 
 
 def test_each_task_starts_anew_on_its_own_data():
-  method = alone(TOY, CAPACITY, peft=FC)
+  method = single_task(TOY, CAPACITY, peft=FC)
   frozen, params, memory = started(method)
   fresh, _ = method.begin_task(shaken(params, 5), memory, env(frozen, 1), jax.random.key(0))
   equal(fresh['delta'], params['delta'])
@@ -27,7 +27,7 @@ def test_each_task_starts_anew_on_its_own_data():
 
 
 def test_it_trains_as_fine_tuning_among_the_classes_of_the_task():
-  method, plain = alone(TOY, CAPACITY, peft=FC), finetune(TOY, CAPACITY, peft=FC, masked=True)
+  method, plain = single_task(TOY, CAPACITY, peft=FC), finetune(TOY, CAPACITY, peft=FC, masked=True)
   frozen, params, memory = started(method)
   some = batch(TOY.inputs.shape, CLASSES[1], 0)
   loss = lambda m: m.loss(shaken(params, 5), memory, env(frozen, 1), some, jax.random.key(1))[0]
@@ -36,7 +36,7 @@ def test_it_trains_as_fine_tuning_among_the_classes_of_the_task():
 
 @pytest.mark.parametrize('t', range(3))
 def test_it_answers_among_the_classes_of_the_task(t):
-  method = alone(TOY, CAPACITY, peft=FC)
+  method = single_task(TOY, CAPACITY, peft=FC)
   frozen, params, memory = started(method)
   where, some = env(frozen, t), batch(TOY.inputs.shape, CLASSES[t], 0)
   fresh, memory = method.begin_task(params, memory, where, jax.random.key(1))
@@ -48,7 +48,7 @@ def test_it_answers_among_the_classes_of_the_task(t):
 
 
 def test_numbers_are_answered_whole():
-  method = alone(TOY, CAPACITY._replace(problem=regression(7)), peft=FC)
+  method = single_task(TOY, CAPACITY._replace(problem=regression(7)), peft=FC)
   frozen, params, memory = started(method)
   answers = method.predict(params, memory, env(frozen, 1), batch(TOY.inputs.shape, (0,), 0).x)
   assert np.isfinite(answers).all()
