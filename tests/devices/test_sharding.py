@@ -106,7 +106,7 @@ def test_fsdp_splits_the_rows_of_matrices():
 
 def _moments(width, classes):
   return Moments(
-    _shape(), _shape(width), _shape(classes), _shape(width, width), _shape(width, classes)
+    _shape(), _shape(width), _shape(classes), _shape(3, width, width), _shape(width, classes)
   )
 
 
@@ -122,7 +122,7 @@ CARRIED = {
 
 def test_what_methods_carry_is_split():
   assert _specs(split_memory(), CARRIED) == {
-    'memory/moments/gram': P('data', None),
+    'memory/moments/half': P(None, 'data', None),
     'memory/means/sums': P(None, None, 'data'),
     'memory/buffer/items/x': P('data', None, None, None),
     'memory/buffer/items/y': P('data'),
@@ -131,7 +131,9 @@ def test_what_methods_carry_is_split():
 
 
 def test_gram_matrices_may_be_split_over_two_axes():
-  assert _specs(split_memory('data', 'model'), CARRIED)['memory/moments/gram'] == P('data', 'model')
+  assert _specs(split_memory('data', 'model'), CARRIED)['memory/moments/half'] == P(
+    None, 'data', 'model'
+  )
 
 
 def test_buffers_that_the_devices_do_not_divide_are_whole():
@@ -162,7 +164,7 @@ def test_tables_can_be_joined():
   tree = {**TREE, **CARRIED}
   specs = _specs(tensor_parallel() + fsdp() + split_memory(), tree)
   assert specs['block_0/attn/out/kernel'] == P('model', None)
-  assert specs['memory/moments/gram'] == P('data', None)
+  assert specs['memory/moments/half'] == P(None, 'data', None)
 
 
 def test_a_rule_before_a_table_overrules_it():

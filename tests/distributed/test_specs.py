@@ -1,5 +1,7 @@
 """Where the leaves of each method lie; a mesh of shapes alone decides it, without devices."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -110,17 +112,17 @@ def test_buffers_are_split_over_data_where_it_divides_them(layout, backbone):
 @pytest.mark.parametrize(('layout', 'parts'), [(WHOLE, 8), (BOTH, 8), (ROWS, 8)])
 def test_gram_matrices_of_ranpac_take_an_eighth(layout, parts, backbone):
   leaves = _leaves(ranpac(backbone, CAPACITY, peft=PEFT, projection=10_000), backbone, layout)
-  grams = [sizes for name, sizes in leaves.items() if name.endswith('gram')]
+  grams = [sizes for name, sizes in leaves.items() if name.endswith('moments/half')]
   assert grams
   for _, shape, local in grams:
-    assert shape == (10_000, 10_000)
-    assert local[0] * local[1] * parts == 10_000**2
+    assert shape == (55, 1024, 1024)
+    assert math.prod(local) * parts == math.prod(shape)
 
 
 def test_gram_matrices_are_split_over_model_too(backbone):
   leaves = _leaves(ranpac(backbone, CAPACITY, peft=PEFT, projection=10_000), backbone, BOTH)
-  assert leaves['memory/moments/gram'][0] == ('data', 'model')
-  assert leaves['memory/moments/gram'][2] == (2_500, 5_000)
+  assert leaves['memory/moments/half'][0] == (None, 'data', 'model')
+  assert leaves['memory/moments/half'][2] == (55, 256, 512)
 
 
 @pytest.mark.parametrize('make', [simplecil, lambda b, c: ease(b, c, peft=PEFT)])

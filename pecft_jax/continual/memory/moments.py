@@ -5,6 +5,8 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
+from pecft_jax.continual.memory import symmetric
+from pecft_jax.continual.memory.symmetric import dot
 from pecft_jax.typing import Array
 
 
@@ -14,29 +16,51 @@ class Moments(NamedTuple):
   Random ReLU features have a large common mean. Its square in a plain Gram
   matrix, H^T H = gram + n mean mean^T, is orders of magnitude larger than the
   differences between examples, which are then lost in rounding. So products are of centred rows.
+
+  Of the symmetric `gram` the lower half is held, in the blocks of `symmetric`.
   """
 
-  AXES = {'mean_y': ('class',), 'gram': ('row', 'column'), 'cross': (None, 'class')}
+  AXES = {'mean_y': ('class',), 'half': ('row', 'column'), 'cross': (None, 'class')}
 
   count: Array  # [] the number n of examples.
   mean: Array  # [M] of h
   mean_y: Array  # [C] of y
-  gram: Array  # [M, M] sum of (h - mean)(h - mean)^T
+  half: Array  # [P, b, b], the blocks of `gram`.
   cross: Array  # [M, C] sum of (h - mean)(y - mean_y)^T
 
+  @property
+  def gram(self) -> Array:
+    """[M, M], the sum of (h - mean)(h - mean)^T."""
+    return symmetric.whole(self.half, len(self.mean))
 
-def no_moments(features: int, classes: int) -> Moments:
-  """Moments of no example yet, with M features and C classes."""
-  shapes = (), (features,), (classes,), (features, features), (features, classes)
-  return Moments(*map(jnp.zeros, shapes))
+
+def no_moments(features: int, classes: int, *, block: int | None = None) -> Moments:
+  """Moments of no example yet.
+
+  Args:
+    features: M.
+    classes: C.
+    block: rows of a block of `Moments.half`; chosen from M by default.
+  """
+  zeros = jnp.zeros
+  return Moments(
+    zeros(()),
+    zeros(features),
+    zeros(classes),
+    symmetric.no_products(features, block),
+    zeros((features, classes)),
+  )
 
 
 def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
   """The moments with more examples.
 
-  Welford's update, for a whole batch: with the means before and after it,
-  sum (h - before)(h - after)^T over its rows is what the centred products grow
-  by. One product of matrices, at the highest precision.
+  The update of Chan, Golub and LeVeque (1979) for two sets: the centred products
+  of a union are those of either set and the difference d of their means,
+
+    A^T A + B^T B + n m / (n + m) d d^T.
+
+  One product of matrices, at the highest precision, of which half is computed.
 
   Args:
     moments: of M features and C classes.
@@ -56,25 +80,19 @@ def with_rows(moments: Moments, h: Array, y: Array, valid: Array) -> Moments:
   share = valid / jnp.maximum(many, 1)
   step = many / jnp.maximum(count, 1)
 
-  def centred(mean: Array, rows: Array) -> tuple[Array, Array, Array]:
-    """The mean after the rows, and the rows less the mean before, and after."""
+  def centred(rows: Array) -> tuple[Array, Array]:
+    """Their mean, and the rows without it."""
     own = dot(share, rows)
-    # Without examples there is no mean.
-    before = jnp.where(moments.count > 0, mean, own)
-    after = before + step * (own - before)
-    return after, (rows - before) * valid[:, None], (rows - after) * valid[:, None]
+    return own, (rows - own) * valid[:, None]
 
-  mean, from_before, from_after = centred(moments.mean, h)
-  mean_y, _, targets = centred(moments.mean_y, y)
+  own, a = centred(h)
+  own_y, b = centred(y)
+  d, d_y = own - moments.mean, own_y - moments.mean_y
+  weight = moments.count * step
   return Moments(
     count,
-    mean,
-    mean_y,
-    moments.gram + dot(from_before.T, from_after),
-    moments.cross + dot(from_before.T, targets),
+    moments.mean + step * d,
+    moments.mean_y + step * d_y,
+    symmetric.with_products(moments.half, a, jnp.sqrt(weight) * d),
+    moments.cross + dot(a.T, b) + weight * jnp.outer(d, d_y),
   )
-
-
-def dot(a: Array, b: Array) -> Array:
-  """The product of matrices or vectors at the highest precision, which is not a TPU's default."""
-  return jnp.matmul(a, b, precision='highest')

@@ -7,7 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.memory.moments import Moments, dot
+from pecft_jax.continual.memory.moments import Moments
+from pecft_jax.continual.memory.symmetric import dot, lower, lower_product, trace
 from pecft_jax.typing import Array
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
@@ -92,7 +93,7 @@ _Along = Callable[[Array], tuple[Array, Array]]
 
 def _primal(a: Array, b: Array, y: Array, mean: Array) -> _Along:
   """By a system of the size M of the features."""
-  square = dot(a.T, a)
+  square = lower_product(a.T)
   cross = jnp.concatenate([dot(a.T, y), mean[:, None]], 1)
 
   def along(ridge: Array) -> tuple[Array, Array]:
@@ -105,7 +106,7 @@ def _primal(a: Array, b: Array, y: Array, mean: Array) -> _Along:
 def _dual(a: Array, b: Array, y: Array, mean: Array) -> _Along:
   """By a system of the size N of the examples: Z = A^T (K + ridge I)^-1 Y, K = A A^T,
   and z = (m - A^T (K + ridge I)^-1 A m) / ridge."""
-  square, probe = dot(a, a.T), dot(b, a.T)
+  square, probe = lower_product(a), dot(b, a.T)
   fit_mean, held_mean, mean_mean = dot(a, mean), dot(b, mean), dot(mean, mean)
   cross = jnp.concatenate([y, fit_mean[:, None]], 1)
 
@@ -124,11 +125,14 @@ def least_ridge(moments: Moments) -> Array:
   These are rounded by eps times the trace, their sum of squares, at most; below
   sixteen times as much, held-out errors were seen to be off by tenths.
   """
-  return 16 * jnp.finfo(jnp.float32).eps * jnp.trace(moments.gram)
+  return 16 * jnp.finfo(jnp.float32).eps * trace(moments.half)
 
 
 def solve_ridge(g: Array, q: Array, ridge: Array) -> Array:
-  """(G + ridge I)^-1 Q by Cholesky: [M, M], [M, C], [] -> [M, C]; NaN where it is singular."""
+  """(G + ridge I)^-1 Q by Cholesky: [M, M], [M, C], [] -> [M, C]; NaN where it is singular.
+
+  Of the symmetric G the lower triangle is read.
+  """
   factor = jax.scipy.linalg.cho_factor(g + ridge * jnp.eye(g.shape[0]), lower=True)
   return jax.scipy.linalg.cho_solve(factor, q)
 
@@ -141,8 +145,8 @@ def solve_moments(moments: Moments, ridge: Array) -> Array:
 
     W = Z + n z (mean_y - Z^T mean)^T / (1 + n mean^T z).
   """
-  n, mean, mean_y, gram, cross = moments
-  both = solve_ridge(gram, jnp.concatenate([cross, mean[:, None]], 1), ridge)
+  n, mean, mean_y, half, cross = moments
+  both = solve_ridge(lower(half, len(mean)), jnp.concatenate([cross, mean[:, None]], 1), ridge)
   own, common = both[:, :-1], both[:, -1]
   rest = mean_y - dot(mean, own)
   return own + jnp.outer(n * common / (1 + n * dot(mean, common)), rest)

@@ -17,6 +17,7 @@ from pecft_jax.continual.memory.moments import no_moments, with_rows
 from pecft_jax.continual.memory.ridge import Examples, best_ridge, least_ridge, solve_surely
 from pecft_jax.continual.memory.sample import Sample
 from pecft_jax.continual.memory.statistics import one_hot
+from pecft_jax.continual.memory.symmetric import dot
 from pecft_jax.heads import linear
 from pecft_jax.peft.adapters.bottleneck import adaptformer
 from pecft_jax.peft.lowrank.lora import lora
@@ -39,7 +40,7 @@ from pecft_jax.typing import (
   'statistics',
   Paper('RanPAC: random projections and pre-trained models for continual learning', '2307.02251'),
   needs=('classes',),
-  carries='a Gram matrix M x M and sums M x C of projected features',
+  carries='R, half of a Gram matrix M x M, and sums M x C of projected features',
   tiny=lambda backbone, capacity: ranpac(
     backbone, capacity, peft=lora('.', rank=2), projection=16, sample=30
   ),
@@ -78,7 +79,7 @@ def ranpac(
       the authors' code.
     projection: M.
     sample: examples of a task that the ridge is chosen on, at most; at least 5.
-    seed: of R, which is drawn again wherever it is needed and never stored.
+    seed: of R, which is drawn once, at the start, and carried.
 
   Raises:
     ValueError: if the transform finds no site in the backbone, `projection` is below 1, `sample`
@@ -105,6 +106,10 @@ def ranpac(
   def init(key, frozen):
     params = {'delta': net.init(key, frozen), 'head': new_head(head, key, backbone, capacity)}
     memory = {
+      # Drawing it takes twice as long as a batch's features times it.
+      'draw': jax.random.normal(
+        jax.random.key(seed, impl='threefry2x32'), (backbone.width, projection)
+      ),
       'moments': no_moments(projection, classes),
       'weights': jnp.zeros((projection, classes)),
       'ridge': jnp.zeros(()),
@@ -123,14 +128,12 @@ def ranpac(
     logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
-  def projected(features):
-    key = jax.random.key(seed, impl='threefry2x32')
-    draw = jax.random.normal(key, (backbone.width, projection))
-    return jax.nn.relu(jnp.matmul(features, draw, precision='highest'))
+  def projected(features, memory):
+    return jax.nn.relu(dot(features, memory['draw']))
 
   def consolidate(params, memory, env, batch):
     features = net.features(env.frozen, params['delta'], batch.x).astype(jnp.float32)
-    h, targets = projected(features), one_hot(batch.y, batch.valid, classes)
+    h, targets = projected(features, memory), one_hot(batch.y, batch.valid, classes)
     held = held_out(batch.index)
     parts = {'fit': batch.valid & ~held, 'held': batch.valid & held}
     return {
@@ -142,15 +145,16 @@ def ranpac(
       },
     }
 
-  def rows_of(examples: Sample) -> Examples:
+  def rows_of(memory, name) -> Examples:
+    examples: Sample = memory[name]
     features, labels = examples.items
     valid = examples.filled
-    return Examples(projected(features), one_hot(labels, valid, classes), valid)
+    return Examples(projected(features, memory), one_hot(labels, valid, classes), valid)
 
   def end_task(params, memory, env):
     del env
     moments = memory['moments']
-    fit, held = rows_of(memory['fit']), rows_of(memory['held'])
+    fit, held = rows_of(memory, 'fit'), rows_of(memory, 'held')
     # A held-out example of a class with no example to fit would always favour the strongest ridge.
     fitted = (fit.y * fit.valid[:, None]).any(0)
     held = held._replace(valid=held.valid & (held.y * fitted).any(1))
@@ -160,7 +164,7 @@ def ranpac(
 
   def predict(params, memory, env, x):
     features = net.features(env.frozen, params['delta'], x)
-    scores = jnp.matmul(projected(features), memory['weights'], precision='highest')
+    scores = dot(projected(features, memory), memory['weights'])
     return only(env.task.seen, scores)
 
   def adapted(params, memory, env):

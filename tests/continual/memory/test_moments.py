@@ -1,9 +1,11 @@
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pecft_jax.continual.memory.moments import Moments, no_moments, with_rows
+from pecft_jax.continual.memory.moments import no_moments, with_rows
 
 RNG = np.random.default_rng(0)
 ROWS, M, C = 23, 6, 4
@@ -15,29 +17,44 @@ VALID = np.arange(ROWS) % 4 != 3
 add = jax.jit(with_rows)
 
 
+FIELDS = 'count', 'mean', 'mean_y', 'gram', 'cross'
+Exact = namedtuple('Exact', FIELDS)
+
+
 def exact(h, y):
   """The moments in float64."""
   h, y = h.astype(np.float64), y.astype(np.float64)
   a, b = h - h.mean(0), y - y.mean(0)
-  return Moments(len(h), h.mean(0), y.mean(0), a.T @ a, a.T @ b)
+  return Exact(len(h), h.mean(0), y.mean(0), a.T @ a, a.T @ b)
 
 
 def assert_close(found, want):
   """To 1e-4: floats near 50 are 4e-6 apart, and the deviations of the rows sum up to about 20."""
-  for name, one, other in zip(Moments._fields, found, want, strict=True):
+  for name in FIELDS:
+    one, other = getattr(found, name), getattr(want, name)
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
-def in_parts(order, cuts):
-  moments = no_moments(M, C)
+def in_parts(order, cuts, block=None):
+  moments = no_moments(M, C, block=block)
   for part in np.split(order, np.sort(cuts)):
     if len(part):
       moments = add(moments, H[part], Y[part], VALID[part])
   return moments
 
 
-def test_moments_match_numpy_in_float64():
-  assert_close(add(no_moments(M, C), H, Y, VALID), exact(H[VALID], Y[VALID]))
+@pytest.mark.parametrize('block', [None, 3, 4])
+def test_moments_match_numpy_in_float64(block):
+  assert_close(add(no_moments(M, C, block=block), H, Y, VALID), exact(H[VALID], Y[VALID]))
+
+
+def test_blocks_change_no_digit():
+  """To rounding: one matrix against blocks that divide it, and blocks that do not."""
+  order = np.arange(ROWS)
+  one = in_parts(order, [7, 12]).gram
+  for block in (2, 4):
+    some = in_parts(order, [7, 12], block)
+    np.testing.assert_allclose(some.gram, one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('seed', range(10))

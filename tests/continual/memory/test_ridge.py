@@ -123,19 +123,21 @@ def test_the_least_ridge_is_above_the_rounding_of_centred_products():
   np.testing.assert_allclose(least_ridge(moments_of(h, y)), least, rtol=1e-3)
 
 
-def moments_of(h, y):
-  return with_rows(no_moments(h.shape[1], y.shape[1]), h, y, jnp.ones(len(h), bool))
+def moments_of(h, y, block=None):
+  nothing = no_moments(h.shape[1], y.shape[1], block=block)
+  return with_rows(nothing, h, y, jnp.ones(len(h), bool))
 
 
+@pytest.mark.parametrize('block', [None, 4])
 @pytest.mark.parametrize('common', [0.0, 30.0])
-def test_weights_from_centred_products_are_those_of_the_plain_regression(common):
+def test_weights_from_centred_products_are_those_of_the_plain_regression(common, block):
   """In float64, for rows with nothing in common and with nearly all."""
   rng = np.random.default_rng(0)
   h = (common + rng.normal(size=(37, 11))).astype(np.float32)
   y = np.eye(5, dtype=np.float32)[rng.integers(0, 5, 37)]
   exact = h.astype(np.float64)
   want = np.linalg.solve(exact.T @ exact + 0.5 * np.eye(11), exact.T @ y)
-  found = jax.jit(solve_moments)(moments_of(h, y), jnp.float32(0.5))
+  found = jax.jit(solve_moments)(moments_of(h, y, block), jnp.float32(0.5))
   # Condition of the centred system: 1e2; of the plain one with all in common: 1e6.
   np.testing.assert_allclose(found, want, atol=3e-6 if common else 1e-6)
 
@@ -151,7 +153,7 @@ def test_an_unsolvable_ridge_is_raised_until_it_can_be_solved():
 
 def test_solvable_ridges_are_left_alone():
   nothing = no_moments(5, 2)
-  moments = nothing._replace(gram=jnp.eye(5) * 3, cross=jnp.ones((5, 2)))
+  moments = nothing._replace(half=jnp.eye(5)[None] * 3, cross=jnp.ones((5, 2)))
   weights, ridge = solve_surely(moments, jnp.float32(1.0))
   assert ridge == 1
   close(weights, jnp.full((5, 2), 0.25))
