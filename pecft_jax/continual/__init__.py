@@ -24,10 +24,14 @@ from pecft_jax.continual.statistics.simplecil import simplecil as simplecil
 from pecft_jax.continual.statistics.slca import slca as slca
 from pecft_jax.continual.wrappers.agem import agem as agem
 from pecft_jax.continual.wrappers.aligned import aligned as aligned
+from pecft_jax.continual.wrappers.der import der as der
 from pecft_jax.continual.wrappers.derpp import derpp as derpp
 from pecft_jax.continual.wrappers.er import er as er
+from pecft_jax.continual.wrappers.er_ace import er_ace as er_ace
 from pecft_jax.continual.wrappers.ewc import ewc as ewc
+from pecft_jax.continual.wrappers.ewc_separate import ewc_separate as ewc_separate
 from pecft_jax.continual.wrappers.lwf import lwf as lwf
+from pecft_jax.continual.wrappers.mas import mas as mas
 from pecft_jax.continual.wrappers.si import si as si
 
 METHODS = _about.factories(globals(), 'method')

@@ -174,6 +174,7 @@ def from_forward(
   def loss(params, memory, env: Env, batch: Batch, key):
     out = checked(params, memory, env, batch.x, key)
     allowed = env.task.classes if masked else env.task.seen
+    allowed = allowed if env.among is None else allowed & env.among
     losses = problem.losses(out.logits, batch.y, allowed) + out.aux_loss
     return mean_of_valid(losses, batch.valid), out
 

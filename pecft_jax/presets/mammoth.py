@@ -90,6 +90,35 @@ PRESETS = {
     },
     departs=(_MODEL,),
   ),
+  'der': Preset(
+    'finetune', {'der': {'size': 500, 'alpha': 0.3}},
+    functools.partial(_PLAIN, schedule=milestones((35 / 50, 45 / 50), 0.2)), 0.03,
+    epochs=50, batch_size=32, views=shifts, value_range=CIFAR_RANGE, model='ResNet-18',
+    data='seq-cifar100, 10 tasks of 10 classes', wrap=('der',), peft='full', **_SOURCE,
+    where={
+      'models/config/der.yaml': ('method', 'wrap', 'learning_rate', 'data', 'options.der'),
+      'datasets/configs/seq-cifar100/xder.yaml': ('epochs', 'batch_size', 'recipe'),
+      'datasets/seq_cifar100.py': ('views', 'value_range', 'model'),
+      'utils/args.py: all weights': ('peft',),
+    },
+    departs=(_MODEL, 'stored images are replayed as they were seen, there in new views'),
+  ),
+  'er_ace': Preset(
+    'finetune', {'er_ace': {'size': 200, 'strength': 1.0}}, _PLAIN, 0.1, epochs=1, batch_size=10,
+    views=None, value_range=ValueRange((0.5,), (2.0,)), model='ResNet-18 with a third of the width',
+    data='seq-cifar10, 5 tasks of 2 classes', wrap=('er_ace',), peft='full', **_SOURCE,
+    where={
+      'models/config/er_ace.yaml': (
+        'method', 'wrap', 'learning_rate', 'data', 'options.er_ace.size',
+      ),
+      'datasets/configs/seq-cifar10/er_ace.yaml': (
+        'epochs', 'batch_size', 'value_range', 'model',
+      ),
+      'models/er_ace.py, observe': ('options.er_ace.strength',),
+      'utils/args.py: SGD without momentum, and all weights': ('recipe', 'peft'),
+    },
+    departs=(_MODEL, 'the head is linear, there of cosines times 10'),
+  ),
   'er': Preset(
     'finetune', {'er': {'size': 500, 'strength': 1.0}}, _PLAIN, 0.1, wrap=('er',), **_CIFAR10,
     where=_cifar10('er', 'options.er.size', observe=('options.er.strength',)),

@@ -36,6 +36,9 @@ class Env(NamedTuple):
   frozen: Params  # The backbone's weights; never differentiated, always an argument.
   task: Task
   step: Array | int = 0  # [] int32, updates of this task so far.
+  # [C] bool, the only classes that the training softmax of the batch may hold; None: no limit.
+  # A wrapper sets it for the method inside, and it does not concern examples that are replayed.
+  among: Array | None = None
 
   def __repr__(self) -> str:
     """Shapes, without values."""

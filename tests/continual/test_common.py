@@ -1,6 +1,7 @@
 """What holds for every method, and for every wrapper around one."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -316,9 +317,17 @@ def life(method, frozen, some):
   return start, (params, memory)
 
 
-@pytest.mark.parametrize('outer', WRAPPERS)
-@pytest.mark.parametrize('inner', [*WRAPPERS, None])
-@pytest.mark.parametrize('name', ['finetune', 'l2p: beside lora', 'olora'])
+# Every pair around sequential fine-tuning; around others each alone, and inside the one after it.
+PAIRS = [('finetune', inner, outer) for inner in WRAPPERS for outer in WRAPPERS]
+PAIRS += [
+  (name, inner, outer)
+  for name in ('l2p: beside lora', 'olora')
+  for before, outer in itertools.pairwise([*WRAPPERS, next(iter(WRAPPERS))])
+  for inner in (None, before)
+]
+
+
+@pytest.mark.parametrize(('name', 'inner', 'outer'), PAIRS)
 def test_wrappers_nest_in_any_order(name, inner, outer):
   method = method_of(f'{outer}({name})' if inner is None else f'{outer}({inner}({name}))')
   name = method_of(name).name

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.memory.slots import check_rows, empty_slots
+from pecft_jax.continual.memory.slots import check_rows, empty_slots, written
 from pecft_jax.typing import Array, Key
 
 
@@ -48,13 +48,7 @@ def offer(buffer: Buffer, items: Any, valid: Array, key: Key) -> Buffer:
   order = buffer.count + jnp.cumsum(valid) - 1  # [B], how many were offered before each.
   draw = jax.random.randint(key, order.shape, 0, jnp.maximum(order + 1, 1))
   slot = jnp.where(order < size, order, draw)
-  # Within a batch the later of two items for one slot wins; a scatter with
-  # repeated indices would not say which. Index N is dropped.
-  taken = valid & (slot < size)
-  later = jnp.triu(slot[:, None] == slot[None, :], 1) & taken[None, :]
-  slot = jnp.where(taken & ~later.any(1), slot, size)
-  put = lambda store, new: store.at[slot].set(new, mode='drop')
-  stored = jax.tree.map(put, buffer.items, items)
+  stored = written(buffer.items, items, slot, valid & (slot < size))
   return Buffer(stored, buffer.count + valid.sum(dtype=jnp.int32))
 
 

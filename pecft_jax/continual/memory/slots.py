@@ -45,3 +45,24 @@ def check_rows(store: Any, items: Any, *others: Array) -> None:
   chex.assert_equal_shape(others)
   for room, new in zip(jax.tree.leaves(store), jax.tree.leaves(items), strict=True):
     chex.assert_shape(new, (rows, *room.shape[1:]))
+
+
+def written(store: Any, items: Any, slot: Array, taken: Array) -> Any:
+  """A store with rows of a batch written into slots; of two for one slot, the later is written.
+
+  Args:
+    store: a pytree with leading axis N.
+    items: the same with leading axis B.
+    slot: [B] int32, where each row goes.
+    taken: [B] bool; other rows are not written.
+
+  >>> import jax.numpy as jnp
+  >>> new, slot = jnp.array([7, 8, 9]), jnp.array([1, 0, 1])
+  >>> written(jnp.zeros(2, int), new, slot, jnp.array([True, False, True])).tolist()
+  [0, 9]
+  """
+  size = jax.tree.leaves(store)[0].shape[0]
+  # A scatter with repeated indices does not say which row wins. Index N is dropped.
+  later = jnp.triu(slot[:, None] == slot[None, :], 1) & taken[None, :]
+  slot = jnp.where(taken & ~later.any(1), slot, size)
+  return jax.tree.map(lambda kept, new: kept.at[slot].set(new, mode='drop'), store, items)

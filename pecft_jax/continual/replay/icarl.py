@@ -136,7 +136,8 @@ def icarl(
 
     # The first task has no teacher, and computes none.
     targets = jax.lax.cond(env.task.past.any(), distilled, lambda: labels)
-    losses = jnp.where(env.task.seen, binary_cross_entropy(out.logits, targets), 0).sum(-1)
+    learnt = env.task.seen if env.among is None else env.task.seen & env.among
+    losses = jnp.where(learnt, binary_cross_entropy(out.logits, targets), 0).sum(-1)
     return mean_of_valid(losses, batch.valid), out
 
   def consolidate(params, memory, env, batch):

@@ -32,7 +32,7 @@ def derpp(
 
   Adds alpha x MSE(logits(x'), z') + beta x CE(x'', y'') on two independent
   draws from one reservoir; the MSE is over all C logits, as in the authors'
-  code. DER is `beta=0`. Defaults are mammoth's for split CIFAR-100.
+  code. `der` is without labels. Defaults are mammoth's for split CIFAR-100.
 
   Args:
     inner: any method that trains on every task.

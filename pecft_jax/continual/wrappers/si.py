@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import held_of
+from pecft_jax.continual.wrappers.importance import need_held, weighted_squares
 from pecft_jax.continual.wrappers.wrap import begun, ended, observed, wrap
 from pecft_jax.settings import recorded
 from pecft_jax.typing import ContinualMethod
@@ -50,9 +51,8 @@ def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) 
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)
-    if not jax.tree.leaves(held(params)):
-      raise ValueError(f'si has no parameters to hold in {inner.name}: all are reset at each task')
-    zeros = lambda: jax.tree.map(jnp.zeros_like, held(params))
+    some = need_held('si', inner, params)
+    zeros = lambda: jax.tree.map(jnp.zeros_like, some)
     return params, {'inner': memory, 'anchor': zeros(), 'importance': zeros(), 'path': zeros()}
 
   def begin_task(params, memory, env, key):
@@ -65,9 +65,8 @@ def si(inner: ContinualMethod, *, strength: float = 1.0, damping: float = 1e-3) 
 
   def loss(params, memory, env, batch, key):
     value, out = inner.loss(params, memory['inner'], env, batch, key)
-    term = lambda o, a, p: (o * jnp.square(p - a)).sum()
-    terms = jax.tree.map(term, memory['importance'], memory['anchor'], held(params))
-    return value + strength * sum(jax.tree.leaves(terms), jnp.zeros(())), out
+    term = weighted_squares(memory['importance'], memory['anchor'], held(params))
+    return value + strength * term, out
 
   def observe(params, memory, env, batch, out, update, key):
     before, grads = held(update.before), held(update.grads)
