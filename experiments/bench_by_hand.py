@@ -5,17 +5,19 @@ differentiated, the update is not merged into the weights, the last block comput
 alone, and the state is donated.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from bench_ours import CLASSES, Facts, Step, _timed, matmul_rate
+from bench_ours import costs, matmul, wait
+from contest import CLASSES, VIT_TI, Contest, Rig
 
-__all__ = ('CONTESTS', 'matmul_rate')
+__all__ = ('BATCH', 'SIZES', 'build', 'wait')
 
-WIDTH, DEPTH, HEADS, HIDDEN, PATCH, SIDE, BATCH = 192, 12, 3, 768, 16, 224, 32
+SIZES = VIT_TI
+WIDTH, DEPTH, HEADS, HIDDEN = SIZES[:4]
+PATCH, SIDE, BATCH = 16, 224, 32
 RANK, SCALE = 8, 2.0
 TOKENS = (SIDE // PATCH) ** 2 + 1
 
@@ -85,7 +87,7 @@ def logits_of(trained: Any, frozen: Any, images: Any) -> Any:
   return dense(norm(x[:, 0], frozen['norm']), trained['head'])
 
 
-def lora() -> tuple[Step, Facts]:
+def lora() -> Contest:
   """The step, compiled ahead of time."""
   keys = iter(jax.random.split(jax.random.key(0), 2 * DEPTH + 3))
   frozen = frozen_weights(next(keys))
@@ -113,14 +115,15 @@ def lora() -> tuple[Step, Facts]:
   carry = trained, optimizer.init(trained)
   lowered = jax.jit(update, donate_argnums=0).lower(carry, frozen, images, labels)
   compiled = lowered.compile()
-  costs: Any = compiled.cost_analysis()
 
   def step() -> Any:
     nonlocal carry
     carry, log = compiled(carry, frozen, images, labels)
     return carry, log
 
-  return lambda: {'step': _timed(step)}, {'GFLOP': costs['flops'] / 1e9}
+  return Contest(step, costs(compiled))
 
 
-CONTESTS: dict[str, Callable[[], tuple[Step, Facts]]] = {'by_hand': lora}
+def build(name: str, rig: Rig) -> Contest:
+  """The contestant of a contest: of `by_hand`, or the roofline."""
+  return matmul(rig) if name == 'matmul' else lora()
