@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from bench_ours import costs, matmul, wait
-from contest import CLASSES, VIT_TI, Contest, Rig
+from contest import BY_HAND, CLASSES, Contest, Rig
 
-__all__ = ('BATCH', 'SIZES', 'build', 'wait')
+__all__ = ('build', 'wait')
 
-SIZES = VIT_TI
+SIZES, BATCH = BY_HAND
 WIDTH, DEPTH, HEADS, HIDDEN = SIZES[:4]
-PATCH, SIDE, BATCH = 16, 224, 32
+PATCH, SIDE = 16, 224
 RANK, SCALE = 8, 2.0
 TOKENS = (SIDE // PATCH) ** 2 + 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contest import ADAPTER, CLASSES, PATCH, Contest, Rig, Sizes, Texts
+from contest import ADAPTER, BY_HAND, CLASSES, PATCH, Contest, Rig, Sizes, Texts
 
 from pecft_jax.backbones import decoder, vit
 from pecft_jax.continual import ease, finetune, l2p, language_model, ranpac
@@ -176,6 +176,7 @@ def reader(rig: Rig, texts: Texts) -> ContinualMethod:
     length=texts.length,
     rope_theta=500_000.0,
     scan=rig.scan,
+    remat=jax.checkpoint_policies.nothing_saveable if rig.remat else None,
     dtype=rig.dtype,
   )
   pattern = r'attn/|mlp/' if texts.everywhere else r'attn/(q|v)$'
@@ -296,9 +297,8 @@ def ranpac_task(rig: Rig) -> Contest:
 
 def by_hand(rig: Rig) -> Contest:
   """What `bench_by_hand.py` does without the library."""
-  from bench_by_hand import BATCH, SIZES
-
-  return on_images('lora', rig._replace(vit=SIZES, batch=BATCH))
+  vit, batch = BY_HAND
+  return on_images('lora', rig._replace(vit=vit, batch=batch))
 
 
 CONTESTS: dict[str, Callable[[Rig], Contest]] = {

@@ -23,6 +23,7 @@ class Sizes(NamedTuple):
 VIT_B = Sizes(768, 12, 12, 3072)
 VIT_TI = Sizes(192, 12, 3, 768)
 VIT_TINY = Sizes(48, 1, 3, 96)
+BY_HAND = VIT_TI, 32  # The sizes and the batch of `bench_by_hand.py`.
 LLAMA_58M = Sizes(512, 8, 8, 1376, 8, 32_000)
 LLAMA_1B = Sizes(2048, 16, 32, 8192, 8, 128_256)
 LLAMA_8B = Sizes(4096, 32, 32, 14_336, 8, 128_256)
@@ -55,6 +56,7 @@ class Rig(NamedTuple):
   matmul: int  # Rows and columns of the matrices whose product is the roofline.
   dtype: str = 'float32'  # Of computation and of frozen weights.
   scan: bool = False  # Whether our decoders are stacked.
+  remat: bool = False  # Whether blocks of our decoders are computed again in the backward pass.
   attention: str = 'chosen'  # Ours: 'chosen' or 'xla'; peers: 'sdpa' or 'eager'.
   compiled: bool = False  # Whether peers go through `torch.compile`.
 

@@ -8,7 +8,7 @@ text is, and nothing is computed again.
 
 from typing import NamedTuple
 
-from contest import ADAPTER, PATCH, PROMPTS, Rig, Sizes, Texts
+from contest import ADAPTER, BY_HAND, PATCH, PROMPTS, Rig, Sizes, Texts
 
 
 class _Stack:
@@ -130,6 +130,9 @@ def needed(contest: str, rig: Rig) -> float | None:
   if contest == 'matmul':
     return 2 * rig.matmul**3
   patches = (rig.image // PATCH) ** 2
+  if contest == 'by_hand':
+    vit, batch = BY_HAND
+    return batch * _lora(_Images(vit, patches))
   if contest == 'subspaces':
     return rig.subspaces_batch * _subspaces(_Images(rig.subspaces_vit, patches), rig.subspaces)
   one = {
@@ -150,4 +153,6 @@ def items(contest: str, rig: Rig) -> tuple[int, str]:
     return texts.batch * texts.length, 'tokens'
   if contest == 'matmul':
     return 1, 'products'
+  if contest == 'by_hand':
+    return BY_HAND[1], 'images'
   return (rig.subspaces_batch if contest == 'subspaces' else rig.batch), 'images'

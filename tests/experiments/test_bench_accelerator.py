@@ -26,7 +26,7 @@ def test_a_run_needs_neither_grain_nor_tyro_and_goes_on_after_a_failure(tmp_path
     sys.meta_path.insert(0, Refused())
     sys.path.insert(0, {str(EXPERIMENTS)!r})
     import bench_accelerator as bench
-    bench.run_one = lambda entry, *, small, seconds, limit: (
+    bench.run_one = lambda entry, kept, *, small, seconds, limit: (
       {{**entry._asdict(), 'error': 'none'}} if entry.contest == 'feed'
       else bench.measure(entry, small=small, seconds=seconds)
     )
@@ -64,7 +64,7 @@ def test_a_contestant_that_fails_is_told_by_its_message(tmp_path, monkeypatch):
   script = tmp_path / 'contestant.py'
   script.write_text("raise ValueError('no such thing')")
   monkeypatch.setattr(bench, '__file__', str(script))
-  row = bench.run_one(bench.Entry('ours', 'lora'), small=True, seconds=0, limit=30)
+  row = bench.run_one(bench.Entry('ours', 'lora'), str(tmp_path), small=True, seconds=0, limit=30)
   assert row['error'] == 'ValueError: no such thing'
 
 
@@ -72,13 +72,14 @@ def test_a_contestant_that_takes_too_long_is_ended(tmp_path, monkeypatch):
   script = tmp_path / 'contestant.py'
   script.write_text('import time\ntime.sleep(60)')
   monkeypatch.setattr(bench, '__file__', str(script))
-  row = bench.run_one(bench.Entry('ours', 'lora'), small=True, seconds=0, limit=0.2)
+  row = bench.run_one(bench.Entry('ours', 'lora'), str(tmp_path), small=True, seconds=0, limit=0.2)
   assert row['error'].startswith('took longer')
 
 
 def test_shares_and_ratios_of_the_table():
   row = lambda side, contest, ms, **more: {
-    **bench.Entry(side, contest)._asdict(), 'ms': ms, 'unit': 'images', **more
+    **bench.Entry(side, contest)._asdict(), 'ms': ms, 'unit': 'images',
+    'device': 'NVIDIA H100 80GB HBM3', **more
   }  # fmt: skip
   rows = [
     row('ours', 'matmul', 1.0, **{'per s': 1000.0, 'TFLOP/s': 800.0}),
