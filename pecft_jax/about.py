@@ -206,7 +206,7 @@ def exported(namespace: Mapping[str, Any]) -> list[str]:
 
 
 def tinies(*registries: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-  """Functions that make the small instances of all factories: `ease`, `finetune: masked`, ...
+  """Functions that make the small instances of all factories: `ease`, `l2p: beside lora`, ...
 
   >>> from pecft_jax.peft import PEFTS
   >>> tinies(PEFTS)['lora']().init.__name__

@@ -29,6 +29,9 @@ REGISTRIES: Mapping[str, Mapping[str, Factory]] = {
 }
 _FLAGS = {'method': '--method', 'wrapper': '--wrap', 'transform': '--peft', 'head': '--head'}
 
+# The methods that others are compared with, from below to above.
+BOUNDS = ('finetune', 'masked_finetune', 'masked_probe', 'joint')
+
 # A flag that may be given several times: `--set ewc.strength=10 --set lora.rank=4`.
 Repeated = Annotated[tuple[str, ...], 'repeated']
 
@@ -130,7 +133,8 @@ class Choice(NamedTuple):
 
   def plain(self, method: str) -> 'Choice':
     """Another method with the same parts and no wrappers, as the bounds of a report are."""
-    return Choice(method, self.peft, (), self.options, self.head)
+    peft = self.peft if 'peft' in inspect.signature(find('method', method)).parameters else None
+    return Choice(method, peft, (), self.options, self.head)
 
   def references(
     self, backbone: Backbone, capacity: Capacity, *, bounds: bool = False, single_task: bool = False
@@ -140,23 +144,31 @@ class Choice(NamedTuple):
     Args:
       backbone: as in `build`.
       capacity: as in `build`.
-      bounds: sequential fine-tuning and joint training, the lower and the upper bound.
+      bounds: those of `BOUNDS`: sequential fine-tuning with plain and with masked softmax, the
+        masked linear probe, and joint training.
       single_task: training on each task by itself, for forward transfer.
 
     Raises:
       ValueError: as `build`.
     """
-    wanted = {'finetune': bounds, 'joint': bounds, 'single_task': single_task}
+    wanted = references_named(bounds=bounds, single_task=single_task)
     return {
-      name: self.plain(name).build(backbone, capacity)
-      for name, asked in wanted.items()
-      if asked and name != self.method
+      name: self.plain(name).build(backbone, capacity) for name in wanted if name != self.method
     }
 
   @property
   def transform(self) -> str | None:
     """The name of the transform in use; None where the method has none."""
     return own_transform(find('method', self.method)) if self.peft is None else self.peft
+
+
+def references_named(*, bounds: bool = False, single_task: bool = False) -> tuple[str, ...]:
+  """The methods that `Choice.references` builds, for `choose(beside=...)`.
+
+  >>> references_named(bounds=True)
+  ('finetune', 'masked_finetune', 'masked_probe', 'joint')
+  """
+  return (*(BOUNDS if bounds else ()), *(('single_task',) if single_task else ()))
 
 
 def choose(
@@ -167,6 +179,7 @@ def choose(
   wrap: str | Sequence[str] = (),
   set: Sequence[str] = (),
   options: Mapping[str, Mapping[str, Any]] | None = None,
+  beside: Sequence[str] = (),
 ) -> Choice:
   """Reads and checks the flags of a method and its parts, for the `experiment` function of a file.
 
@@ -177,6 +190,8 @@ def choose(
     wrap: of `WRAPPERS`, the first innermost; `'ewc,derpp'` or a sequence.
     set: options as `NAME.option=value`, of parts that are in use.
     options: arguments by the name of a part; `set` overrides them.
+    beside: names of methods that run as references, whose options may be set, too, as in
+      `joint.epochs=20`.
 
   Raises:
     ValueError: for an unknown name or option, a value of another type, a wrapper that is named
@@ -196,7 +211,8 @@ def choose(
   options = {name: dict(values) for name, values in (options or {}).items()}
   _check_options(options)
   choice = Choice(method, peft, wrappers, options, head)
-  parts = {method: find('method', method), **{name: find('wrapper', name) for name in wrappers}}
+  parts = {name: find('method', name) for name in (*beside, method)}
+  parts |= {name: find('wrapper', name) for name in wrappers}
   if peft is not None:
     _check_takes_peft(parts[method], method, peft)
   if head is not None:

@@ -12,7 +12,7 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, PeftTransform
 OF_CLASSES = {
   name: factory for name, factory in METHODS.items() if 'texts' not in about_of(factory).needs
 }
-# With variants, as in `finetune: masked`; wrappers around sequential fine-tuning.
+# With variants, as in `l2p: beside lora`; wrappers around sequential fine-tuning.
 METHOD_NAMES = tuple(tinies(METHODS))
 WRAPPED_NAMES = tuple(f'{name}(finetune)' for name in WRAPPERS)
 # Each around those before it.
@@ -20,7 +20,7 @@ ALL_WRAPPERS = functools.reduce(lambda inner, name: f'{name}({inner})', WRAPPERS
 
 
 def tiny(name: str, backbone: Backbone, capacity: Capacity) -> ContinualMethod:
-  """A small method by name: `ease`, `finetune: masked`, `lwf(er(finetune))`, `finetune[lora]`, ...
+  """A small method by name: `ease`, `l2p: beside lora`, `lwf(er(finetune))`, `finetune[lora]`, ...
 
   Wrappers may be variants, too, as in `ewc: zero(finetune)`. A transform stands in brackets;
   `finetune[all]` trains all that can be in one chain, one after the other at each site.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
-from pecft_jax.catalog import Repeated, choose
+from pecft_jax.catalog import Repeated, choose, references_named
 from pecft_jax.presets import preset as preset_by_name
 from pecft_jax.presets import recipe_of, value_range_of, views_of
 from pecft_jax.train import Experiment, Training, adam
@@ -76,7 +76,8 @@ def experiment(
     augment: change training images; --no-augment takes them as they are.
     cache_queries: compute frozen queries once per example; needs --no-augment.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
-    bounds: also run sequential fine-tuning and joint training, for the report.
+    bounds: also run fine-tuning with plain and masked softmax, the masked linear probe, and joint
+      training, for the report; their options may be set, as in joint.epochs=20.
     single_task: also train on each task by itself, for forward transfer (`fwt`).
     seed: of initialisation, order of the data, and views.
     train_per_class: number of training images of each class to use, the first ones; all by default.
@@ -106,7 +107,8 @@ def experiment(
       name=f'split_cifar100_{side}',
     )  # fmt: skip
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
-  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options)
+  beside = references_named(bounds=bounds, single_task=single_task)
+  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options, beside=beside)
   shifted = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)

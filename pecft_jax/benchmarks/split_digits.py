@@ -10,7 +10,7 @@ from typing import Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import pretrained
-from pecft_jax.catalog import Repeated, choose
+from pecft_jax.catalog import Repeated, choose, references_named
 from pecft_jax.presets import preset as preset_by_name
 from pecft_jax.presets import recipe_of, value_range_of, views_of
 from pecft_jax.train import Experiment, Training, adam
@@ -63,7 +63,8 @@ def experiment(
     epochs: passes over the data of each task.
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
-    bounds: also run sequential fine-tuning and joint training, the lower and the upper bound.
+    bounds: also run fine-tuning with plain and masked softmax, the masked linear probe, and joint
+      training, for the report; their options may be set, as in joint.epochs=20.
     single_task: also train on each task by itself, for forward transfer (`fwt`).
     evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
@@ -77,7 +78,8 @@ def experiment(
     train, test, tasks=tasks, order=class_order, name='split_digits'
   )
   options = OPTIONS if published is None else {**OPTIONS, **published.options}
-  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options)
+  beside = references_named(bounds=bounds, single_task=single_task)
+  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options, beside=beside)
   augment = views_of(published, views, model.backbone.inputs.shape[0], data.random_crop(1))
   own = lambda rate: adam(rate, clip=1.0)
   recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pecft_jax import data
 from pecft_jax.backbones import architecture, pretrained
-from pecft_jax.catalog import Repeated, choose
+from pecft_jax.catalog import Repeated, choose, references_named
 from pecft_jax.data import ImageFiles, Source
 from pecft_jax.data.table_files import read_table
 from pecft_jax.local import local_path
@@ -100,7 +100,8 @@ def experiment(
     learning_rate: peak rate of Adam; the method's own by default.
     augment: shift and mirror training images; --no-augment takes them as they are.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
-    bounds: also run sequential fine-tuning and joint training, the lower and the upper bound.
+    bounds: also run fine-tuning with plain and masked softmax, the masked linear probe, and joint
+      training, for the report; their options may be set, as in joint.epochs=20.
     single_task: also train on each task by itself, for forward transfer (`fwt`).
     evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
@@ -131,7 +132,8 @@ def experiment(
     sizes: dict[str, Any] = {'increments': increments} if increments else {'tasks': tasks}
     sequence = split(train, test, order=class_order, name=name, **sizes)
   named = OPTIONS if published is None else {**OPTIONS, **published.options}
-  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=named)
+  beside = references_named(bounds=bounds, single_task=single_task)
+  choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=named, beside=beside)
   shifted = data.compose(data.random_crop(max(side // 16, 1)), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)

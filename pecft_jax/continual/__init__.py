@@ -10,6 +10,8 @@ from pecft_jax.continual.adapters.sema import sema as sema
 from pecft_jax.continual.bounds.finetune import finetune as finetune
 from pecft_jax.continual.bounds.finetune import joint as joint
 from pecft_jax.continual.bounds.language_model import language_model as language_model
+from pecft_jax.continual.bounds.masked import masked_finetune as masked_finetune
+from pecft_jax.continual.bounds.masked import masked_probe as masked_probe
 from pecft_jax.continual.bounds.one_task import single_task as single_task
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.olora import olora as olora

@@ -14,7 +14,7 @@ from pecft_jax.plan.cost import flops, temporaries
 from pecft_jax.plan.links import Sent, sent
 from pecft_jax.plan.memory import Memory, gathered, held, stored_as
 from pecft_jax.recipes import Recipe
-from pecft_jax.train.experiment import Experiment
+from pecft_jax.train.experiment import Experiment, trained_as
 from pecft_jax.train.state import init_state
 from pecft_jax.train.update import loss_and_grads, train_step
 from pecft_jax.typing import (
@@ -191,7 +191,7 @@ def plan_experiment(
   >>> planned.trains, planned.batch
   (False, 32)
   """
-  training = experiment.training
+  training = trained_as(experiment, experiment.method).training
   return plan(
     experiment.method,
     experiment.backbone,

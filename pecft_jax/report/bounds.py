@@ -1,4 +1,7 @@
-"""The place of a run between its bounds: sequential fine-tuning below, joint training above."""
+"""The place of a run between its bounds: sequential fine-tuning below, joint training above.
+
+The masked bounds, between the two, are what a method should be above.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,6 +10,9 @@ from pecft_jax.metrics import ACCURACY, Measure, summarise
 from pecft_jax.report import glossary
 from pecft_jax.report.read import Run
 from pecft_jax.text import percent
+
+# The bounds between which a run stands.
+ENDS = ('finetune', 'joint')
 
 
 class Standing(NamedTuple):
@@ -20,6 +26,7 @@ class Standing(NamedTuple):
   upper: float | None  # Joint training.
   notes: tuple[str, ...]  # What is missing from the comparison, and why.
   measure: Measure = ACCURACY
+  masked: tuple[str, float] | None = None  # The better of the masked bounds, by its title.
 
   @property
   def gained(self) -> float | None:
@@ -56,7 +63,7 @@ def standing(run: Run) -> Standing:
       notes.append(f'Left out of the comparison: {words}, which has finished {so_far}')
     elif recorded.get(average) is not None:
       values[name] = float(recorded[average])
-    elif not _beside(run, name):
+    elif name in ENDS and not _beside(run, name):
       absent.append(words)
   if absent:
     notes.append(f'No run of {" or ".join(absent)} beside this one')
@@ -69,7 +76,15 @@ def standing(run: Run) -> Standing:
     upper=values['joint'],
     notes=tuple(notes),
     measure=run.measure,
+    masked=_best(run.measure, {name: values[name] for name in values if name not in ENDS}),
   )
+
+
+def _best(measure: Measure, values: Mapping[str, float | None]) -> tuple[str, float] | None:
+  """The best of some bounds, by its title; None where none was run."""
+  known = {glossary.NAMES[name]: value for name, value in values.items() if value is not None}
+  best = max(known, key=lambda title: measure.sign * known[title], default=None)
+  return None if best is None else (best, known[best])
 
 
 def headline(at: Standing) -> str:
@@ -99,7 +114,12 @@ def clauses(at: Standing) -> list[str]:
     sides.append(f'{amount(at.missing)} {where} {glossary.NAMES["joint"]}')
   closed = at.closed
   gap = f'closes {percent(closed, 0)} of the gap' if closed and closed > 0 else None
-  return [', '.join(sides), *([gap] if gap else [])] if sides else []
+  found = [', '.join(sides), *([gap] if gap else [])] if sides else []
+  if at.masked is not None and at.accuracy is not None:
+    title, value = at.masked
+    ahead = at.measure.sign * (at.accuracy - value)
+    found.append(f'{amount(ahead)} {worse if ahead < 0 else better} {title}')
+  return found
 
 
 def beside(run: Run) -> dict[str, Mapping[str, float]]:

@@ -3,7 +3,12 @@
 from pecft_jax import text
 from pecft_jax.metrics import Measure, Metric
 
-NAMES = {'finetune': 'sequential fine-tuning', 'joint': 'joint training'}
+NAMES = {
+  'finetune': 'sequential fine-tuning',
+  'masked_finetune': 'masked fine-tuning',
+  'masked_probe': 'masked linear probe',
+  'joint': 'joint training',
+}
 
 
 def level(measure: Measure, value: float) -> str:

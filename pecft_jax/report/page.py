@@ -6,7 +6,7 @@ import numpy as np
 
 from pecft_jax.metrics import average_accuracy, metrics_of
 from pecft_jax.report import environments, facts, glossary
-from pecft_jax.report.bounds import Standing, beside, clauses, headline, standing
+from pecft_jax.report.bounds import ENDS, Standing, beside, clauses, headline, standing
 from pecft_jax.report.classes import by_class, task_intervals
 from pecft_jax.report.html import Raw, document, element, figure, section, table
 from pecft_jax.report.read import Run, read_run
@@ -82,7 +82,7 @@ def _bar(at: Standing) -> Raw:
     return Raw('')
   share = 100 * min(max(closed, 0.0), 1.0)
   edge = ' first' if share < 12 else ' last' if share > 88 else ''
-  low, high = (f'{glossary.NAMES[n]} ' for n in ('finetune', 'joint'))
+  low, high = (f'{glossary.NAMES[n]} ' for n in ENDS)
   own, below, above = (glossary.level(at.measure, v) for v in (accuracy, lower, upper))
   return element(
     'div',
@@ -120,7 +120,7 @@ def _figures(run: Run) -> Raw:
   from pecft_jax.report import plots  # Imports matplotlib, which nothing else needs.
 
   wide = run.total > plots.WIDE
-  between = ' The band lies between the bounds.' if len(run.references) == 2 else ''
+  between = ' The band lies between the bounds.' if set(ENDS) <= set(run.references) else ''
   found = [
     figure(
       plots.averages(run),

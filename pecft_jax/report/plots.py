@@ -23,15 +23,18 @@ def averages(run: Run) -> str:
   by = scale(run.measure)
   bounds = {name: by * ref.curve() for name, ref in run.references.items() if ref.finished}
   colors = {'finetune': svg.LOWER, 'joint': svg.UPPER}
-  if len(bounds) == 2:
-    k = min(map(len, bounds.values()))
+  if {'finetune', 'joint'} <= set(bounds):
+    k = min(len(bounds[name]) for name in colors)
     band = (bounds['finetune'][:k], bounds['joint'][:k])
     sign = run.measure.sign
     where = {'where': sign * band[0] <= sign * band[1], 'interpolate': True}
     axes.fill_between(
       np.arange(1, k + 1), *band, **where, color=svg.METHOD, alpha=0.08, linewidth=0
     )
-  lines = [(glossary.NAMES[name], curve, colors[name], '--') for name, curve in bounds.items()]
+  lines = [
+    (glossary.NAMES[name], curve, colors.get(name, svg.MUTED), '--')
+    for name, curve in bounds.items()
+  ]
   lines.append((run.title, by * run.curve(), svg.METHOD, '-'))
   ends = []
   for name, curve, color, dash in lines:

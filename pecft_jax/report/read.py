@@ -15,7 +15,7 @@ from pecft_jax.measures import ACCURACY, Measure, check_measure
 from pecft_jax.metrics import average_accuracy, summarise, validate
 from pecft_jax.report.recorded import check_results, row_problem
 
-REFERENCES = ('finetune', 'joint')  # The lower and the upper bound.
+REFERENCES = ('finetune', 'masked_finetune', 'masked_probe', 'joint')  # The bounds, from below.
 # A reference that differs in one of these is not a bound of the run.
 _SAME = ('benchmark', 'class_order', 'split_digest', 'backbone_sha256', 'value_range')
 

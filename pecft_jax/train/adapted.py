@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pecft_jax.devices.sharding import one_device, tree_shardings
 from pecft_jax.files import plain
 from pecft_jax.local import work_directory
-from pecft_jax.train.experiment import Experiment, configuration, identified
+from pecft_jax.train.experiment import Experiment, configuration, identified, trained_as
 from pecft_jax.train.step import compile_steps
 from pecft_jax.typing import Adapted, Env
 from pecft_jax.workdir.branch import check_identity, find_after
@@ -65,7 +65,7 @@ def adapted_after(
   (2, ['block_0/attn/q', 'block_0/attn/v'])
   """
   directory, method = work_directory(workdir), experiment.method
-  experiment = identified(experiment)
+  experiment = trained_as(identified(experiment), method)
   if method.adapted is None:
     raise ValueError(
       f'{method.name} has no single delta that does what its predictions need: expected a method '

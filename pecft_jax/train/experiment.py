@@ -30,7 +30,7 @@ class Training(NamedTuple):
     augment: views of training images; None trains on the images as they are.
     log_every: steps between rows of the log.
     cache_queries: compute the frozen features of each training example once per
-      task, for methods that read them (references need not read them). Possible
+      task, for methods and references that read them, of which there must be one. Possible
       only without augmentation.
     evaluate: 'seen': after each task, it and those before it; 'all': all tasks,
       and once before the first, for forward and zero-shot transfer. Answers are
@@ -62,8 +62,8 @@ class Experiment:
     method: the method to run, built on the same backbone.
     training: how each task is trained.
     seed: of initialisation, order and views.
-    references: methods run beside it for comparison, by name; `finetune` and
-      `joint` are the bounds that the report knows; of `joint` intransigence is
+    references: methods run beside it for comparison, by name; `finetune`, `masked_finetune`,
+      `masked_probe` and `joint` are the bounds that the report knows; of `joint` intransigence is
       measured, of `single_task` forward transfer.
     identity: further entries of the run's identity, as JSON, over those of the
       model and the scenario: runs are compared where all entries are equal.
@@ -112,6 +112,18 @@ class Experiment:
     return dataclasses.replace(self, **fields)
 
 
+def trained_as(experiment: Experiment, method: ContinualMethod) -> Experiment:
+  """The experiment with the epochs and the recipe that a method brings, where it brings some.
+
+  Args:
+    experiment: any.
+    method: its own, or one of its references.
+  """
+  own = {'epochs': method.epochs, 'recipe': method.recipe}
+  given = {name: value for name, value in own.items() if value is not None}
+  return experiment.replace(training=experiment.training._replace(**given)) if given else experiment
+
+
 def check_experiment(experiment: Experiment) -> None:
   """Checks the parts of an experiment against each other, before anything is computed.
 
@@ -143,7 +155,9 @@ def check_experiment(experiment: Experiment) -> None:
     raise ValueError(f'only images can be augmented, {experiment.backbone.name} reads {spec.what}')
   if training.cache_queries and training.augment is not None:
     raise ValueError('cache_queries needs a deterministic view: train without augmentation')
-  if training.cache_queries and method.query is None:
+  if training.cache_queries and not any(
+    each.query is not None for each in (method, *experiment.references.values())
+  ):
     raise ValueError(f'{method.name} reads no frozen query, there is nothing to cache')
 
 
@@ -235,9 +249,10 @@ def configuration(experiment: Experiment, method: ContinualMethod | None = None)
   Raises:
     ValueError: if a part cannot be identified.
   """
-  training = settings_of(experiment.training)
+  method = experiment.method if method is None else method
+  training = settings_of(trained_as(experiment, method).training)
   return {
-    'method': settings_of(experiment.method if method is None else method),
+    'method': settings_of(method),
     'training': {key: value for key, value in training.items() if key != 'name'},
     'identity': describe(experiment),
   }

@@ -22,6 +22,7 @@ from pecft_jax.train.experiment import (
   describe,
   facts_of,
   identified,
+  trained_as,
 )
 from pecft_jax.train.job import Job, check_there, run_job
 from pecft_jax.train.options import RunOptions
@@ -174,7 +175,7 @@ def _run(
     if not 0 <= seed < 2**32:
       raise ValueError(f'expected seeds in 0..2**32 - 1, got {seed}')
   check_experiment(experiment)
-  check_batch_size(experiment)
+  check_batch_size(trained_as(experiment, experiment.method))
   layout = _default_layout() if options.layout is None else options.layout
   sizes = {name: getattr(experiment.training, name) for name in ('batch_size', 'eval_batch_size')}
   check_batches(layout, sizes)
@@ -188,7 +189,7 @@ def _run(
 
     def job_of(method: ContinualMethod, at: str, name: str, options: RunOptions) -> Job:
       return Job(
-        experiment=experiment,
+        experiment=trained_as(experiment, method),
         method=method,
         name=name,
         seeds=tuple(places),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pecft_jax.paths import record_words
+from pecft_jax.recipes import Recipe
 from pecft_jax.typing.arrays import Array, Key, Params
 from pecft_jax.typing.backbones import Backbone, InputSpec
 from pecft_jax.typing.heads import Head
@@ -59,6 +60,8 @@ class ContinualMethod(NamedTuple):
       never; RanPAC: the first task only).
     cumulative: whether the method trains on the data of all tasks so far
       (joint training, the upper bound); continual methods do not.
+    epochs: of training, in the place of the run's; None for the run's.
+    recipe: of training, in the place of the run's; None for the run's.
     joined: stored examples that each epoch visits beside the task's own; None: none.
     passes: forward passes of the backbone per prediction, as `(tasks) -> float`.
     adapted: `(params, memory, env) -> Adapted`, after `end_task`, outside of
@@ -87,6 +90,8 @@ class ContinualMethod(NamedTuple):
   query: Callable[[Params, Array], Array] | None = None
   trains: Callable[[int], bool] = lambda task: True
   cumulative: bool = False
+  epochs: int | None = None
+  recipe: Recipe | None = None
   joined: Joined | None = None
   passes: Callable[[int], float] = lambda tasks: 1.0
   adapted: Callable[[Params, Any, Env], Adapted] | None = None

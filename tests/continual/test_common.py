@@ -39,7 +39,7 @@ from .tiny import (
 )
 
 NESTED = (
-  *('ewc(derpp(finetune))', 'derpp(ewc(finetune))', 'lwf(er(finetune: masked))'),
+  *('ewc(derpp(finetune))', 'derpp(ewc(finetune))', 'lwf(er(masked_finetune))'),
   *('er(lwf(olora))', 'derpp(ease)'),
 )
 ON_A_VIT = 'ease on a vit'
@@ -190,7 +190,7 @@ def test_unseen_classes_never_win(ran):
 
 
 def test_methods_that_predict_with_one_delta_tell_it():
-  assert {'finetune', 'joint', 'olora', 'ranpac', 'lwf(er(finetune: masked))'} <= set(ADAPTED)
+  assert {'finetune', 'joint', 'olora', 'ranpac', 'lwf(er(masked_finetune))'} <= set(ADAPTED)
   assert not {'simplecil', 'l2p', 'ease', 'derpp(ease)'} & set(ADAPTED)
 
 

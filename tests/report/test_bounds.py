@@ -3,7 +3,7 @@
 import pytest
 
 from pecft_jax.report import read_run
-from pecft_jax.report.bounds import beside, headline, standing
+from pecft_jax.report.bounds import beside, clauses, headline, standing
 
 FINAL = {'accuracy_matrix': [[0.9, None], [0.9, 0.9]], 'tasks': 2, 'test_sizes': [1, 1]}
 
@@ -85,3 +85,14 @@ def test_reference_of_another_number_of_tasks_is_no_bound(work, bounds):
 def test_nothing_finished(work, bounds):
   result = standing(read_run(work(finished=0, beside=bounds)))
   assert headline(result) == 'ranpac: no task finished yet'
+
+
+def test_the_better_masked_bound_has_a_clause(work):
+  ends = {'finetune': bound(0.5), 'joint': bound(0.95)}
+  masked = {'masked_finetune': bound(0.7), 'masked_probe': bound(0.8)}
+  found = standing(read_run(work(beside=ends | masked, **FINAL)))
+  assert found.masked == ('masked linear probe', pytest.approx(0.8))
+  assert clauses(found)[-1] == '10.0 points above masked linear probe'
+  # They change nothing about the gap, and nothing says that they are missing.
+  plain = standing(read_run(work('plain', beside=ends, **FINAL)))
+  assert plain.masked is None and plain.closed == found.closed and not plain.notes

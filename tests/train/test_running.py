@@ -24,7 +24,7 @@ from tiny_runs import (
 )
 
 from pecft_jax import recipes
-from pecft_jax.continual.statistics.ranpac import ranpac
+from pecft_jax.continual import joint, ranpac
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.train import NonFiniteLoss, RunOptions, Stopped, adapted_after, run, run_seeds, sgd
 from pecft_jax.typing import Capacity
@@ -406,6 +406,8 @@ def test_parameters_that_are_no_numbers_are_never_saved(tmp_path):
 
 def test_references_run_beside(interrupt, tmp_path):
   references = {name: tiny_method(name) for name in ('finetune', 'joint', 'single_task')}
+  backbone, capacity = references['joint'].backbone, references['joint'].capacity
+  references['joint'] = joint(backbone, capacity, peft=lora('.', rank=2), epochs=3)
   experiment = tiny_experiment('l2p', references=references, training=INTERRUPTED['l2p'])
   whole = run(experiment, tmp_path / 'whole', silent())
   assert set(whole['references']) == {'finetune', 'joint', 'single_task'}
@@ -414,6 +416,9 @@ def test_references_run_beside(interrupt, tmp_path):
     found = json.loads((tmp_path / 'whole' / at / 'results.json').read_text())
     return np.diag(np.array(found['accuracy_matrix'], float))
 
+  epochs = lambda at: json.loads((tmp_path / 'whole' / at / 'config.json').read_text())['training']
+  assert epochs('references/joint')['epochs'] == 3  # Those that it brings.
+  assert epochs('.') == epochs('references/finetune') != epochs('references/joint')
   own, star, single = (learnt(at) for at in ('.', 'references/joint', 'references/single_task'))
   assert whole['metrics']['intransigence'] == pytest.approx((star - own).mean())
   assert whole['metrics']['fwt'] == pytest.approx((own - single)[1:].mean())

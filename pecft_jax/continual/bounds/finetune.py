@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import about
+from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   abstract_delta,
   as_linear,
@@ -15,6 +16,7 @@ from pecft_jax.continual.core import (
 from pecft_jax.heads import linear
 from pecft_jax.peft.lowrank.lora import lora
 from pecft_jax.problems import need_row_of_answers
+from pecft_jax.recipes import Recipe
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Adapted,
@@ -30,12 +32,7 @@ from pecft_jax.typing import (
 @about(
   'method',
   'bounds',
-  tiny={
-    '': lambda backbone, capacity: finetune(backbone, capacity, peft=lora('.', rank=2)),
-    'masked': lambda backbone, capacity: finetune(
-      backbone, capacity, peft=lora('.', rank=2), masked=True
-    ),
-  },
+  tiny=lambda backbone, capacity: finetune(backbone, capacity, peft=lora('.', rank=2)),
 )
 @recorded(defaults={'peft': lora, 'head': linear})
 def finetune(
@@ -50,8 +47,8 @@ def finetune(
 
   With the plain cross-entropy over all classes seen this is the field's lower
   bound; `masked` restricts the softmax to the task's own classes, a stronger
-  baseline ("FT++"). A transform that trains nothing of the backbone (a linear
-  probe) leaves its features as they are, and they may be cached.
+  baseline ("FT++", by name `masked_finetune`). A transform that trains nothing of the
+  backbone (a linear probe) leaves its features as they are, and they may be cached.
 
   Args:
     backbone: frozen.
@@ -124,6 +121,8 @@ def joint(
   *,
   peft: PeftTransform | None = None,
   head: Head | None = None,
+  epochs: int | None = None,
+  recipe: Recipe | None = None,
 ) -> ContinualMethod:
   """Trains from scratch, at each task, on the data of all tasks so far: the upper bound.
 
@@ -131,14 +130,21 @@ def joint(
   on task k is the a*_k of the intransigence measure (Chaudhry et al., 2018,
   arXiv:1801.10112).
 
+  It is a bound only where it is trained to the end: starting from scratch on many classes, it needs
+  more passes than a method that goes on from the task before, and a rate of its own. Give it
+  `epochs` and a `recipe` that were chosen on held-out data (`pecft_jax.train.tuned`). A method
+  above it shows that it was stopped too early.
+
   Args:
     backbone: frozen.
     capacity: tasks and classes of the sequence.
     peft: what is trained of the backbone; `lora()` by default.
     head: what classifies features; `linear()` by default.
+    epochs: its own, in the place of the run's.
+    recipe: its own optimizer, in the place of the run's.
 
   Raises:
-    ValueError: for a transform that finds no site.
+    ValueError: for a transform that finds no site, or fewer than one epoch.
 
   >>> from pecft_jax.continual import joint
   >>> from pecft_jax.backbones import pretrained
@@ -148,6 +154,7 @@ def joint(
   >>> method.name
   'joint'
   """
+  at_least(1, epochs=epochs)
   inner = finetune(backbone, capacity, peft=peft, head=head)
 
   def begin_task(params, memory, env, key):
@@ -155,5 +162,10 @@ def joint(
     return inner.init(key, env.frozen)
 
   return inner._replace(
-    name='joint', begin_task=begin_task, cumulative=True, renewed=('delta', 'head')
+    name='joint',
+    begin_task=begin_task,
+    cumulative=True,
+    renewed=('delta', 'head'),
+    epochs=epochs,
+    recipe=recipe,
   )

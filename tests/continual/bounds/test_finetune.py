@@ -5,6 +5,7 @@ import pytest
 
 from pecft_jax.continual import finetune, joint
 from pecft_jax.peft import linear_probe, lora
+from pecft_jax.recipes import sgd
 from pecft_jax.typing import Given
 
 from ..tiny import CAPACITY, CLASSES, TOY, batch, close, env, equal, frozen_of, shaken
@@ -75,3 +76,13 @@ def test_a_linear_probe_learns_the_same_from_cached_features(build):
 
 def test_there_is_nothing_to_cache_where_the_backbone_is_adapted():
   assert finetune(TOY, CAPACITY, peft=FC).query is None
+
+
+def test_joint_training_brings_epochs_and_a_recipe_of_its_own():
+  recipe = sgd(0.5)
+  method = joint(TOY, CAPACITY, peft=FC, epochs=9, recipe=recipe)
+  assert (method.epochs, method.recipe) == (9, recipe)
+  assert method.settings['epochs'] == 9 and method.settings['recipe']['learning_rate'] == 0.5
+  assert joint(TOY, CAPACITY, peft=FC).epochs is None
+  with pytest.raises(ValueError, match='epochs must be at least 1'):
+    joint(TOY, CAPACITY, peft=FC, epochs=0)
