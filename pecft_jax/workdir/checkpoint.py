@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -65,6 +66,7 @@ class Checkpoints:
     self._keep_tasks = keep_tasks
     self._boundaries: dict[int, bool] = {}
     self._pending: Any = None
+    self._thread = ThreadPoolExecutor(1, 'checkpoint')
     if is_first():
       self._directory.mkdir(parents=True, exist_ok=True)
       for path in self._directory.iterdir():
@@ -75,17 +77,27 @@ class Checkpoints:
   def save(self, tick: int, state: TrainState, position: Position) -> None:
     """Starts writing; returns once the state may be changed again.
 
+    The digest and the write are made by a thread. In a job of several processes the digest is made
+    here: gathering the parts of a leaf is a step of all processes, which come in one order.
+
     Args:
       tick: number of the checkpoint, above all before.
       state: copied on its devices before it is written.
       position: of the run.
     """
-    from orbax.checkpoint import v1 as ocp
-
     self.wait()
     # On the CPU a write may read the very buffers that the next step donates.
     state = jax.tree.map(jnp.copy, state)
     place = position.to_json()
+    if jax.process_count() > 1:
+      self._pending = tick, self._start(tick, state, place)
+    else:
+      self._pending = tick, self._thread.submit(lambda: self._start(tick, state, place).result())
+
+  def _start(self, tick: int, state: TrainState, place: dict[str, Any]) -> Any:
+    """Starts a write, once the digest is made; returns what waits for its end."""
+    from orbax.checkpoint import v1 as ocp
+
     meta = {
       'position': place,
       'position_sha256': json_sha256(place),
@@ -99,7 +111,7 @@ class Checkpoints:
     # Where a leaf is replicated, devices share the writing; each slice takes a program of its own.
     context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED
     with context:
-      self._pending = tick, ocp.save_async(self._at(tick), state, custom_metadata=meta)
+      return ocp.save_async(self._at(tick), state, custom_metadata=meta)
 
   def wait(self) -> None:
     """Waits for the write under way.

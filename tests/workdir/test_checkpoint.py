@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import threading
 
 import chex
 import jax
@@ -14,6 +15,7 @@ from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.sharding import one_device, tree_shardings
 from pecft_jax.train.state import no_task
 from pecft_jax.typing import Capacity, TrainState
+from pecft_jax.workdir import checkpoint
 from pecft_jax.workdir.checkpoint import Checkpoints, NotSaved
 from pecft_jax.workdir.position import Position
 from pecft_jax.workdir.stored import Damaged
@@ -201,6 +203,23 @@ def test_an_unfinished_write_is_not_there(directory):
     (directory / half / 'd').write_bytes(b'x')
   assert _newest(directory)[2] == [1, 2]
   assert sorted(os.listdir(directory)) == ['1', '2']
+
+
+def test_a_save_returns_before_the_digest_is_made(tmp_path, monkeypatch):
+  may_go_on = threading.Event()
+
+  def digest(tree):
+    assert may_go_on.wait(20)
+    return tree_sha256(tree)
+
+  monkeypatch.setattr(checkpoint, 'tree_sha256', digest)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints')
+  checkpoints.save(2, STATES[2], POSITION)
+  assert checkpoints.ticks() == []
+  may_go_on.set()
+  checkpoints.wait()
+  state, _ = checkpoints.load(2, STATES[2], SHARDINGS)
+  assert tree_sha256(state) == tree_sha256(STATES[2])
 
 
 class _FullDisk:
