@@ -19,6 +19,7 @@ KINDS = ('method', 'wrapper', 'transform', 'head')
 # What a factory may need from the parts that it is combined with, or from a run.
 NEEDS: Mapping[str, str] = {
   'adapters': 'a transform whose delta is a bottleneck adapter at every site',
+  'attention': 'a backbone whose blocks have attention',
   'biases': 'linear layers with biases',
   'classes': 'a classification problem',
   'class token': 'a backbone that puts a class token before the sequence',

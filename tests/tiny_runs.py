@@ -133,9 +133,9 @@ def _drawn(backbone: Backbone) -> Pretrained:
 def world_of(method: str, tasks: int = 2) -> World:
   """The world that serves what a method, by name, says that it needs."""
   needs = needs_of(method)
-  kinds = [kind for kind in ('texts', 'adapters') if kind in needs]
   # Transforms are shown on a model that has every kind of site.
-  return tiny_world(*kinds[:1] or ['adapters' if '[' in method else ''], tasks)
+  blocks = {'adapters', 'attention'} & needs or '[' in method
+  return tiny_world('texts' if 'texts' in needs else 'adapters' if blocks else '', tasks)
 
 
 @functools.cache

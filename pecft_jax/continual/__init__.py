@@ -18,6 +18,8 @@ from pecft_jax.continual.lowrank.olora import olora as olora
 from pecft_jax.continual.memory.buffer import Buffer as Buffer
 from pecft_jax.continual.memory.moments import Moments as Moments
 from pecft_jax.continual.memory.statistics import ClassSums as ClassSums
+from pecft_jax.continual.prompts.coda_prompt import coda_prompt as coda_prompt
+from pecft_jax.continual.prompts.dualprompt import dualprompt as dualprompt
 from pecft_jax.continual.prompts.l2p import Pool as Pool
 from pecft_jax.continual.prompts.l2p import l2p as l2p
 from pecft_jax.continual.replay.icarl import icarl as icarl

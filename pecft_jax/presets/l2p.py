@@ -1,4 +1,4 @@
-"""google-research/l2p at dd8836e (2022-12-08): the authors' code of L2P."""
+"""google-research/l2p at dd8836e (2022-12-08): the authors' code of L2P and DualPrompt."""
 
 import functools
 
@@ -23,5 +23,30 @@ PRESETS = {
       'README.md': ('model',),
     },
     departs=('the rate is written out: there 0.03, times batch / 256',),
+  ),
+  'dualprompt': Preset(
+    'dualprompt',
+    {
+      'dualprompt': {
+        'general': 5, 'expert': 5, 'general_layers': [0, 1], 'expert_layers': [2, 3, 4],
+        'pull': 1.0, 'transfer': True, 'batchwise': True,
+      },
+    },
+    functools.partial(adam, schedule=constant, clip=1.0), 0.0225, epochs=5, batch_size=192,
+    views=parts_from_a_twentieth, value_range=UNIT_RANGE,
+    model='ViT-B_16 (IN-21k)', data='CIFAR-100, 10 tasks of 10 classes',
+    source='google-research/l2p at dd8836e',
+    where={
+      'configs/cifar100_dualprompt.py': (
+        'method', 'options.dualprompt', 'recipe', 'learning_rate', 'epochs', 'value_range', 'data',
+      ),
+      'configs/cifar100_dualprompt.py: 24 per device; README.md: 8 devices': ('batch_size',),
+      'libml/preprocess.py, train_preprocess': ('views',),
+      'README.md': ('model',),
+    },
+    departs=(
+      'the rate is written out: there 0.03, times batch / 256',
+      'experts of tasks not seen yet are never selected, there by their untrained keys',
+    ),
   ),
 }  # fmt: skip

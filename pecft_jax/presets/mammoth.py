@@ -66,6 +66,30 @@ PRESETS = {
     ),
     departs=('the rate is written out: there 0.03, times batch / 256',),
   ),
+  'dualprompt': Preset(
+    'dualprompt',
+    {
+      'dualprompt': {
+        'general': 5, 'expert': 5, 'general_layers': [0, 1], 'expert_layers': [2, 3, 4],
+        'pull': 1.0, 'transfer': True, 'batchwise': True, 'reshaped': True,
+      },
+    },
+    functools.partial(adam, schedule=constant, clip=1.0), 0.015, epochs=5, batch_size=128,
+    views=parts, value_range=UNIT_RANGE, model='vit_base_patch16_224_in21k_fn_in1k_old',
+    data=_HUNDRED, **_SOURCE,
+    where={
+      'models/config/dualprompt.yaml': ('method', 'learning_rate', 'data'),
+      'datasets/configs/seq-cifar100-224/l2p.yaml': (
+        'epochs', 'batch_size', 'views', 'value_range',
+      ),
+      'models/dualprompt.py, get_parser and begin_task': ('recipe', 'options.dualprompt'),
+      'models/dualprompt.py, __init__': ('model',),
+    },
+    departs=(
+      'the rate is written out: there 0.03, times batch / 256',
+      'experts of tasks not seen yet are never selected, there by their untrained keys',
+    ),
+  ),
   'slca': Preset(
     'slca', {'slca': {'epochs': 5, 'samples': 256, 'temperature': 0.1}},
     functools.partial(slow_backbone, factor=0.01, weight_decay=0.0, schedule=constant), 0.01,

@@ -65,6 +65,28 @@ PRESETS = {
     data=_TENS, **_COMMON,
     where=_where('l2p', 'options.l2p', get_optimizer=('recipe',)),
   ),
+  'dualprompt': Preset(
+    'dualprompt',
+    {
+      'dualprompt': {
+        'general': 5, 'expert': 5, 'general_layers': [0, 1], 'expert_layers': [2, 3, 4],
+        'pull': 0.1, 'transfer': True, 'batchwise': True, 'reshaped': True,
+      },
+    },
+    functools.partial(adam, schedule=constant), 1e-3, epochs=5, batch_size=24,
+    data=_TENS, **_COMMON,
+    where={
+      **_where(
+        'dualprompt',
+        *(f'options.dualprompt.{each}' for each in (
+          'general', 'expert', 'general_layers', 'expert_layers', 'pull', 'transfer', 'batchwise',
+        )),
+        get_optimizer=('recipe',),
+      ),
+      'backbone/prompt.py, EPrompt': ('options.dualprompt.reshaped',),
+    },
+    departs=('experts of tasks not seen yet are never selected, there by their untrained keys',),
+  ),
   'lae': Preset(
     'lae', {'lae': {'decay': 0.9999, 'frozen_share': 0.6}, 'prefix': {'length': 10}},
     functools.partial(adam, schedule=constant), 2.8125e-3, epochs=5, batch_size=128,

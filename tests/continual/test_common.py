@@ -52,7 +52,7 @@ def method_of(name: str) -> ContinualMethod:
   """A small method; on the toy, unless it needs more."""
   if name == ON_A_VIT:
     return ease(MODEL, CAPACITY, peft=adaptformer(width=3))
-  blocks = {'adapters', 'class token'} & needs_of(name)
+  blocks = {'adapters', 'attention', 'class token'} & needs_of(name)
   return tiny(name, MODEL if blocks else TOY, CAPACITY)
 
 

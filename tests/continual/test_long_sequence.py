@@ -3,12 +3,12 @@
 import jax.monitoring
 import numpy as np
 import pytest
-from tinies import WRAPPED_NAMES, tiny, without
-from tiny_runs import SIZE, TRAINING, silent, tiny_backbone, tiny_frozen
+from tinies import WRAPPED_NAMES, needs_of, tiny, without
+from tiny_runs import SIZE, TRAINING, silent, tiny_world
 
 from pecft_jax import data
 from pecft_jax.train import Experiment, run
-from pecft_jax.typing import Capacity, Pretrained
+from pecft_jax.typing import Capacity
 
 TASKS = 20
 CAPACITY = Capacity(TASKS, 2 * TASKS)
@@ -55,10 +55,10 @@ SAVED = 'l2p'
 @pytest.mark.parametrize('case', CASES)
 def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path):
   name, settings = CASES[case]
-  method = tiny(name, tiny_backbone(), CAPACITY)
+  model = tiny_world('adapters' if 'attention' in needs_of(name) else '').model
+  method = tiny(name, model.backbone, CAPACITY)
   # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch.
   training = TRAINING._replace(epochs=1, log_every=2, **settings)
-  model = Pretrained(tiny_backbone(), tiny_frozen())
   experiment = Experiment(model, scenario(), method, training)
   after = []  # Compiled up to the end of each task.
 

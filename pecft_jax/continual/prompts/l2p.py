@@ -20,6 +20,7 @@ from pecft_jax.continual.core import (
   raw,
   unit,
 )
+from pecft_jax.continual.prompts.votes import vote
 from pecft_jax.heads import linear
 from pecft_jax.peft.compose import chain, nothing
 from pecft_jax.peft.lowrank.lora import lora
@@ -134,7 +135,7 @@ def l2p(
     query = unit(frozen_features(backbone, env.frozen, x))
     similarity = query @ unit(params['pool'].keys).T  # [B, M]
     if batchwise:
-      chosen = _vote(similarity, top_k)
+      chosen = vote(similarity, top_k)
       near = similarity[:, chosen]
       prompts = params['pool'].prompts[chosen].reshape(1, inserted, -1)
       prompts = jnp.broadcast_to(prompts, (query.shape[0], *prompts.shape[1:]))
@@ -164,13 +165,6 @@ def l2p(
     head=head,
     passes=lambda tasks: 2.0,
   )
-
-
-def _vote(similarity: Array, top_k: int) -> Array:
-  """The prompts [top_k] that most examples of a batch selected."""
-  _, chosen = jax.lax.top_k(similarity, top_k)
-  votes = jnp.zeros(similarity.shape[1]).at[chosen.reshape(-1)].add(1.0)
-  return jax.lax.top_k(votes, top_k)[1]
 
 
 def _read_at_prompts() -> PeftTransform:
