@@ -94,6 +94,7 @@ PUBLISHED_ON = 'H100'
 GOALS = {'lora': 1.1, 'llama1024': 1.1, 'llama2048': 1.1, 'llama8b': 1.0}
 CONTESTS = tuple(dict.fromkeys(entry.contest for entry in PLAN))
 LONG = {'llama8b': 150.0, 'llama8b_no_dropout': 150.0}  # Seconds, in place of `--limit`.
+OUT = pathlib.Path(__file__).parent / 'results' / 'accelerator'
 LEAST = 12.0  # Seconds without which no contestant is started.
 
 
@@ -289,7 +290,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add('--out', type=pathlib.Path, default='accelerator', help='directory of the rows and the table')
+  add('--out', type=pathlib.Path, default=OUT, help='directory of the rows and the table')
   add('--budget', type=float, default=480, help='seconds of all contestants together')
   add('--limit', type=float, default=100, help='seconds of one contestant')
   add('--seconds', type=float, default=3, help='seconds of timing in each')

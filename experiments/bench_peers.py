@@ -27,7 +27,8 @@ from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from contest import ON_CPU
+from contest import ON_CPU, Rig
+from contest import tiny as shrunk
 from needed import needed
 from rich.console import Console
 from rich.table import Table
@@ -74,13 +75,15 @@ OUT = pathlib.Path(__file__).parent / 'results' / 'peers'
 class Contestant:
   """A process that steps when asked to."""
 
-  def __init__(self, module: str, contests: Sequence[str], threads: int):
+  def __init__(self, module: str, contests: Sequence[str], threads: int, *, small: bool):
     """Starts it, and waits until it is warm.
 
     Raises:
       SystemExit: if it cannot be started; it has said why.
     """
-    command = [sys.executable, __file__, 'contestant', module, ','.join(contests), str(threads)]
+    size = 'tiny' if small else 'full'
+    command = [sys.executable, __file__, 'contestant', module, ','.join(contests), size]
+    command += [str(threads)]
     env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'OPENBLAS_NUM_THREADS': str(threads)}
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
@@ -106,15 +109,21 @@ class Contestant:
     self._process.communicate()
 
 
-def contestant(module: str, contests: str, threads: int) -> None:
+def rig_of(*, small: bool) -> Rig:
+  """The sizes of all contests."""
+  return shrunk(ON_CPU) if small else ON_CPU
+
+
+def contestant(module: str, contests: str, size: str, threads: int) -> None:
   """The life of such a process: a line of facts, then a line of figures for each that it reads."""
   from pecft_jax.train.heap import keep_heap
 
   os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
   keep_heap()
   side: Any = importlib.import_module(module)
-  ready = {name: side.build(name, ON_CPU) for name in contests.split(',')}
-  product = side.build('matmul', ON_CPU)
+  rig = rig_of(small=size == 'tiny')
+  ready = {name: side.build(name, rig) for name in contests.split(',')}
+  product = side.build('matmul', rig)
 
   def timed(contest: Any) -> dict[str, float]:
     if contest.ready is not None:
@@ -127,11 +136,11 @@ def contestant(module: str, contests: str, threads: int) -> None:
     timed(contest)
   print(json.dumps({name: contest.facts for name, contest in ready.items()}), flush=True)
   for line in sys.stdin:
-    rate = 2 * ON_CPU.matmul**3 / min(timed(product)['wall'] for _ in range(3))
+    rate = 2 * rig.matmul**3 / min(timed(product)['wall'] for _ in range(3))
     print(json.dumps({**timed(ready[line.strip()]), 'rate': rate}), flush=True)
 
 
-def meet(rows: Sequence[Row], rounds: int, threads: int) -> dict[str, Any]:
+def meet(rows: Sequence[Row], rounds: int, threads: int, *, small: bool) -> dict[str, Any]:
   """Every step of a contest: of all of ours that meet one peer, and of that peer.
 
   Returns:
@@ -140,8 +149,8 @@ def meet(rows: Sequence[Row], rounds: int, threads: int) -> dict[str, Any]:
   """
   peer = rows[0].peers
   module = 'bench_by_hand' if peer == 'by_hand' else 'bench_torch'
-  ours = Contestant('bench_ours', [row.ours for row in rows], threads)
-  other = Contestant(module, [peer], threads)
+  ours = Contestant('bench_ours', [row.ours for row in rows], threads, small=small)
+  other = Contestant(module, [peer], threads, small=small)
   turns = []
   for _ in range(rounds):
     turn = {f'ours/{row.ours}': ours.ask(row.ours) for row in rows}
@@ -167,7 +176,7 @@ class Result(NamedTuple):
   temporaries: float | None  # MB, of our program.
 
 
-def result(row: Row, met: dict[str, Any]) -> Result:
+def result(row: Row, met: dict[str, Any], rig: Rig) -> Result:
   """The figures of a row."""
 
   def best(name: str) -> dict[str, float]:
@@ -177,7 +186,7 @@ def result(row: Row, met: dict[str, Any]) -> Result:
   ours, peers = best(f'ours/{row.ours}'), best(f'peers/{row.peers}')
   ratio = ours['wall'] / peers['wall']
   share = lambda name, side: (
-    None if (work := needed(name, ON_CPU)) is None else work / side['rate'] / side['wall']
+    None if (work := needed(name, rig)) is None else work / side['rate'] / side['wall']
   )
   return Result(
     ours,
@@ -237,6 +246,7 @@ def main(
   rounds: int = 5,
   threads: int = 2,
   out: pathlib.Path = OUT,
+  tiny: bool = False,
 ) -> None:
   """Prints and writes the table.
 
@@ -245,6 +255,7 @@ def main(
     rounds: steps of each contestant; the best counts.
     threads: of each contestant, and cores that it may run on.
     out: directory of the table and of all rounds.
+    tiny: small sizes, to see that everything runs.
   """
   if unknown := set(contests) - set(ALL):
     raise SystemExit(f'no such contest: {sorted(unknown)}; choose among {list(ALL)}')
@@ -255,8 +266,8 @@ def main(
   out.mkdir(parents=True, exist_ok=True)
   for contest in contests:
     rows = [row for row in (*ROWS, *MORE) if row.peers == contest]
-    met[contest] = meet(rows, min(rounds, FEW_ROUNDS.get(contest, rounds)), threads)
-    results += [(row, result(row, met[contest])) for row in rows]
+    met[contest] = meet(rows, min(rounds, FEW_ROUNDS.get(contest, rounds)), threads, small=tiny)
+    results += [(row, result(row, met[contest], rig_of(small=tiny))) for row in rows]
     # After each, so that a run that is cut off leaves what it has.
     written = json.dumps({'environment': here, 'contests': met}, indent=1)
     (out / 'rounds.json').write_text(written + '\n')
@@ -271,6 +282,6 @@ def main(
 
 if __name__ == '__main__':
   if sys.argv[1:2] == ['contestant']:
-    contestant(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    contestant(*sys.argv[2:5], int(sys.argv[5]))
   else:
     tyro.cli(main)
