@@ -34,8 +34,11 @@ from pecft_jax.continual.wrappers.er import er as er
 from pecft_jax.continual.wrappers.er_ace import er_ace as er_ace
 from pecft_jax.continual.wrappers.ewc import ewc as ewc
 from pecft_jax.continual.wrappers.ewc_separate import ewc_separate as ewc_separate
+from pecft_jax.continual.wrappers.gem import gem as gem
 from pecft_jax.continual.wrappers.lwf import lwf as lwf
 from pecft_jax.continual.wrappers.mas import mas as mas
+from pecft_jax.continual.wrappers.ogd import ogd as ogd
+from pecft_jax.continual.wrappers.rwalk import rwalk as rwalk
 from pecft_jax.continual.wrappers.si import si as si
 
 METHODS = _about.factories(globals(), 'method')

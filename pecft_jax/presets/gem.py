@@ -25,7 +25,8 @@ _DEPARTS = (
 def _where(name: str, *more: str) -> dict[str, tuple[str, ...]]:
   return {
     'run_experiments.sh': (
-      'method', 'wrap', 'learning_rate', 'batch_size', 'data', f'options.{name}', *more,
+      'method', 'wrap', 'learning_rate', 'batch_size', 'data',
+      *(more or (f'options.{name}',)),
     ),
     'main.py: one epoch': ('epochs',),
     'data/cifar100.py': ('value_range',),
@@ -36,6 +37,19 @@ def _where(name: str, *more: str) -> dict[str, tuple[str, ...]]:
 _PLAIN = functools.partial(sgd_with_l2, momentum=0.0, schedule=constant)
 
 PRESETS = {
+  'gem': Preset(
+    'finetune', {'gem': {'size': 5120, 'margin': 0.5, 'ridge': 1e-3}}, _PLAIN, 0.1, wrap=('gem',),
+    **_COMMON,
+    where={
+      **_where('gem', 'options.gem.size', 'options.gem.margin'),
+      'model/gem.py': ('recipe', 'model', 'peft', 'options.gem.ridge'),
+    },
+    departs=(
+      *_DEPARTS,
+      'the ridge is relative to the mean squared norm of past gradients, there absolute',
+      'stored examples are a uniform sample of a task, there its last 256',
+    ),
+  ),
   'ewc_separate': Preset(
     'finetune', {'ewc_separate': {'strength': 2.0}}, _PLAIN, 1.0, wrap=('ewc_separate',), **_COMMON,
     where=_where('ewc_separate'),
