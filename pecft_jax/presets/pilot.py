@@ -15,9 +15,8 @@ _COMMON: dict[str, Any] = {
   'source': 'LAMDA-CL/LAMDA-PILOT at 5240714',
 }
 _TENS = 'CIFAR-100, 10 tasks of 10 classes, seed 1993'
-_ADAPTER = {'width': 64, 'scale': 0.1, 'dropout': 0.1}
+_ADAPTER = {'width': 64, 'scale': 0.1, 'dropout': 0.1, 'read': 'residual'}
 _BY_STEP = 'the rate follows its schedule by step, there by epoch'
-_READS = 'adapters read the normalised input of the MLP, there what comes before the norm'
 
 
 def _where(file: str, *more: str, **places: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -106,10 +105,11 @@ PRESETS = {
         'ease', 'options.ease', 'options.adaptformer.width', get_optimizer=('recipe',),
       ),
       'backbone/vit_ease.py, get_new_adapter': ('peft', 'options.adaptformer.dropout'),
+      'backbone/vit_ease.py, Block.forward': ('options.adaptformer.read',),
       'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
       'utils/inc_net.py, EaseNet.generate_fc': ('head',),
     },
-    departs=(_BY_STEP, _READS),
+    departs=(_BY_STEP,),
   ),
   'ranpac': Preset(
     'ranpac', {'ranpac': {'projection': 10_000}, 'adaptformer': _ADAPTER},
@@ -119,11 +119,13 @@ PRESETS = {
       **_where(
         'ranpac', 'options.ranpac', 'options.adaptformer.width', _train=('recipe',),
       ),
-      'backbone/vit_adapter.py, Block': ('peft', 'options.adaptformer.dropout'),
+      'backbone/vit_adapter.py, Block': (
+        'peft', 'options.adaptformer.dropout', 'options.adaptformer.read',
+      ),
       'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
       'utils/inc_net.py, SimpleVitNet.generate_fc': ('head',),
     },
-    departs=(_BY_STEP, _READS),
+    departs=(_BY_STEP,),
   ),
   'slca': Preset(
     'slca', {'slca': {'epochs': 3, 'samples': 256, 'temperature': 0.1}},

@@ -33,18 +33,18 @@ PRESETS = {
     'ranpac',
     {
       'ranpac': {'projection': 10_000},
-      'adaptformer': {'width': 64, 'scale': 0.1, 'dropout': 0.1},
+      'adaptformer': {'width': 64, 'scale': 0.1, 'dropout': 0.1, 'read': 'residual'},
     },
     functools.partial(sgd_with_l2, weight_decay=5e-4), 0.01, peft='adaptformer',
     model='vit_base_patch16_224_in21k', data='CIFAR-100, 10 tasks of 10 classes', **_COMMON,
     where={
       **_where('cifar224', 'iCIFAR224'),
       'inc_net.py, get_convnet': ('options.adaptformer.width', 'options.adaptformer.scale'),
-      'petl/vision_transformer_adapter.py, Block': ('options.adaptformer.dropout',),
+      'petl/vision_transformer_adapter.py, Block': (
+        'options.adaptformer.dropout', 'options.adaptformer.read',
+      ),
     },
-    departs=(
-      _BY_STEP, 'adapters read the normalised input of the MLP, there what comes before the norm',
-    ),
+    departs=(_BY_STEP,),
   ),
   'ranpac_imagenet_r': Preset(
     'ranpac', {'ranpac': {'projection': 10_000}},

@@ -12,6 +12,7 @@ import pytest
 from pecft_jax.backbones import load_timm, vit
 from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.backbones.families.vit.model import Block, Embed
+from pecft_jax.peft import adaptformer
 
 torch = pytest.importorskip('torch')
 timm = pytest.importorskip('timm')
@@ -105,3 +106,25 @@ def test_one_step_of_adamw_agrees(pair, images):
   theirs.load_state_dict(before)
   assert sure.float().mean() > 0.9
   np.testing.assert_allclose(got[sure.numpy()], want[sure].numpy(), atol=ATOL)
+
+
+@pytest.mark.parametrize('rows', [None, 1])
+@pytest.mark.parametrize('read', ['normed', 'residual'])
+def test_parallel_adapters_read_the_stream_before_or_after_the_norm(pair, images, read, rows):
+  """Against a timm block with an adapter in the forms of AdaptFormer's code and paper."""
+  theirs, ours, checkpoint = pair
+  params, peft = checkpoint.params, adaptformer(width=3, scale=0.5, read=read)
+  delta = peft.init(jax.random.key(0), ours.sites, params)
+  rng = np.random.default_rng(1)
+  delta = jax.tree.map(lambda a: a + np.float32(0.3) * rng.normal(size=a.shape), delta)
+  with torch.no_grad():
+    x = theirs._pos_embed(theirs.patch_embed(channels_first(images)))
+    for i, block in enumerate(theirs.blocks):
+      leaf = jax.tree.map(lambda a: torch.tensor(np.array(a, np.float32)), delta[f'block_{i}/mlp'])
+      x = x + block.attn(block.norm1(x))
+      seen = x if read == 'residual' else block.norm2(x)
+      hidden = torch.relu(seen @ leaf.down + leaf.down_bias)
+      x = x + block.mlp(block.norm2(x)) + 0.5 * (hidden @ leaf.up + leaf.up_bias)
+    want = theirs.norm(x)[:, 0]
+  got = ours.apply(params, jnp.asarray(images), delta, peft=peft, rows=rows).pooled
+  np.testing.assert_allclose(got, want, atol=ATOL)

@@ -12,7 +12,7 @@ ARGS = {
   'linear': (jnp.ones((4, 5, 3)), jnp.ones((3, 2)), jnp.zeros(2)),
   'norm': (jnp.ones((4, 5, 3)), jnp.ones(3), None),
   'attend': (jnp.ones((4, 5, 2, 3)), *2 * [jnp.ones((4, 6, 2, 3))], None),
-  'sublayer': (jnp.ones((4, 5, 3)),),
+  'sublayer': (jnp.ones((4, 5, 3)), jnp.ones((4, 5, 3))),
   'tokens': (jnp.ones((4, 5, 3)),),
 }
 RESULTS = {

@@ -1,12 +1,13 @@
 """Mixtures of adapters: experts of a branch, weighted for each example by a router."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pecft_jax.continual.core import abstract_delta
-from pecft_jax.peft.adapters.bottleneck import BottleneckDelta
+from pecft_jax.peft.adapters.bottleneck import BottleneckDelta, Read
 from pecft_jax.typing import Array, Backbone, PeftTransform
 
 
@@ -25,8 +26,21 @@ class Mixture(NamedTuple):
   active: Array  # [E] bool
 
 
-def mixed(peft: PeftTransform, backbone: Backbone, slots: dict[str, int]) -> PeftTransform:
-  """Experts at each site of an adapter, mixed for each example by its mean token."""
+# The argument of a sublayer site that is read.
+_ARGUMENT: Mapping[str, int] = {'normed': 0, 'residual': 1}
+
+
+def mixed(
+  peft: PeftTransform, backbone: Backbone, slots: dict[str, int], read: Read = 'normed'
+) -> PeftTransform:
+  """Experts at each site of an adapter, mixed for each example by its mean token.
+
+  Args:
+    peft: what an expert is.
+    backbone: that the transform is put on.
+    slots: as `slots_of` gives them.
+    read: of the router: the branch's input after its norm, or before it.
+  """
   run_one = peft.intercept
   assert run_one is not None
 
@@ -47,7 +61,7 @@ def mixed(peft: PeftTransform, backbone: Backbone, slots: dict[str, int]) -> Pef
     if site.kind != 'sublayer' or site.path not in delta:
       return next_fn(*args)
     mixture, y = delta[site.path], next_fn(*args)
-    gate = gates(mixture, args[0]).astype(y.dtype)
+    gate = gates(mixture, args[_ARGUMENT[read]]).astype(y.dtype)
 
     def add(total, expert):
       adapter, weight = expert
@@ -68,6 +82,11 @@ def gates(mixture: Mixture, x: Array) -> Array:
   mean = x.astype(jnp.float32).mean(1)
   scores = jnp.matmul(mean, experts.column.T, precision='highest') + experts.bias
   return jax.nn.softmax(jnp.where(active, scores, -1e9)) * active
+
+
+def mean_token(args: Sequence[Array], read: Read) -> Array:
+  """The mean of what is read at a sublayer site [B, D] float32, without gradient."""
+  return jax.lax.stop_gradient(args[_ARGUMENT[read]]).astype(jnp.float32).mean(1)
 
 
 def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int) -> dict[str, int]:

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.continual.adapters.mixture import Expert, Mixture, mixed, slots_of, with_new
+from pecft_jax.continual.adapters.mixture import (
+  Expert,
+  Mixture,
+  mean_token,
+  mixed,
+  slots_of,
+  with_new,
+)
 from pecft_jax.continual.core import (
   from_forward,
   mean_of_valid,
@@ -27,7 +34,7 @@ from pecft_jax.continual.memory.novelty import (
   z_scores,
 )
 from pecft_jax.heads import linear
-from pecft_jax.peft.adapters.bottleneck import adaptformer
+from pecft_jax.peft.adapters.bottleneck import Read, adaptformer
 from pecft_jax.problems import need_classes
 from pecft_jax.recipes import Recipe, sgd
 from pecft_jax.settings import recorded
@@ -76,6 +83,7 @@ def sema(
   *,
   peft: PeftTransform | None = None,
   head: Head | None = None,
+  read: Read = 'normed',
   experts: int = 5,
   growing: int = 3,
   threshold: float = 2.0,
@@ -94,9 +102,9 @@ def sema(
   Departures from the authors' code: z-scores are of the whole task, so that no order or batch
   decides, and all blocks decide at once. There a block that grows is trained before the blocks
   after it decide, which takes one training per block that grows. Errors' mean and deviation are
-  those of the trained descriptor, of all data of its task. Adapters and descriptors read the
-  normalised input of the MLP, there what comes before the norm; and there an adapter has no scale,
-  which is `adaptformer(width=16, scale=1.0)`.
+  those of the trained descriptor, of all data of its task. Adapters, router and descriptors read
+  the normalised input of the MLP, there what comes before the norm (`read='residual'`); and there
+  an adapter has no scale, which is `adaptformer(width=16, scale=1.0)`.
 
   Adapters of blocks that do not grow learn the first task and stay as they are. Where that task is
   small they cost more than they give: put adapters into the growing blocks alone, as in
@@ -111,6 +119,8 @@ def sema(
     peft: what an expert is: a bottleneck adapter without dropout, `adaptformer(width=16)` by
       default. Blocks that do not grow have one expert, which the first task trains.
     head: what classifies features; `linear()` by default.
+    read: what router and descriptors read, `normed` or `residual`; give the adapters the same, as
+      in `adaptformer(width=16, read='residual')`.
     experts: E, maximum number in one block.
     growing: number of last blocks that may grow.
     threshold: of |z|.
@@ -140,12 +150,12 @@ def sema(
   slots = slots_of(backbone, peft, experts, growing)
   no_scan = lambda: _no_scan({p: slots[p] for p in grown})
   grown = [path for path, count in slots.items() if count > 1 or experts == 1]
-  net, width = model(backbone, mixed(peft, backbone, slots)), backbone.width
+  net, width = model(backbone, mixed(peft, backbone, slots, read)), backbone.width
 
   def watch(site, args, out):
     del out
     there = site.kind == 'sublayer' and site.path in grown
-    return jax.lax.stop_gradient(args[0]).astype(jnp.float32).mean(1) if there else None
+    return mean_token(args, read) if there else None
 
   def fresh(key, frozen):
     k_adapter, k_coder = jax.random.split(key)

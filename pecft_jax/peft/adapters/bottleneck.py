@@ -8,7 +8,7 @@ arXiv:2205.13535.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
+
+# What an adapter beside a branch reads.
+Read = Literal['normed', 'residual']
 
 
 class BottleneckDelta(NamedTuple):
@@ -44,25 +47,29 @@ def bottleneck(
   width: int,
   *,
   parallel: bool = False,
+  read: Read = 'normed',
   scale: float = 1.0,
   activation: Callable[[Array], Array] = jax.nn.gelu,
   dropout: float = 0.0,
 ) -> PeftTransform:
   """Adds a small MLP to matching branches of a residual block.
 
-  A sublayer site is a branch after its norm: with `parallel` the adapter reads
-  the normalised input of the branch, otherwise its output.
+  A sublayer site is a branch after its norm. With `parallel` the adapter reads what the branch
+  reads, or with `read='residual'` what comes before the norm; otherwise the branch's output.
 
   Args:
     pattern: regex searched in the path of `sublayer` sites.
     width: r, at least 1.
     parallel: beside the branch instead of after it.
+    read: of a parallel adapter: `normed`, the branch's input after the norm, whose scale does not
+      grow with depth; or `residual`, the stream that the norm reads.
     scale: factor of the adapter's output.
     activation: f, elementwise.
     dropout: share of the entries after f that are zero in training.
 
   Raises:
-    ValueError: for a width below 1, a scale that is not positive, or a dropout outside [0, 1).
+    ValueError: for a width below 1, a scale that is not positive, a dropout outside [0, 1), or a
+      serial adapter with `read='residual'`.
 
   >>> import jax
   >>> from pecft_jax.peft import bottleneck
@@ -76,6 +83,10 @@ def bottleneck(
   if width < 1:
     raise ValueError(f'the bottleneck needs a width of at least 1, got {width}')
   above(0, scale=scale)
+  if read == 'residual' and not parallel:
+    raise ValueError(
+      "read='residual' is of parallel adapters: a serial one reads the branch's output"
+    )
 
   def init_one(key, spec, weights):
     del weights  # Sublayers have none of their own.
@@ -84,11 +95,13 @@ def bottleneck(
     down = jax.random.uniform(key, (d, width), minval=-bound, maxval=bound)
     return BottleneckDelta(down, jnp.zeros(width), jnp.zeros((width, d)), jnp.zeros(d))
 
-  def run(delta, next_fn, x, drop=no_drop):
-    y = next_fn(x)
+  def run(delta, next_fn, x, stream, drop=no_drop):
+    y = next_fn(x, stream)
     # The last block may compute fewer rows than it reads.
-    read = x[:, : y.shape[1]] if parallel else y
-    hidden = activation(product(read, delta.down) + delta.down_bias.astype(y.dtype))
+    beside = (stream if read == 'residual' else x)[:, : y.shape[1]]
+    hidden = activation(
+      product(beside if parallel else y, delta.down) + delta.down_bias.astype(y.dtype)
+    )
     added = product(drop(hidden), delta.up) + delta.up_bias.astype(y.dtype)
     return y + jnp.asarray(scale, y.dtype) * added
 
@@ -163,12 +176,15 @@ def pfeiffer(width: int = 48, *, dropout: float = 0.0) -> PeftTransform:
   tiny=lambda: parallel_adapter(width=3),
 )
 @recorded
-def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.0) -> PeftTransform:
+def parallel_adapter(
+  width: int = 64, scale: float = 4.0, *, read: Read = 'normed', dropout: float = 0.0
+) -> PeftTransform:
   """Scaled adapters parallel to the MLP of every block.
 
   Args:
     width: of the bottleneck, at least 1.
     scale: factor of the adapter's output.
+    read: as in `bottleneck`.
     dropout: share of the entries after the activation that are zero in training.
 
   Raises:
@@ -183,7 +199,7 @@ def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.
   >>> len(delta)
   6
   """
-  return _beside(width, scale, dropout)
+  return _beside(width, scale, read, dropout)
 
 
 @about(
@@ -193,14 +209,19 @@ def parallel_adapter(width: int = 64, scale: float = 4.0, *, dropout: float = 0.
   tiny=lambda: adaptformer(width=3),
 )
 @recorded
-def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) -> PeftTransform:
+def adaptformer(
+  width: int = 64, scale: float = 0.1, *, read: Read = 'normed', dropout: float = 0.0
+) -> PeftTransform:
   """Parallel adapters of small scale beside the MLP of every block.
 
-  They read the MLP's normalised input. The published code has a dropout of 0.1.
+  They read the MLP's normalised input, as eq. 3 of the paper has it. The published code, and that
+  of EASE, RanPAC, SEMA and PILOT, reads the residual stream, with a dropout of 0.1:
+  `adaptformer(read='residual', dropout=0.1)`.
 
   Args:
     width: of the bottleneck, at least 1.
     scale: factor of the adapter's output.
+    read: as in `bottleneck`.
     dropout: share of the entries after the activation that are zero in training.
 
   Raises:
@@ -215,10 +236,10 @@ def adaptformer(width: int = 64, scale: float = 0.1, *, dropout: float = 0.0) ->
   >>> len(delta)
   6
   """
-  return _beside(width, scale, dropout)
+  return _beside(width, scale, read, dropout)
 
 
-def _beside(width: int, scale: float, dropout: float) -> PeftTransform:
+def _beside(width: int, scale: float, read: Read, dropout: float) -> PeftTransform:
   return bottleneck(
-    r'mlp$', width, parallel=True, scale=scale, activation=jax.nn.relu, dropout=dropout
+    r'mlp$', width, parallel=True, read=read, scale=scale, activation=jax.nn.relu, dropout=dropout
   )

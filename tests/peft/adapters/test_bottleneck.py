@@ -17,7 +17,10 @@ LEAF = shaken(
 )
 
 
-def branch(x):
+STREAM = 3.0 + X * X
+
+
+def branch(x, stream=None):
   return jnp.sin(3 * x)[:, :4]  # Gives back fewer rows than it reads.
 
 
@@ -36,7 +39,7 @@ def test_adds_a_small_mlp(peft, parallel, scale, activation):
   y = branch(X)
   read = X[:, :4] if parallel else y
   expected = y + scale * (activation(read @ LEAF.down + LEAF.down_bias) @ LEAF.up + LEAF.up_bias)
-  got = peft.intercept({SITE.path: LEAF}, SITE, branch, X)
+  got = peft.intercept({SITE.path: LEAF}, SITE, branch, X, STREAM)
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -59,6 +62,15 @@ def test_only_the_down_projection_starts_away_from_zero(tiny):
   bound = np.sqrt(1 / 24)
   assert delta.down.shape == (24, 5) and bound / 2 < np.abs(delta.down).max() <= bound
   assert not any(leaf.any() for leaf in (delta.down_bias, delta.up, delta.up_bias))
+
+
+def test_a_parallel_adapter_may_read_what_comes_before_the_norm():
+  peft = adaptformer(3, read='residual')
+  added = jax.nn.relu(STREAM[:, :4] @ LEAF.down + LEAF.down_bias) @ LEAF.up + LEAF.up_bias
+  got = peft.intercept({SITE.path: LEAF}, SITE, branch, X, STREAM)
+  np.testing.assert_allclose(got, branch(X) + 0.1 * added, atol=1e-5)
+  with pytest.raises(ValueError, match='is of parallel adapters'):
+    bottleneck('mlp', 3, read='residual')
 
 
 def test_a_width_below_one_is_refused():

@@ -105,13 +105,14 @@ class Block(nn.Module):
     mlp = Mlp(sizes.hidden, self.tap, f'{self.at}/mlp', name='mlp')
     # Tokens that a transform inserted are causal, too.
     mask = mask & causal(x.shape[1])
-    branch = lambda x: attention(x, mask)
+    # The residual stream passes by the branches, for transforms that read it.
+    branch = lambda x, stream: attention(x, mask)
     y = RmsNorm(sizes.epsilon, self.tap, f'{self.at}/ln1', name='ln1')(x)
-    x = x + self.tap(Site('sublayer', f'{self.at}/attn'), branch, y)
+    x = x + self.tap(Site('sublayer', f'{self.at}/attn'), branch, y, x)
     if behind is not None:
       x = from_the_end(x, behind)
     y = RmsNorm(sizes.epsilon, self.tap, f'{self.at}/ln2', name='ln2')(x)
-    return x + self.tap(Site('sublayer', f'{self.at}/mlp'), mlp, y)
+    return x + self.tap(Site('sublayer', f'{self.at}/mlp'), lambda x, stream: mlp(x), y, x)
 
 
 @recorded(ignored=('remat',))

@@ -87,11 +87,12 @@ class Block(nn.Module):
   def __call__(self, x: Array, mask: Array | None, rows: int | None) -> Array:
     attention = Attention(self.heads, self.fused, self.tap, f'{self.at}/attn', name='attn')
     mlp = Mlp(self.hidden, self.tap, f'{self.at}/mlp', name='mlp')
-    branch = lambda x: attention(x, mask, rows)
+    # The residual stream passes by the branches, for transforms that read it.
+    branch = lambda x, stream: attention(x, mask, rows)
     y = Norm(self.tap, f'{self.at}/ln1', name='ln1')(x)
-    x = x[:, :rows] + self.tap(Site('sublayer', f'{self.at}/attn'), branch, y)
+    x = x[:, :rows] + self.tap(Site('sublayer', f'{self.at}/attn'), branch, y, x)
     y = Norm(self.tap, f'{self.at}/ln2', name='ln2')(x)
-    return x + self.tap(Site('sublayer', f'{self.at}/mlp'), mlp, y)
+    return x + self.tap(Site('sublayer', f'{self.at}/mlp'), lambda x, stream: mlp(x), y, x)
 
 
 class Embed(nn.Module):
