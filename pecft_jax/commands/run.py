@@ -59,6 +59,10 @@ class RunFlags:
   accept_changes: bool = False
   """Resume although FILE, or what it imports from beside it, was changed since: say so where the
   change has no part in what is computed. It is recorded."""
+  parts_memory: float = 1.0
+  """GiB of memory for features that do not change from one evaluation to the next; 0 for none."""
+  parts_disk: float = 4.0
+  """GiB in WORKDIR for the same, until the run ends: a resumed run has them."""
   no_compile_cache: bool = False
   """Compile all programs again, instead of reading those of earlier runs from the user's cache
   directory (or JAX_COMPILATION_CACHE_DIR)."""
@@ -144,6 +148,8 @@ def _run_experiment(
     ),
     save_every=flags.save_every,
     keep_tasks=flags.keep_tasks,
+    parts_memory=flags.parts_memory,
+    parts_disk=flags.parts_disk,
     branch=branch,
     console=console,
     writers=[tensorboard(workdir / 'tensorboard')] if writing else (),

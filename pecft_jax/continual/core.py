@@ -24,6 +24,7 @@ from pecft_jax.typing import (
   LinearHead,
   Output,
   Params,
+  Parts,
   PeftTransform,
   Watch,
 )
@@ -66,6 +67,11 @@ def raw(x: Inputs) -> Array:
 def query_of(x: Inputs) -> Array | None:
   """The cached feature of the frozen backbone [B, D], or None."""
   return x.query if isinstance(x, Given) else None
+
+
+def with_query(x: Inputs, query: Array) -> Given:
+  """A batch together with the feature of the frozen backbone [B, D]."""
+  return x._replace(query=query) if isinstance(x, Given) else Given(x, query)
 
 
 def task_of(x: Inputs) -> Array:
@@ -126,6 +132,39 @@ def frozen_features(backbone: Backbone, frozen: Params, x: Inputs) -> Array:
     return query
   images = normalised(backbone.inputs, raw(x))
   return jax.lax.stop_gradient(backbone.apply(frozen, images, rows=1).pooled)
+
+
+def on_frozen_features(
+  backbone: Backbone, answers: Callable[[Params, Any, Env, Array, Inputs], Array]
+) -> Parts:
+  """A `predict` that reads the feature of the backbone alone, which is computed once per example.
+
+  Args:
+    backbone: frozen.
+    answers: `(params, memory, env, features, x) -> answers`, of features [B, D].
+  """
+  return Parts(
+    weights=lambda params, memory, env, slot: {},
+    part=lambda frozen, weights, x: frozen_features(backbone, frozen, x),
+    combine=lambda params, memory, env, parts, x: answers(params, memory, env, parts[0], x),
+  )
+
+
+def on_features(
+  net: Model, entry: str, answers: Callable[[Params, Any, Env, Array, Inputs], Array]
+) -> Parts:
+  """A `predict` that reads the feature under one delta, which is computed again where that changed.
+
+  Args:
+    net: the backbone with the delta's transform.
+    entry: of `params`, the delta.
+    answers: as in `on_frozen_features`.
+  """
+  return Parts(
+    weights=lambda params, memory, env, slot: params[entry],
+    part=lambda frozen, delta, x: net.features(frozen, delta, x),
+    combine=lambda params, memory, env, parts, x: answers(params, memory, env, parts[0], x),
+  )
 
 
 def mean_of_valid(values: Array, valid: Array) -> Array:

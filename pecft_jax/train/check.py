@@ -72,3 +72,10 @@ def check_method(
   trace('end_task', steps.end, given.end)
   trace('predict', steps.predict, given.predict)
   trace('the answers for the host', steps.answer, given.gather)
+  if steps.parts is not None:
+    slot, slots = given.begin[2].index, steps.parts.slots
+    trace('the weights of parts', steps.parts.look, given.end)
+    trace('a part', steps.parts.part, (*given.gather, slot))
+    found = jax.eval_shape(steps.parts.part, *given.gather, slot)
+    trace('combine', steps.parts.combine, (*given.predict, (found,) * slots))
+    trace('combine', steps.parts.answer, (*given.gather, (found,) * slots))

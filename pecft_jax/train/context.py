@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from pecft_jax.train.experiment import Experiment
+from pecft_jax.train.kept import Kept
 from pecft_jax.train.step import Steps
 from pecft_jax.typing import ContinualMethod, Params, TrainState
 from pecft_jax.workdir.position import Position
@@ -31,6 +32,7 @@ class Loop:
       place for checkpoints and stops.
     tell: called with the position, the latest loss, and whether all results so far have arrived
       from the devices, for progress bars.
+    kept: parts of answers from evaluations before; None keeps none.
     clock: seconds from any point in time, without those spent on compiling.
   """
 
@@ -43,4 +45,5 @@ class Loop:
   records: tuple[Record | Unwritten, ...]
   after_batch: Callable[[TrainState, Position], None]
   tell: Callable[[Position, float | None, bool], None]
+  kept: Kept | None = None
   clock: Callable[[], float] = time.perf_counter

@@ -3,6 +3,7 @@
 Axis letters: B batch, C classes, J test sets of all tasks and probes.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pecft_jax.data import Scenario, Split, steps_for, task_masks
 from pecft_jax.data.scenario import one_after_another
 from pecft_jax.devices.sharding import place
 from pecft_jax.problems import Judged, host_scores
+from pecft_jax.train.asking import part_reader
 from pecft_jax.train.batches import in_order
 from pecft_jax.train.context import Loop
 from pecft_jax.train.experiment import Experiment
@@ -36,6 +38,7 @@ class Round(NamedTuple):
   sets: tuple[TestSet, ...]
   split: Split  # The examples of one set after the other, n in all.
   place: np.ndarray  # np.int32 [n], of the test set of each example.
+  row: np.ndarray  # np.int32 [n], of each example among those of its test set.
 
 
 def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
@@ -52,21 +55,34 @@ def test_sets(experiment: Experiment, t: int) -> list[TestSet]:
 def rounds(sets: Sequence[TestSet], t: int) -> list[Round]:
   """The test sets in rounds: all that need no other classes than were seen, and each of the others.
 
-  So batches are filled up once in a round, not once for each test set.
+  So batches are filled up once in a round, not once for each test set. Probes come first: the
+  batches of a later evaluation then begin with those of an earlier one.
 
   Args:
     sets: of an evaluation.
     t: the task that was learned last; -1 before the first.
   """
-  seen = [test for test in sets if test.task <= t]
+  seen = sorted((test for test in sets if test.task <= t), key=lambda test: test.task >= 0)
   ahead = [[test] for test in sets if test.task > t]
   return [_round(each) for each in ([seen, *ahead] if seen else ahead)]
 
 
 def _round(sets: Sequence[TestSet]) -> Round:
-  places = np.repeat([test.place for test in sets], [len(test.split.rows) for test in sets])
-  split = one_after_another([test.split for test in sets])
-  return Round(tuple(sets), split, places.astype(np.int32))
+  sizes = [len(test.split.rows) for test in sets]
+  places = np.repeat([test.place for test in sets], sizes).astype(np.int32)
+  rows = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+  return Round(tuple(sets), one_after_another([test.split for test in sets]), places, rows)
+
+
+def examples(each: Round, rows: np.ndarray) -> bytes:
+  """What says which examples the rows of a batch are: equal for equal ones in another round."""
+  rows = _filled(each, rows)
+  return each.place[rows].tobytes() + each.row[rows].tobytes()
+
+
+def _filled(each: Round, rows: np.ndarray) -> np.ndarray:
+  """Rows beyond the examples of a round repeat the first one, and are not valid."""
+  return np.where(rows < len(each.place), rows, 0)
 
 
 def round_batches(experiment: Experiment, t: int) -> int:
@@ -74,6 +90,21 @@ def round_batches(experiment: Experiment, t: int) -> int:
   size = experiment.training.eval_batch_size
   found = rounds(test_sets(experiment, t), t)
   return sum(steps_for(len(each.place), size, 1) for each in found)
+
+
+def new_batches(experiment: Experiment, t: int) -> int:
+  """The number of those batches that the evaluation after the task before `t` did not have."""
+  size = experiment.training.eval_batch_size
+
+  def asked(t: int) -> set[bytes]:
+    """The batches of an evaluation, by their examples."""
+    return {
+      examples(each, np.arange(start, start + size))
+      for each in rounds(test_sets(experiment, t), t)
+      for start in range(0, len(each.place), size)
+    }
+
+  return len(asked(t) - asked(t - 1)) if t else round_batches(experiment, t)
 
 
 def start(loop: Loop, state: TrainState, position: Position) -> Iterator[TrainState]:
@@ -130,6 +161,8 @@ def _measured(
   assert done is not None
   t = -1 if position.phase == 'start' else position.task
   tables = _tables(loop, sets, t)
+  # Made for the first batch: an evaluation that was resumed after its last one asks nothing.
+  parts_of = functools.cache(lambda: part_reader(loop, state, inside=inside))
   for each in rounds(sets, t):
     count = steps_for(len(each.place), size, 1)
     if done >= count:
@@ -139,10 +172,13 @@ def _measured(
     asked = _open_to(loop, state, position, each.sets[0]) if ahead else state
     judge = _on_devices if loop.steps.answer is None else _on_host
     for number, batch in enumerate(in_order(loop, each.split, done), done):
-      rows = np.arange(number * size, (number + 1) * size)
-      # Rows beyond the examples repeat the first one, and are not valid.
-      places = each.place[np.where(rows < len(each.place), rows, 0)]
-      judge(loop, asked, position, _given(loop, batch, places), places, tables)
+      rows = _filled(each, np.arange(number * size, (number + 1) * size))
+      places = each.place[rows]
+      given = _given(loop, batch, places)
+      parts = parts_of()(given, examples(each, rows))
+      judge(loop, asked, position, Asked(given, places, parts), tables)
+      if loop.kept is not None:
+        loop.kept.settle()
       if inside:
         assert position.inside is not None
         position.inside += 1
@@ -151,6 +187,16 @@ def _measured(
       loop.tell(position, None, False)
       yield state
     done = 0
+  if loop.kept is not None:
+    loop.kept.settle(every=True)
+
+
+class Asked(NamedTuple):
+  """One batch of an evaluation."""
+
+  batch: Batch
+  places: np.ndarray  # np.int32 [B], of the test set of each example.
+  parts: tuple[Any, ...] | None  # Of all slots, where the method's answers have parts.
 
 
 class Tables(NamedTuple):
@@ -199,22 +245,23 @@ def _on_devices(
   loop: Loop,
   state: TrainState,
   position: Position,
-  batch: Batch,
-  places: np.ndarray,
+  asked: Asked,
   tables: Tables,
 ) -> None:
   """Adds up what the problem judges of a batch; the sums stay on their devices."""
   sums = _sums_so_far(loop, position) if position.sums is None else position.sums
-  at = place(places, loop.steps.batch_sharding)
-  position.sums = loop.steps.predict(state, loop.frozen, batch, at, *tables, sums)
+  given = state, loop.frozen, asked.batch, place(asked.places, loop.steps.batch_sharding), *tables
+  if loop.steps.parts is None:
+    position.sums = loop.steps.predict(*given, sums)
+  else:
+    position.sums = loop.steps.parts.combine(*given, sums, asked.parts)
 
 
 def _on_host(
   loop: Loop,
   state: TrainState,
   position: Position,
-  batch: Batch,
-  places: np.ndarray,
+  asked: Asked,
   tables: Tables,
 ) -> None:
   """The same where the problem is judged on the host; every process adds up the same.
@@ -224,8 +271,14 @@ def _on_host(
     ValueError: for invalid scores.
   """
   del tables  # Answers are no classes.
-  assert loop.steps.answer is not None
-  given = jax.device_get(loop.steps.answer(state, loop.frozen, batch))
+  asking = state, loop.frozen, asked.batch
+  if loop.steps.parts is None:
+    assert loop.steps.answer is not None
+    given = jax.device_get(loop.steps.answer(*asking))
+  else:
+    assert loop.steps.parts.answer is not None
+    given = jax.device_get(loop.steps.parts.answer(*asking, asked.parts))
+  places = asked.places
   if not loop.steps.seed_axes:
     given = jax.tree.map(lambda leaf: np.asarray(leaf)[None], given)
   problem = loop.method.capacity.problem

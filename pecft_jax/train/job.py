@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,17 +17,20 @@ import numpy as np
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import agreement, is_first
 from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
-from pecft_jax.files import plain, read_json, write_json
+from pecft_jax.environment import environment
+from pecft_jax.files import json_line, plain, read_json, write_json
 from pecft_jax.train.compiling import compile_clock
 from pecft_jax.train.context import Loop, NonFiniteLoss
-from pecft_jax.train.experiment import Experiment, describe
+from pecft_jax.train.experiment import Experiment, configuration, describe
+from pecft_jax.train.kept import Kept
 from pecft_jax.train.logs import settle
 from pecft_jax.train.loop import run_tasks
 from pecft_jax.train.options import RunOptions
+from pecft_jax.train.part_files import PartFiles
 from pecft_jax.train.progress import Reporter
 from pecft_jax.train.results import peak_memory, results
 from pecft_jax.train.step import Steps, compilations, compile_steps
-from pecft_jax.typing import ContinualMethod, Params, TrainState
+from pecft_jax.typing import ContinualMethod, Params, Parts, TrainState
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.claim import ran_in
 from pecft_jax.workdir.position import Findings, Position
@@ -32,6 +38,9 @@ from pecft_jax.workdir.record import Record, Unwritten
 
 if TYPE_CHECKING:
   from rich.console import Console
+
+
+_GIB = 2**30
 
 
 class Stopped(Exception):
@@ -80,6 +89,11 @@ class Job:
     if not is_first():
       return Console(quiet=True)
     return Console() if self.options.console is None else self.options.console
+
+  def warn(self, text: str) -> None:
+    """Prints a note on the work directory."""
+    # Messages of other libraries may contain brackets, which are not markup.
+    self.console.print(f'{self.directory}: {text}', style='yellow', markup=False)
 
   def write(self, state: Any, position: Position, digests: list[Any]) -> list[dict[str, Any]]:
     """Writes each seed's results.json, and returns their contents."""
@@ -136,14 +150,12 @@ def _run_to_end(job: Job, compiled: Callable[[], float]) -> list[dict[str, Any]]
     keep_tasks=job.options.keep_tasks,
     identity=plain(describe(experiment)),
   )
-  # Messages of other libraries may contain brackets, which are not markup.
-  tell = lambda text: job.console.print(f'{job.directory}: {text}', style='yellow', markup=False)
   key = _key(job)
   like = jax.eval_shape(steps.init, key, frozen)
   if layout.mesh.size > 1:
     one = jax.eval_shape(lambda state: job.of_seed(state, 0), like)
     job.console.print(describe_rules(layout, one, frozen), markup=False, soft_wrap=True)
-  found = checkpoints.newest(like, steps.state_shardings, tell)
+  found = checkpoints.newest(like, steps.state_shardings, job.warn)
   start = Position(seeds=[Findings() for _ in job.seeds])
   state, position = found or (steps.init(key, frozen), start)
   if position.evaluated() < len(experiment.scenario.tasks):
@@ -153,6 +165,7 @@ def _run_to_end(job: Job, compiled: Callable[[], float]) -> list[dict[str, Any]]
       state = _run_from(job, steps, frozen, checkpoints, compiled, state=state, position=position)
     finally:
       checkpoints.wait()
+  shutil.rmtree(_parts_in(job), ignore_errors=True)
   digests = [tree_sha256(job.of_seed(state, i)) for i in range(len(job.seeds))]
   return job.write(state, position, digests)
 
@@ -184,6 +197,36 @@ def check_there(job: Job) -> None:
       )
 
 
+def _parts_in(job: Job) -> pathlib.Path:
+  """The directory of the parts that evaluations keep."""
+  return job.directory / 'parts'
+
+
+def _kept(job: Job) -> Kept | None:
+  """What keeps parts of answers; None where the method has none, or there is no room."""
+  options = job.options
+  # Processes decide for themselves what is damaged, and must all compute the same.
+  disk = options.parts_disk * _GIB if job.kept and jax.process_count() == 1 else 0.0
+  if not isinstance(job.method.predict, Parts) or not (disk or options.parts_memory):
+    return None
+  facts = {
+    'configuration': configuration(job.experiment, job.method),
+    'seeds': [job.seeds, job.stacked],
+    'mesh': [dict(job.layout.mesh.shape), str(job.layout.rules)],
+    'environment': environment(),
+    'files': dict(options.files),
+    # What else decides about the last digits.
+    'arithmetic': [
+      os.environ.get('XLA_FLAGS'),
+      str(jax.config.jax_default_matmul_precision),
+      bool(jax.config.jax_enable_x64),
+    ],
+  }
+  identity = hashlib.sha256(json_line(facts).encode()).hexdigest()
+  files = PartFiles(_parts_in(job), disk, job.warn) if disk else None
+  return Kept(identity, options.parts_memory * _GIB, files)
+
+
 def _key(job: Job) -> jax.Array:
   """The key of the run, or one for each seed, on all devices."""
   data = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in job.seeds])
@@ -211,7 +254,10 @@ def _run_from(
       stack.enter_context(contextlib.closing(_record(job, i, found.rows)))
       for i, found in enumerate(position.seeds)
     )
-    reporter = stack.enter_context(Reporter(job.experiment, job.method, job.name, job.console))
+    kept = _kept(job)
+    reporter = stack.enter_context(
+      Reporter(job.experiment, job.method, job.name, job.console, keeping=kept is not None)
+    )
 
     def save(state: TrainState, position: Position) -> None:
       nonlocal last_save, saved
@@ -234,12 +280,14 @@ def _run_from(
       if boundary:
         job.write(state, position, [None] * len(job.seeds))
       if stop:
+        if kept is not None:
+          kept.settle(every=True)
         raise Stopped(f'stopped at task {position.task}, {position.phase} {position.batch}')
 
     part = batch_part(job.layout)
     loop = Loop(
       job.experiment, job.method, job.seeds, steps, frozen, part, records, after_batch, reporter,
-      clock=lambda: time.perf_counter() - compiled(),
+      kept, clock=lambda: time.perf_counter() - compiled(),
     )  # fmt: skip
     try:
       state = run_tasks(loop, state, position)

@@ -32,6 +32,11 @@ class RunOptions:
       kept with the configuration.
     files: digests by name of the files that made the experiment, as
       `pecft_jax.sources.files_beside` finds them: on resuming, changed ones are refused.
+    parts_memory: GiB of each process's memory for parts of answers that do not change from one
+      evaluation to the next, of methods with `Parts`; 0 for none. What does not fit is computed
+      again.
+    parts_disk: the same in the work directory, so that a resumed run has them. They are removed at
+      the end of the run, and may be at any time. A job of several processes uses memory alone.
     accept_changes: go on although a file was changed; recorded in config.json.
 
   Example:
@@ -51,8 +56,11 @@ class RunOptions:
   command: Mapping[str, Any] | None = None
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   accept_changes: bool = False
+  parts_memory: float = 1.0
+  parts_disk: float = 4.0
 
   def __post_init__(self) -> None:
-    """Raises ValueError for seconds that are not a number, or negative."""
-    check_arguments(RunOptions, {'save_every': self.save_every, 'keep_tasks': self.keep_tasks})
-    at_least(0, save_every=self.save_every)
+    """Raises ValueError for seconds or sizes that are not a number, or negative."""
+    numbers = {name: getattr(self, name) for name in ('save_every', 'parts_memory', 'parts_disk')}
+    check_arguments(RunOptions, {**numbers, 'keep_tasks': self.keep_tasks})
+    at_least(0, **numbers)

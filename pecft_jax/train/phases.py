@@ -13,6 +13,7 @@ from pecft_jax.peft.halves import split_kept
 from pecft_jax.peft.leaves import put_named, weights_named
 from pecft_jax.problems import Judged
 from pecft_jax.recipes import Recipe
+from pecft_jax.train.fingerprints import fingerprint
 from pecft_jax.train.guard import calling, carried, pair
 from pecft_jax.train.state import fresh_extra, key_for, no_statistics, own_key
 from pecft_jax.train.update import env_of
@@ -25,6 +26,7 @@ from pecft_jax.typing import (
   Key,
   Once,
   Params,
+  Parts,
   Task,
   TrainState,
 )
@@ -132,6 +134,93 @@ def predict(
   """
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
+  return _judged(method, answers, batch, places, classes, counted, sums)
+
+
+def predict_from(
+  method: ContinualMethod,
+  state: TrainState,
+  frozen: Params,
+  batch: Batch,
+  places: Array,
+  classes: Array,
+  counted: Array,
+  sums: Judged,
+  parts: tuple[Any, ...],
+) -> Judged:
+  """`predict` of a method with `Parts`, from those of each slot; arguments as there."""
+  answers = _combined(method, state, frozen, batch, parts)
+  return _judged(method, answers, batch, places, classes, counted, sums)
+
+
+def answer_from(
+  method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch, parts: tuple[Any, ...]
+) -> Answers:
+  """`answer` of a method with `Parts`, from those of each slot."""
+  return _for_host(method, _combined(method, state, frozen, batch, parts), batch)
+
+
+def part(
+  method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch, slot: Array
+) -> Any:
+  """The part of one slot: a pytree of [B, ...].
+
+  Raises:
+    ValueError: for a part that does not have a row for each example.
+  """
+  parts, env = parts_of(method), env_of(state, frozen)
+  with calling(method, 'predict.part'):
+    weights = parts.weights(state.params, state.memory, env, slot)
+    found = parts.part(frozen, weights, batch.x)
+  rows = len(batch.valid)
+  for name, leaf in named_leaves(found):
+    if leaf.shape[:1] != (rows,):
+      raise ValueError(
+        f'{method.name}: predict.part must give a row for each of {rows} examples, got '
+        f'{name or "an array"} of shape {list(leaf.shape)}'
+      )
+  return found
+
+
+def look(method: ContinualMethod, state: TrainState, frozen: Params) -> tuple[Array, Array]:
+  """Fingerprints of what the part of each slot reads, uint32 [S, 4], and the slots used, []."""
+  parts, env = parts_of(method), env_of(state, frozen)
+
+  def one(slot: Array) -> Array:
+    with calling(method, 'predict.weights'):
+      return fingerprint(parts.weights(state.params, state.memory, env, slot))
+
+  with calling(method, 'predict.used'):
+    used = parts.count(env)
+  return jax.lax.map(one, jnp.arange(parts.slots)), used
+
+
+def parts_of(method: ContinualMethod) -> Parts:
+  """The `predict` of a method that has parts."""
+  assert isinstance(method.predict, Parts)
+  return method.predict
+
+
+def _combined(
+  method: ContinualMethod, state: TrainState, frozen: Params, batch: Batch, parts: tuple[Any, ...]
+) -> Array:
+  """The answers to a batch, from the parts of all S slots."""
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+  with calling(method, 'predict.combine'):
+    combine = parts_of(method).combine
+    return combine(state.params, state.memory, env_of(state, frozen), stacked, batch.x)
+
+
+def _judged(
+  method: ContinualMethod,
+  answers: Array,
+  batch: Batch,
+  places: Array,
+  classes: Array,
+  counted: Array,
+  sums: Judged,
+) -> Judged:
+  """Adds up what the problem judges of the answers to a batch."""
   problem, every = method.capacity.problem, jnp.ones_like(classes[0])
 
   def judged(answer: Array, y: Array, valid: Array, own: Array) -> Judged:
@@ -166,6 +255,10 @@ def answer(method: ContinualMethod, state: TrainState, frozen: Params, batch: Ba
   """The arrays that are brought to the host where the problem is judged there."""
   with calling(method, 'predict'):
     answers = method.predict(state.params, state.memory, env_of(state, frozen), batch.x)
+  return _for_host(method, answers, batch)
+
+
+def _for_host(method: ContinualMethod, answers: Array, batch: Batch) -> Answers:
   host = method.capacity.problem.host
   assert host is not None
   bad = _not_numbers(answers, batch).any()

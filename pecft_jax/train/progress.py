@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from pecft_jax.continual.plan import Calibrating, has_phase, phase_names, plan_of
 from pecft_jax.data import steps_for
-from pecft_jax.train.evaluation import round_batches
+from pecft_jax.train.evaluation import new_batches, round_batches
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.line import Shown, fitted, plain
 from pecft_jax.train.pace import Pace
 from pecft_jax.train.schedule import fit_steps, gathered_split, training_split, training_steps
-from pecft_jax.typing import ContinualMethod, Fit, Gather
+from pecft_jax.typing import ContinualMethod, Fit, Gather, Parts
 from pecft_jax.workdir.position import Position
 
 if TYPE_CHECKING:
@@ -24,10 +24,17 @@ _NOTEBOOK_SECONDS = 0.5  # Between two states of the line in a notebook.
 _NOTEBOOK_WIDTH = 100  # Characters; output areas do not say how wide they are.
 
 
-def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[str, float]]:
+def phase_costs(
+  experiment: Experiment, method: ContinualMethod, *, keeping: bool = False
+) -> list[dict[str, float]]:
   """Estimated cost of each phase of each task, in forward passes of one example.
 
   Batches count as they are computed: filled up to their size.
+
+  Args:
+    experiment: what is run.
+    method: of the experiment, or a reference.
+    keeping: whether evaluations keep the parts of answers that do not change.
   """
   training = experiment.training
   learning, size = training.batch_size * _TRAIN_COST, float(training.eval_batch_size)
@@ -49,12 +56,24 @@ def phase_costs(experiment: Experiment, method: ContinualMethod) -> list[dict[st
         case Fit():
           each[name] = learning
       found[name] = batches.get(name, 0) * each.get(name, 0.0)
-    out.append({**found, 'evaluate': batches['evaluate'] * passes})
+    asked = batches['evaluate'] * passes
+    if keeping and isinstance(method.predict, Parts):
+      asked = size * _passes_left(experiment, method, method.predict.slots, t)
+    out.append({**found, 'evaluate': asked})
     if 'start' in batches:
       out[-1]['start'] = batches['start'] * size * method.passes(1)
     if 'inside' in batches:
       out[-1]['inside'] = batches['inside'] * passes
   return out
+
+
+def _passes_left(experiment: Experiment, method: ContinualMethod, slots: int, t: int) -> float:
+  """Passes of one batch in the evaluation after task t, where all slots before its own are kept."""
+  batches = round_batches(experiment, t)
+  before = min(t, slots)
+  new = min(t + 1, slots) - before
+  beside = method.passes(t + 1) - before - new  # In the second step of answers.
+  return batches * (beside + new) + new_batches(experiment, t) * before
 
 
 def phase_batches(experiment: Experiment, method: ContinualMethod, t: int) -> dict[str, int]:
@@ -85,12 +104,18 @@ class Reporter:
   """Shows task, epoch, step, loss and time left: a bar, or lines where nothing can be redrawn."""
 
   def __init__(
-    self, experiment: Experiment, method: ContinualMethod, name: str, console: 'Console'
+    self,
+    experiment: Experiment,
+    method: ContinualMethod,
+    name: str,
+    console: 'Console',
+    *,
+    keeping: bool = False,
   ):
     """Shows nothing before it is entered."""
     self._experiment, self._name, self._console = experiment, name, console
     self._order = ('start', *phase_names(method), 'evaluate')
-    self._costs = phase_costs(experiment, method)
+    self._costs = phase_costs(experiment, method, keeping=keeping)
     tasks = range(len(experiment.scenario.tasks))
     self._batches = [phase_batches(experiment, method, t) for t in tasks]
     self._pace = Pace()

@@ -36,8 +36,29 @@ from pecft_jax.typing import (
   Key,
   Once,
   Params,
+  Parts,
   TrainState,
 )
+
+
+class PartSteps(NamedTuple):
+  """Compiled functions of a method whose `predict` is `Parts`; none consumes the state.
+
+  Attributes:
+    look: `(state, frozen) -> (fingerprints uint32 [S, 4], used [])`, of what the slots' parts read.
+    part: `(state, frozen, batch, slot) -> pytree of [B, ...]`
+    combine: `Steps.predict` with one argument more: a tuple of the parts of all S slots.
+    answer: `Steps.answer` likewise, or None.
+    sharding: of the parts.
+    slots: S
+  """
+
+  look: Callable[..., tuple[Array, Array]]
+  part: Callable[..., Any]
+  combine: Callable[..., Judged]
+  answer: Callable[..., phases.Answers] | None
+  sharding: Any
+  slots: int
 
 
 class Steps(NamedTuple):
@@ -58,6 +79,7 @@ class Steps(NamedTuple):
       [C] are those of the batch's own task.
     answer: `(state, frozen, batch) -> Answers`, in the place of `predict` where the problem is
       judged on the host; else None.
+    parts: the same in two steps, where the method's answers have parts; else None.
     query: `(frozen, x) -> [B, D]`, or None.
     own: functions of the method's own phases, by name: as `end` (once), `prepare` (gather),
       or, of fits, `(state, frozen, [batch,] step, steps) -> (state, StepLog)`.
@@ -80,6 +102,7 @@ class Steps(NamedTuple):
   end: Callable[..., TrainState]
   predict: Callable[..., Judged]
   answer: Callable[..., phases.Answers] | None
+  parts: PartSteps | None
   query: Callable[..., Array] | None
   own: Mapping[str, Callable[..., Any]]
   state_shardings: Any
@@ -188,10 +211,11 @@ def compile_steps(
   begin, end = (functools.partial(fn, shared) for fn in (phases.begin, phases.end))
   predict = functools.partial(phases.predict, method)
   train = functools.partial(train_step, method, recipe)
-  answer = None
-  if method.capacity.problem.host is not None:
+  answer, host = None, method.capacity.problem.host is not None
+  if host:
     run = functools.partial(phases.answer, method)
     answer = jit(run, (state_s, frozen_s, batch_s), one, (0, None, None), donate=False)
+
   return Steps(
     init=jit(init, (one, frozen_s), state_s, (0, None), donate=False),
     begin=jit(begin, (state_s, frozen_s, one), state_s, (0, None, None)),
@@ -202,6 +226,7 @@ def compile_steps(
     end=jit(end, (state_s, frozen_s), state_s, (0, None)),
     predict=jit(predict, inputs, one, (0, None, None, None, None, None, 0), donate=False),
     answer=answer,
+    parts=_part_steps(method, jit, inputs, train_batch_s),
     query=query,
     own={
       step.name: own(step, number)
@@ -218,9 +243,39 @@ def compile_steps(
   )
 
 
+def _part_steps(
+  method: ContinualMethod, jit: Callable[..., Any], inputs: tuple[Any, ...], rows: Any
+) -> PartSteps | None:
+  """The functions of answers that have parts; None for others.
+
+  Args:
+    method: any.
+    jit: as in `compile_steps`.
+    inputs: shardings of the arguments of `Steps.predict`.
+    rows: sharding of parts: that of a batch, with an axis for seeds where the state has one.
+  """
+  if not isinstance(method.predict, Parts):
+    return None
+  state, frozen, batch, *_, one = inputs
+  asking = functools.partial(jit, donate=False)
+  of = lambda fn: functools.partial(fn, method)
+  answer = None
+  if method.capacity.problem.host is not None:
+    answer = asking(of(phases.answer_from), (state, frozen, batch, rows), one, (0, None, None, 0))
+  return PartSteps(
+    look=asking(of(phases.look), (state, frozen), one, (0, None)),
+    part=asking(of(phases.part), (state, frozen, batch, one), rows, (0, None, None, None)),
+    combine=asking(of(phases.predict_from), (*inputs, rows), one, (0, *[None] * 5, 0, 0)),
+    answer=answer,
+    sharding=rows,
+    slots=method.predict.slots,
+  )
+
+
 JITTED = (
   'train', 'begin', 'enter', 'prepare', 'consolidate', 'end', 'predict', 'answer', 'query',
 )  # fmt: skip
+_JITTED_OF_PARTS = 'look', 'part', 'combine', 'answer'
 
 
 def compilations(steps: Steps, before: Mapping[str, int]) -> dict[str, int]:
@@ -234,6 +289,8 @@ def compilations(steps: Steps, before: Mapping[str, int]) -> dict[str, int]:
     Counts by name; functions that never ran are left out.
   """
   here = {**{name: getattr(steps, name) for name in JITTED}, **steps.own}
+  if steps.parts is not None:
+    here |= {f'parts.{name}': getattr(steps.parts, name) for name in _JITTED_OF_PARTS}
   counts = {
     name: max(0 if step is None else step._cache_size(), before.get(name, 0))
     for name, step in here.items()

@@ -18,6 +18,7 @@ from pecft_jax.typing.hooks import (
   StateHook,
 )
 from pecft_jax.typing.methods import ContinualMethod, TrainState
+from pecft_jax.typing.parts import Parts
 from pecft_jax.typing.plans import Fit, Gather, Joined, Once, Phase
 from pecft_jax.typing.sites import SITE_KINDS, Site, SiteSpec, Watch
 from pecft_jax.typing.tasks import Adapted, Batch, Capacity, Env, Given, Output, Task, Update
@@ -54,6 +55,7 @@ __all__ = (
   'Once',
   'Output',
   'Params',
+  'Parts',
   'PeftTransform',
   'Phase',
   'PredictHook',

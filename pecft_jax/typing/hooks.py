@@ -28,7 +28,7 @@ class LossHook(Protocol):
 
 
 class PredictHook(Protocol):
-  """Answers at test time."""
+  """Answers at test time; a `Parts` where some of their work stays the same from task to task."""
 
   def __call__(self, params: Params, memory: Any, env: Env, x: Inputs, /) -> Array:
     """Returns logits [B, C] with -inf for unseen classes, or the problem's answers."""

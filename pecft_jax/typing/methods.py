@@ -42,7 +42,7 @@ class ContinualMethod(NamedTuple):
     init: `(key, frozen) -> (params, memory)`.
     forward: the model in training mode.
     loss: what an update minimises.
-    predict: answers at test time.
+    predict: answers at test time; as `Parts` where evaluations may keep some of the work.
     begin_task: called once when a task begins.
     prepare: one pass over the new data before training.
     project: changes gradients before each update.

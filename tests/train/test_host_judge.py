@@ -115,7 +115,7 @@ def test_seeds_are_judged_side_by_side_and_rows_that_fill_up_are_left_out():
   answers, targets = rng.integers(0, WORDS, (2, 3, LENGTH)), rng.integers(0, WORDS, (3, LENGTH))
   valid = np.array([True, True, False])
   given = Answers(answers, np.stack([targets] * 2), np.stack([valid] * 2), np.zeros(2, bool))
-  steps = types.SimpleNamespace(answer=lambda *args: given, seed_axes=1)
+  steps = types.SimpleNamespace(answer=lambda *args: given, parts=None, seed_axes=1)
   loop = types.SimpleNamespace(
     steps=steps, method=experiment().method, frozen=None, experiment=experiment()
   )
@@ -123,7 +123,8 @@ def test_seeds_are_judged_side_by_side_and_rows_that_fill_up_are_left_out():
   before = [[0.5, 0.5, 2], *[[0.0, 0.0, 0]] * (sets - 1)]
   position = Position(seeds=[Findings(), Findings(counts=before)])
   # One example of the first test set, one of the second; the last row only fills up the batch.
-  evaluation._on_host(loop, None, position, None, np.array([0, 1, 0]), None)
+  asked = evaluation.Asked(None, np.array([0, 1, 0]), None)
+  evaluation._on_host(loop, None, position, asked, None)
   own = [[by_hand(a, t) for a, t in zip(rows, targets, strict=True)] for rows in answers]
   first, second = (found.counts for found in position.seeds)
   assert first[0] == [pytest.approx(own[0][0])] * 2 + [1]

@@ -35,6 +35,17 @@ def test_costs_of_each_phase():
   assert second == {**some, 'consolidate': 30, 'evaluate': 30}
 
 
+def test_costs_of_evaluations_that_keep_what_does_not_change():
+  cost = lambda name: [
+    each['evaluate'] for each in phase_costs(*of(tiny_experiment(name, 3)), keeping=True)
+  ]
+  of = lambda experiment: (experiment, experiment.method)
+  # 6, 12 and 18 examples in batches of 5: 2, 3, and 4, of which 2 are new in each later task.
+  assert cost('simplecil') == [10, 10, 10]
+  assert cost('ease') == [10, 15 + 10, 20 + 2 * 10]  # The new subspace, and the old ones.
+  assert cost('l2p') == [10 + 10, 15 + 10, 20 + 10]  # The prompted pass, and the query.
+
+
 def test_lines_where_there_is_no_terminal(monkeypatch, tmp_path):
   monkeypatch.setattr(progress, '_QUIET_SECONDS', 0.0)
   console = quiet()

@@ -38,6 +38,7 @@ from pecft_jax.typing import (
   Delta,
   Head,
   Output,
+  Parts,
   PeftTransform,
 )
 
@@ -137,17 +138,16 @@ def ease(
     logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
-  def subspace(params, memory, env, i, x):
-    """Features in subspace i; the current delta is the last subspace."""
+  def subspace(params, memory, env, i):
+    """The delta of subspace i; the current one is the last."""
     past = take(memory.bank, i)
-    delta = jax.tree.map(
+    return jax.tree.map(
       lambda old, now: jnp.where(i == env.task.index, now, old), past, params['delta']
     )
-    return net.features(env.frozen, delta, x)
 
   def consolidate(params, memory, env, batch):
     def add(i, carry):
-      features = subspace(params, memory, env, i, batch.x)
+      features = net.features(env.frozen, subspace(params, memory, env, i), batch.x)
       new = class_sums(features, batch.y, batch.valid, classes)
       return jax.tree.map(lambda old, new: old.at[i].add(new), carry, new)
 
@@ -163,17 +163,26 @@ def ease(
     prototypes = completed(means, memory.counts > 0, env.task.home)
     return params, memory._replace(bank=bank, prototypes=prototypes)
 
-  def predict(params, memory, env, x):
+  def combine(params, memory, env, features, x):
+    del params
     others = alpha / jnp.maximum(env.task.index, 1)
     each = 1 / jnp.maximum(memory.own.sum(0), 1)
 
     def add(i, logits):
-      cosine = unit(subspace(params, memory, env, i, x)) @ unit(memory.prototypes[i]).T
+      cosine = unit(features[i]) @ unit(memory.prototypes[i]).T
       return logits + cosine * jnp.where(memory.own[i], each, others)
 
     start = jnp.zeros((raw(x).shape[0], classes))
     logits = jax.lax.fori_loop(0, env.task.index + 1, add, start)
     return only(env.task.seen, logits)
+
+  predict = Parts(
+    weights=subspace,
+    part=net.features,
+    combine=combine,
+    slots=tasks,
+    used=lambda env: env.task.index + 1,
+  )
 
   return from_forward(
     'ease',

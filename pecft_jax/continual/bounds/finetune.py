@@ -1,5 +1,7 @@
 """The bounds that every method is compared with: sequential fine-tuning and joint training."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,8 @@ from pecft_jax.continual.core import (
   frozen_features,
   model,
   new_head,
+  on_frozen_features,
+  only,
 )
 from pecft_jax.heads import linear
 from pecft_jax.peft.lowrank.lora import lora
@@ -90,10 +94,16 @@ def finetune(
     logits = head.logits(params['head'], features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
+  def answers(params, memory, env, features, x):
+    del memory, x
+    logits = head.logits(params['head'], features)
+    return only(env.task.seen, logits) if capacity.problem.classes else logits
+
   def adapted(params, memory, env):
     del memory, env
     return Adapted(peft, params['delta'], as_linear(head, params['head']))
 
+  probe: dict[str, Any] = {'query': query, 'predict': on_frozen_features(backbone, answers)}
   return from_forward(
     'finetune',
     backbone,
@@ -101,10 +111,10 @@ def finetune(
     init,
     forward,
     masked=masked,
-    query=None if anything else query,
     transforms={'delta': peft},
     head=head,
     adapted=adapted,
+    **({} if anything else probe),
   )
 
 

@@ -17,8 +17,11 @@ from pecft_jax.continual.core import (
   frozen_features,
   new_head,
   normalised,
+  on_frozen_features,
+  only,
   raw,
   unit,
+  with_query,
 )
 from pecft_jax.continual.prompts.votes import vote
 from pecft_jax.heads import linear
@@ -153,6 +156,10 @@ def l2p(
     ).pooled
     return Output(head.logits(params['head'], features), pull * (1 - near).sum(-1), features)
 
+  def answers(params, memory, env, query, x):
+    logits = forward(params, memory, env, with_query(x, query), None).logits
+    return only(env.task.seen, logits) if capacity.problem.classes else logits
+
   return from_forward(
     'l2p',
     backbone,
@@ -161,6 +168,7 @@ def l2p(
     forward,
     masked=True,
     query=lambda frozen, x: frozen_features(backbone, frozen, x),
+    predict=on_frozen_features(backbone, answers),
     transforms={'delta': beside},
     head=head,
     passes=lambda tasks: 2.0,

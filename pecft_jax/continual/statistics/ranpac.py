@@ -10,6 +10,7 @@ from pecft_jax.continual.core import (
   from_forward,
   model,
   new_head,
+  on_features,
   only,
 )
 from pecft_jax.continual.memory import sample as sampling
@@ -162,8 +163,8 @@ def ranpac(
     weights, ridge = solve_surely(moments, ridge)
     return params, {**memory, 'weights': weights, 'ridge': ridge, **no_examples()}
 
-  def predict(params, memory, env, x):
-    features = net.features(env.frozen, params['delta'], x)
+  def answers(params, memory, env, features, x):
+    del params, x
     scores = dot(projected(features, memory), memory['weights'])
     return only(env.task.seen, scores)
 
@@ -180,7 +181,7 @@ def ranpac(
     masked=True,
     consolidate=consolidate,
     end_task=end_task,
-    predict=predict,
+    predict=on_features(net, 'delta', answers),
     transforms={'delta': peft},
     head=head,
     adapted=adapted,

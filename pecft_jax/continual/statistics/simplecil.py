@@ -3,7 +3,13 @@
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.continual.core import from_forward, frozen_features, only, unit
+from pecft_jax.continual.core import (
+  from_forward,
+  frozen_features,
+  on_frozen_features,
+  only,
+  unit,
+)
 from pecft_jax.continual.memory.statistics import ClassSums, class_sums
 from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
@@ -48,11 +54,14 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
     sums = jnp.zeros((capacity.classes, backbone.width))
     return {}, ClassSums(jnp.zeros(capacity.classes), sums)
 
+  def cosines(memory, features):
+    # The direction of a sum is the direction of the mean.
+    return unit(features) @ unit(memory.sums).T
+
   def forward(params, memory, env, x, key):
     del params, key
     features = frozen_features(backbone, env.frozen, x)
-    # The direction of a sum is the direction of the mean.
-    logits = unit(features) @ unit(memory.sums).T
+    logits = cosines(memory, features)
     return Output(logits, jnp.zeros(logits.shape[0]), features)
 
   def consolidate(params, memory, env, batch):
@@ -62,8 +71,9 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
     )
     return ClassSums(memory.counts + counts, memory.sums + sums)
 
-  def predict(params, memory, env, x):
-    return only(env.task.seen, forward(params, memory, env, x, None).logits)
+  def answers(params, memory, env, features, x):
+    del params, x
+    return only(env.task.seen, cosines(memory, features))
 
   return from_forward(
     'simplecil',
@@ -72,7 +82,7 @@ def simplecil(backbone: Backbone, capacity: Capacity) -> ContinualMethod:
     init,
     forward,
     masked=False,
-    predict=predict,
+    predict=on_frozen_features(backbone, answers),
     consolidate=consolidate,
     trains=lambda task: False,
   )

@@ -3,6 +3,7 @@
 A wrapper's memory is `{'inner': memory of the inner method, ...}`.
 """
 
+import dataclasses
 from typing import Any
 
 from pecft_jax.typing import (
@@ -15,7 +16,9 @@ from pecft_jax.typing import (
   Once,
   Output,
   Params,
+  Parts,
   Phase,
+  PredictHook,
   Update,
 )
 
@@ -48,7 +51,7 @@ def wrap(
   passed: dict[str, Any] = {
     'forward': _reading(inner.forward),
     'loss': _reading(inner.loss),
-    'predict': _reading(inner.predict),
+    'predict': _predicting(inner.predict),
     'adapted': _reading(inner.adapted),
     'begin_task': _changing_both(inner.begin_task),
     'end_task': _changing_both(inner.end_task),
@@ -111,6 +114,14 @@ def ended(inner: ContinualMethod, params: Params, memory: Any, env: Env) -> tupl
 def _reading(hook: Any) -> Any:
   """`(params, memory, ...) -> anything` on the inner memory."""
   return hook and (lambda params, memory, *args: hook(params, memory['inner'], *args))
+
+
+def _predicting(hook: PredictHook) -> PredictHook:
+  """`predict` on the inner memory, in parts where it has some."""
+  if not isinstance(hook, Parts):
+    return _reading(hook)
+  weights, combine = _reading(hook.weights), _reading(hook.combine)
+  return dataclasses.replace(hook, weights=weights, combine=combine)
 
 
 def _reading_memory(hook: Any) -> Any:
