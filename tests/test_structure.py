@@ -22,6 +22,7 @@ ORDER = (
     'files',
     'inputs',
     'local',
+    'masks',
     'measures',
     'paths',
     'problems',

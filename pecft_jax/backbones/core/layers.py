@@ -64,18 +64,6 @@ def rms_norm(x: Array, scale: Array, bias: Array | None, *, epsilon: float = 1e-
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-  """Softmax attention: q [B, Tq, H, K], k and v [B, T, Hkv, K] -> [B, Tq, H, K].
-
-  Hkv divides H: consecutive queries share a key (Ainslie et al., 2023,
-  arXiv:2305.13245). The mask, if any, is True where a query may attend: [Tq, T]
-  or [B, Tq, T].
-  """
-  if mask is not None:
-    mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
-  return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-
 # For elementwise functions and norms only the inputs are stored for the backward pass: the rest,
 # a quarter of what a step would store, is cheaper to compute again.
 gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=False))

@@ -22,14 +22,14 @@ def find_sites(
     dtype: of it, as `apply` takes it.
   """
   found: dict[Site, SiteSpec] = {}
-  abstract = lambda a: None if a is None else jax.ShapeDtypeStruct(a.shape, a.dtype)
+  abstract = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
   def record(delta, site, next_fn, *args):
     del delta
     out = next_fn(*args)
     if site.layer is None and (block := block_of(site.path)):  # The model did not set it.
       site = site._replace(stack=block.stack, layer=block.layer)
-    found.setdefault(site, SiteSpec(site, tuple(abstract(a) for a in args), abstract(out)))
+    found.setdefault(site, SiteSpec(site, abstract(args), abstract(out)))
     return out
 
   def trace(key, inputs):

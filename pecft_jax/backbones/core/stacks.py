@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.backbones.core.taps import tap_of
+from pecft_jax.masks import Mask
 from pecft_jax.peft.leaves import block_of, inside, with_inside
 from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site, Watch
 
@@ -25,7 +26,7 @@ def run_blocks(
   params: Params,
   delta: Delta,
   x: Array,
-  mask: Array | None,
+  mask: Mask | Array | None,
   *,
   peft: PeftTransform | None,
   depth: int,
@@ -48,7 +49,7 @@ def run_blocks(
     params: the backbone's parameters.
     delta: a transform's delta; may be empty.
     x: [B, T, D]
-    mask: [T, T] or [B, T, T] bool, or None.
+    mask: a rule, or [T, T] or [B, T, T] bool, or None.
     peft: the transform, or None.
     depth: L, of this stack.
     rows: tokens that the last block computes; None for all.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
+from pecft_jax.masks import with_keys_ahead
 from pecft_jax.peft.sites import per_site
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
@@ -67,9 +68,7 @@ def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -
 
   def run(delta, next_fn, *args):
     q, k, v, mask = args
-    if mask is not None:
-      seen = jnp.ones((*mask.shape[:-1], delta.k.shape[-3]), bool)
-      mask = jnp.concatenate([seen, mask], -1)
+    mask = with_keys_ahead(mask, delta.k.shape[-3])
     return next_fn(q, _before(delta.k, k), _before(delta.v, v), mask)
 
   return per_site('attend', pattern, init_one, run)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.masks import with_tokens
 from pecft_jax.peft.leaves import stacks_named, stacks_of
 from pecft_jax.peft.sites import matching_sites, site_key
 from pecft_jax.settings import recorded
@@ -86,7 +87,7 @@ def prompt(pattern: str = r'^encoder$', length: int = 10, *, draw: Draw = _norma
     size, lead = tokens.shape[-2], site.lead
     tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[-2:]))
     x = jnp.concatenate([x[:, :lead], tokens, x[:, lead:]], 1)
-    y = next_fn(x, None if mask is None else _widened(mask, lead, size))
+    y = next_fn(x, with_tokens(mask, lead, size))
     # Right also where the last block gives back some rows only: the leading
     # ones or, with none before the prompt, the last ones.
     if not lead:
@@ -192,12 +193,3 @@ def deep(stack: str | None = None) -> str:
   """The pattern of the blocks themselves, of one stack or of all, among `tokens` sites."""
   around = '(^|/)' if stack is None else f'^{re.escape(stack)}/' if stack else '^'
   return rf'{around}block_\d+$'
-
-
-def _widened(mask: Array, lead: int, size: int) -> Array:
-  """[..., T, T] -> [..., T + P, T + P] with P rows and columns after the leading ones."""
-  first = mask[..., lead - 1 : lead, :] if lead else jnp.zeros_like(mask[..., :1, :])
-  rows = jnp.broadcast_to(first, (*mask.shape[:-2], size, mask.shape[-1]))
-  mask = jnp.concatenate([mask[..., :lead, :], rows, mask[..., lead:, :]], -2)
-  columns = jnp.ones((*mask.shape[:-1], size), bool)
-  return jnp.concatenate([mask[..., :lead], columns, mask[..., lead:]], -1)

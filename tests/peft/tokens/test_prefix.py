@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_vit import shaken
 
-from pecft_jax.backbones.core.layers import attend
+from pecft_jax.backbones.core.attention import attend
 from pecft_jax.peft import at_layers, prefix
 from pecft_jax.peft.tokens.prefix import PrefixDelta
 from pecft_jax.typing import Site

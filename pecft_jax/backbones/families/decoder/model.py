@@ -7,7 +7,8 @@ arXiv:2104.09864), grouped-query attention (arXiv:2305.13245), SwiGLU
 `LlamaModel` of Hugging Face's transformers, whose weights it reads.
 
 All texts of a batch have one length: shorter ones are padded with a pad id, at either end. Pads are
-not embedded, not attended to, and have no positions, so outputs do not depend on them.
+not embedded, not attended to, and have no positions, so outputs do not depend on them. Inside, they
+are moved to the end.
 """
 
 from typing import Any, NamedTuple
@@ -16,19 +17,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.backbones.core.layers import (
-  KERNEL_INIT,
-  Linear,
-  RmsNorm,
-  attend,
-  gated,
-)
+from pecft_jax.backbones.core.attention import attend
+from pecft_jax.backbones.core.layers import KERNEL_INIT, Linear, RmsNorm, gated
 from pecft_jax.backbones.core.sites import find_sites, layered
 from pecft_jax.backbones.core.sizes import check_positive, check_sizes
 from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
 from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.backbones.families.decoder.rope import Rope, rotated
 from pecft_jax.inputs import TokenIds
+from pecft_jax.masks import Mask
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Backbone, Features, Params, Site
 
@@ -53,12 +50,12 @@ class Attention(nn.Module):
   at: str
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array) -> Array:
+  def __call__(self, x: Array, mask: Mask) -> Array:
     sizes = self.sizes
     size = sizes.width // sizes.heads
     frequencies = sizes.rope.frequencies(size)
-    # Pads have no position; prompts before the text count like any token.
-    positions = mask.sum(-1) - 1
+    # Prompts before the text count like any token; pads come last.
+    positions = jnp.arange(x.shape[1])[None]
 
     def project(name: str, heads: int) -> Array:
       y = Linear(heads * size, self.tap, f'{self.at}/{name}', biased=False, name=name)(x)
@@ -99,12 +96,10 @@ class Block(nn.Module):
   at: str
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array, behind: Array | None) -> Array:
+  def __call__(self, x: Array, mask: Mask, behind: Array | None) -> Array:
     sizes = self.sizes
     attention = Attention(sizes, self.tap, f'{self.at}/attn', name='attn')
     mlp = Mlp(sizes.hidden, self.tap, f'{self.at}/mlp', name='mlp')
-    # Tokens that a transform inserted are causal, too.
-    mask = mask & causal(x.shape[1])
     # The residual stream passes by the branches, for transforms that read it.
     branch = lambda x, stream: attention(x, mask)
     y = RmsNorm(sizes.epsilon, self.tap, f'{self.at}/ln1', name='ln1')(x)
@@ -203,8 +198,9 @@ def decoder(
       delta, params = put_on(peft, delta, params, key)
       taps = {}
       tap = tap_of(peft, delta, watch, taps)
-      real = inputs != pad
-      behind = jnp.argmax(real[:, ::-1], -1)  # [B], pads after the last real token.
+      ids, real, order = pads_last(inputs, pad)
+      mask = Mask(jnp.maximum(real.sum(-1), 1), causal=True)
+      behind = inputs.shape[1] - mask.lengths  # [B], pads after the last real token.
 
       def run_block(params, tap, at, x, mask, rows):
         block = Block(sizes, tap, at)
@@ -218,15 +214,16 @@ def decoder(
         )  # fmt: skip
         return RmsNorm(eps, tap, 'norm').apply({'params': params['norm']}, x)
 
-      x = embedded(params['embed']['table'], inputs, real).astype(dtype)
-      x = tap(Site('tokens', 'encoder'), encoder, x, real[:, None, :] & causal(inputs.shape[1]))
+      x = embedded(params['embed']['table'], ids, real).astype(dtype)
+      x = tap(Site('tokens', 'encoder'), encoder, x, mask)
       last = x if rows else from_the_end(x, behind)
+      x = x if rows else in_order(x, order)
       return Features(last[:, 0].astype(jnp.float32), x, taps)
 
     def init(key):
       k_embed, *keys = jax.random.split(key, depth + 1)
       table = KERNEL_INIT(k_embed, (vocabulary, width))
-      x, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1, 1), bool)
+      x, mask = jnp.zeros((1, 1, width)), Mask(causal=True)
       params: Params = {'embed': {'table': table}, 'norm': {'scale': jnp.ones(width)}}
       for i, k_block in enumerate(keys):
         block = Block(sizes, tap_of(None, {}), f'block_{i}')
@@ -241,9 +238,22 @@ def decoder(
   return Backbone(name, init, apply, sites, spec, width, depth, family='decoder')
 
 
-def causal(length: int) -> Array:
-  """[T, T] bool: every token sees itself and those before it."""
-  return jnp.tril(jnp.ones((length, length), bool))
+def pads_last(ids: Array, pad: int) -> tuple[Array, Array, Array]:
+  """Ids [B, T] with the pads of each text after its tokens.
+
+  Returns:
+    The ids, [B, T] bool whether each is real, and [B, T] the place that each had.
+  """
+  order = jnp.argsort(ids == pad, -1, stable=True)
+  ids = jnp.take_along_axis(ids, order, -1)
+  return ids, ids != pad, order
+
+
+def in_order(x: Array, order: Array) -> Array:
+  """Undoes `pads_last` for tokens [B, P + T, D]; P of them that a transform put first stay."""
+  first, back = x.shape[1] - order.shape[1], jnp.argsort(order, -1)
+  tokens = jnp.take_along_axis(x[:, first:], back[..., None], 1)
+  return jnp.concatenate([x[:, :first], tokens], 1) if first else tokens
 
 
 def embedded(table: Array, ids: Array, real: Array) -> Array:

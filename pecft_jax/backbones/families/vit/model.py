@@ -11,19 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.backbones.core.layers import (
-  Kernel,
-  Linear,
-  Norm,
-  attend,
-  gelu,
-  linear,
-)
+from pecft_jax.backbones.core.attention import attend
+from pecft_jax.backbones.core.layers import Kernel, Linear, Norm, gelu, linear
 from pecft_jax.backbones.core.sites import find_sites
 from pecft_jax.backbones.core.sizes import channel_values, check_positive, check_sizes
 from pecft_jax.backbones.core.stacks import run_blocks, stack_blocks
 from pecft_jax.backbones.core.taps import Tap, put_on, tap_of
 from pecft_jax.inputs import Images
+from pecft_jax.masks import Mask, of_first_queries
 from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
@@ -42,7 +37,7 @@ class Attention(nn.Module):
   at: str
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array | None, rows: int | None) -> Array:
+  def __call__(self, x: Array, mask: Mask | Array | None, rows: int | None) -> Array:
     width = x.shape[-1]
     if self.fused:
       weights = zip(*Kernel(width, width, lead=(3,), name='qkv')(), strict=True)
@@ -55,8 +50,7 @@ class Attention(nn.Module):
 
     wq, wk, wv = weights
     q, k, v = project('q', wq, x[:, :rows]), project('k', wk, x), project('v', wv, x)
-    if mask is not None:
-      mask = mask[:rows]
+    mask = of_first_queries(mask, rows)
     out = self.tap(Site('attend', self.at), attend, q, k, v, mask)
     return Linear(width, self.tap, f'{self.at}/out', name='out')(out.reshape(*q.shape[:2], -1))
 
@@ -84,7 +78,7 @@ class Block(nn.Module):
   at: str
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array | None, rows: int | None) -> Array:
+  def __call__(self, x: Array, mask: Mask | Array | None, rows: int | None) -> Array:
     attention = Attention(self.heads, self.fused, self.tap, f'{self.at}/attn', name='attn')
     mlp = Mlp(self.hidden, self.tap, f'{self.at}/mlp', name='mlp')
     # The residual stream passes by the branches, for transforms that read it.

@@ -1,0 +1,117 @@
+"""Softmax attention, forward and backward.
+
+The weights [B, H, Tq, T] are not stored for the backward pass: they are computed again from the
+maxima and sums of the scores (Dao et al., 2022, arXiv:2205.14135). Heads go before tokens in all
+products, so that these are plain products of matrices: XLA on the CPU computes others one by one.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pecft_jax.masks import Mask
+from pecft_jax.typing import Array
+
+_HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # A score that is left out: finite, for no NaN.
+
+
+def attend(q: Array, k: Array, v: Array, mask: Mask | Array | None) -> Array:
+  """Softmax attention: q [B, Tq, H, K], k and v [B, T, Hkv, K] -> [B, Tq, H, K].
+
+  Hkv divides H: consecutive queries share a key (Ainslie et al., 2023,
+  arXiv:2305.13245). Scores, softmax and sums are float32.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    mask: a rule, or an array [Tq, T] or [B, Tq, T] that is True where a query
+      may attend, or None for everywhere. A query that may attend nowhere gets
+      the mean of the values.
+
+  >>> x = jnp.ones((2, 5, 4, 8))
+  >>> attend(x, x[:, :, :2], x[:, :, :2], Mask(causal=True)).shape
+  (2, 5, 4, 8)
+  """
+  return _attention(q, k, v, mask)
+
+
+@jax.custom_vjp
+def _attention(q: Array, k: Array, v: Array, mask: Any) -> Array:
+  return _forward(q, k, v, mask)[0]
+
+
+def _keep(q: Array, k: Array, v: Array, mask: Any) -> tuple[Array, Any]:
+  out, top, total = _forward(q, k, v, mask)
+  return out, (q, k, v, mask, out, top, total)
+
+
+def _pull(kept: Any, g: Array) -> tuple[Any, ...]:
+  return *_backward(*kept, g), None
+
+
+_attention.defvjp(_keep, _pull)
+
+
+def _scores(q: Array, k: Array, mask: Any, rows: int) -> Array:
+  """[B, Hkv, G Tq, T] float32, of q [B, Hkv, G Tq, K] and k [B, Hkv, T, K]."""
+  scores = _product('bhqk,bhtk->bhqt', q, k) * q.shape[-1] ** -0.5
+  seen = mask.array(rows, k.shape[2]) if isinstance(mask, Mask) else mask
+  if seen is None:
+    return scores
+  # [B, 1, 1, Tq, T] over heads and the queries that share a key.
+  seen = seen[:, None, None] if seen.ndim == 3 else seen
+  apart = scores.reshape(*scores.shape[:2], -1, rows, scores.shape[-1])
+  return jnp.where(seen, apart, _HIDDEN).reshape(scores.shape)
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Any) -> tuple[Array, Array, Array]:
+  """The output [B, Tq, H, K], and the maxima and sums [B, Hkv, G Tq, 1] of the softmax."""
+  rows, heads = q.shape[1], k.shape[2]
+  scores = _scores(_by_key(q, heads), _heads_first(k), mask, rows)
+  top = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  total = weights.sum(-1, keepdims=True)
+  out = _product('bhqt,bhtk->bhqk', weights.astype(v.dtype), _heads_first(v)) / total
+  return _by_query(out.astype(q.dtype), rows), top, total
+
+
+def _backward(
+  q: Array, k: Array, v: Array, mask: Any, out: Array, top: Array, total: Array, g: Array
+) -> tuple[Array, Array, Array]:
+  """The gradients of q, k and v from that of the output."""
+  rows, heads, dtype = q.shape[1], k.shape[2], q.dtype
+  q, out, g = (_by_key(a, heads) for a in (q, out, g))
+  k, v = _heads_first(k), _heads_first(v)
+  weights = jnp.exp(_scores(q, k, mask, rows) - top) / total
+  inner = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+  slope = weights * (_product('bhqk,bhtk->bhqt', g, v) - inner) * q.shape[-1] ** -0.5
+  slope = slope.astype(dtype)
+  dv = _product('bhqt,bhqk->bhtk', weights.astype(dtype), g)
+  dq = _product('bhqt,bhtk->bhqk', slope, k)
+  dk = _product('bhqt,bhqk->bhtk', slope, q)
+  return (
+    _by_query(dq.astype(dtype), rows),
+    _heads_first(dk.astype(dtype)),
+    _heads_first(dv.astype(dtype)),
+  )
+
+
+def _product(spec: str, a: Array, b: Array) -> Array:
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _heads_first(a: Array) -> Array:
+  """[B, T, H, K] -> [B, H, T, K], and back."""
+  return a.swapaxes(1, 2)
+
+
+def _by_key(a: Array, heads: int) -> Array:
+  """Queries that share a key as more rows: [B, Tq, H, K] -> [B, Hkv, G Tq, K]."""
+  return _heads_first(a).reshape(a.shape[0], heads, -1, a.shape[-1])
+
+
+def _by_query(a: Array, rows: int) -> Array:
+  """[B, Hkv, G Tq, K] -> [B, Tq, H, K]"""
+  return _heads_first(a.reshape(a.shape[0], -1, rows, a.shape[-1]))
