@@ -80,7 +80,7 @@ def random_weights(backbone: Backbone, dtype: str) -> Params:
   names, tree = jax.tree.flatten_with_path(shapes)
 
   def leaf(number, path, shape):
-    kind = path[-1].key
+    kind = jax.tree_util.keystr(path[-1:], simple=True)
     if kind in ('scale', 'bias'):
       return jnp.full(shape.shape, float(kind == 'scale'), dtype)
     return _drawn(jax.random.fold_in(key, number), shape.shape, dtype)
@@ -332,10 +332,14 @@ def build(name: str, rig: Rig) -> Contest:
 
 def _attend_by_xla() -> None:
   """Attention as two products and a softmax, whatever this process would choose."""
-  plain = jax.nn.dot_product_attention
+  from pecft_jax.backbones.families.decoder import model as decoders
+  from pecft_jax.backbones.families.vit import model as vits
 
-  def attend(*args: Any, implementation: str | None = None, **options: Any) -> Any:
-    del implementation
-    return plain(*args, implementation='xla', **options)
+  def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    seen = mask.array(q.shape[1], k.shape[1]) if hasattr(mask, 'array') else mask
+    if seen is not None:
+      seen = seen[None, None] if seen.ndim == 2 else seen[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation='xla')
 
-  jax.nn.dot_product_attention = attend
+  for family in (vits, decoders):
+    vars(family)['attend'] = attend

@@ -261,8 +261,9 @@ def text(rig: Rig, texts: Texts) -> Contest:
   torch.set_default_dtype(torch.float32)
   names = ['q', 'v', 'k', 'o', 'gate', 'up', 'down'] if texts.everywhere else ['q', 'v']
   targets = [f'{name}_proj' for name in names]
-  options = dict(rank=texts.rank, alpha=texts.alpha, dropout=texts.dropout)
-  model, trained = _low_rank(base, targets, **options)
+  model, trained = _low_rank(
+    base, targets, rank=texts.rank, alpha=texts.alpha, dropout=texts.dropout
+  )
   assert len(trained) == 2 * len(targets) * sizes.depth
   ids = torch.randint(0, sizes.vocabulary, (texts.batch, texts.length), device=DEVICE)
   if texts.next_tokens:
