@@ -8,7 +8,8 @@ import pathlib
 from pecft_jax.listing import with_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = (ROOT / 'README.md', ROOT / 'experiments' / 'guides' / 'choosing.md')
+GUIDES = ROOT / 'experiments' / 'guides'
+PAGES = (ROOT / 'README.md', GUIDES / 'choosing.md', GUIDES / 'sources.md')
 
 
 def main() -> None:

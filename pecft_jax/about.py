@@ -38,6 +38,18 @@ class Paper(NamedTuple):
   arxiv: str  # As in '2106.09685'.
 
 
+class Switch(NamedTuple):
+  """An option that brings back what a published code does and should not.
+
+  Its default is the correct form.
+  """
+
+  option: str  # Of the factory.
+  published: Any  # Its value in that code.
+  what: str  # What the code does then, in a sentence without a full stop.
+  where: str  # Repositories.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
   """Facts about one factory.
@@ -56,6 +68,7 @@ class About:
       capacity) -> method`, `(inner) -> wrapped method`, or `()` -> transform or head. The first
       is named ''. The variant `zero` of a wrapper leaves the method inside as it is.
     identity: whether a fresh delta of a transform leaves the model as it is.
+    switches: options for known faults of published codes.
   """
 
   kind: str
@@ -68,6 +81,7 @@ class About:
   passes: str
   tiny: Mapping[str, Callable[..., Any]]
   identity: bool
+  switches: tuple[Switch, ...] = ()
 
   def as_json(self) -> dict[str, Any]:
     """All fields except functions, for listings; those without meaning for a kind are left out."""
@@ -95,6 +109,7 @@ def about(
   carries: str = 'nothing',
   passes: str = '1',
   identity: bool = True,
+  switches: tuple[Switch, ...] = (),
 ) -> Callable[[F], F]:
   """Attaches an `About` to a factory, as its attribute `about`.
 
@@ -108,6 +123,7 @@ def about(
     carries: as `About.carries`.
     passes: as `About.passes`.
     identity: as `About.identity`.
+    switches: as `About.switches`.
 
   Raises:
     ValueError: for an unknown kind or need, a malformed arXiv id, no small
@@ -148,6 +164,7 @@ def about(
       passes=passes,
       tiny=variants,
       identity=identity,
+      switches=switches,
     )
     setattr(factory, 'about', found)  # noqa: B010  A function has no such attribute for checkers.
     return factory

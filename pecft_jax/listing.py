@@ -5,7 +5,7 @@ Each kind is imported only when it is listed: only backbones need flax, and benc
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pecft_jax.text import unknown
@@ -36,7 +36,8 @@ def table(kind: str) -> str:
   Args:
     kind: `peft`, `heads` or `methods`: family, name, summary, papers; `peft_names` or
       `method_names`: the names of each family; or `costs`: what each method needs and carries from
-      task to task, and its forward passes per prediction.
+      task to task, and its forward passes per prediction; `switches`: options for known faults of
+      published codes; `departures`: where the library differs from the source of a preset.
 
   Raises:
     ValueError: for another kind; suggests the nearest.
@@ -56,8 +57,10 @@ def table(kind: str) -> str:
     'peft_names': ('peft', ('family', 'names'), None),
     'method_names': ('methods', ('family', 'names'), None),
   }
+  if kind in _OWN_TABLES:
+    return _rows(*_OWN_TABLES[kind]())
   if kind not in tables:
-    raise unknown('table', kind, tables)
+    raise unknown('table', kind, [*tables, *_OWN_TABLES])
   of, titles, cells = tables[kind]
   found = listing(of)
   # Families in order, wrappers last; within one the order is that of the listing.
@@ -71,6 +74,10 @@ def table(kind: str) -> str:
     for name in names:
       rows.append(cells(name, found[name], before))
       before = found[name]['family']
+  return _rows(*rows)
+
+
+def _rows(*rows: Sequence[str]) -> str:
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
@@ -154,6 +161,32 @@ def _backbones() -> Entries:
   return {name: {'summary': card.summary} for name, card in cards().items()}
 
 
+def _switches() -> list[Sequence[str]]:
+  from pecft_jax.about import about_of
+  from pecft_jax.catalog import REGISTRIES
+
+  found: list[Sequence[str]] = [('option', 'published value', 'what the code does then', 'where')]
+  found.append(('---',) * 4)
+  for registry in REGISTRIES.values():
+    for name, factory in registry.items():
+      for each in about_of(factory).switches:
+        value = f'`{name}.{each.option}={each.published}`'
+        found.append((f'`{name}.{each.option}`', value, each.what, each.where))
+  return found
+
+
+def _departures() -> list[Sequence[str]]:
+  from pecft_jax.presets import presets
+
+  found = {name: '; '.join(each.departs) for name, each in presets().items()}
+  rows = [(f'`{name}`', words) for name, words in found.items() if words]
+  return [('preset', 'where this library differs'), ('---', '---'), *rows]
+
+
+_OWN_TABLES: Mapping[str, Callable[[], list[Sequence[str]]]] = {
+  'switches': _switches,
+  'departures': _departures,
+}
 _KINDS: Mapping[str, Callable[[], Entries]] = {
   'peft': _peft,
   'heads': _heads,

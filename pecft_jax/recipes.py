@@ -23,12 +23,14 @@ class Recipe(NamedTuple):
       of different lengths share one compiled step. Its state is reset
       at each task.
     rate: progress -> learning rate, for the log.
+    factors: of the rate by pattern of parameters, for the log; see `grouped`.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   tx: optax.GradientTransformationExtraArgs
   rate: Schedule
   settings: Mapping[str, Any] | None = None
+  factors: Mapping[str, float] = {}
 
   def __repr__(self) -> str:
     """The settings in a line."""
@@ -41,7 +43,7 @@ def recipe(
   learning_rate: float,
   *,
   schedule: Schedule = cosine,
-  weight_decay: float = 0.0,
+  weight_decay: float | Mapping[str, float] = 0.0,
   clip: float | None = None,
   accumulate: int = 1,
 ) -> Recipe:
@@ -51,7 +53,9 @@ def recipe(
     direction: as `optax.scale_by_adam()` or `optax.trace(0.9)`, without a rate.
     learning_rate: the peak.
     schedule: of the rate over each task.
-    weight_decay: decoupled, as in AdamW.
+    weight_decay: decoupled, as in AdamW; or by regex, searched in the path of a leaf of `params`:
+      the first match decides, and what matches none has no decay, as in
+      `{'bias|scale': 0.0, '.': 0.1}`.
     clip: largest global norm of the gradient, or None.
     accumulate: micro-batches per update, which then is that of one batch as large as all of
       them: their gradients are averaged over the examples, and its progress is that of the
@@ -59,7 +63,7 @@ def recipe(
 
   Raises:
     ValueError: for a rate or a norm that is not positive, a negative decay, or fewer than one
-      micro-batch.
+      micro-batch; when the optimizer starts, for a pattern that matches no leaf.
 
   >>> from pecft_jax.schedules import warmup
   >>> lion = recipe(optax.scale_by_lion(), 1e-4, schedule=warmup(0.1, cosine), clip=1.0)
@@ -67,12 +71,18 @@ def recipe(
   0.0001
   """
   above(0, learning_rate=learning_rate, clip=clip)
-  at_least(0, weight_decay=weight_decay)
+  if isinstance(weight_decay, Mapping):
+    at_least(0, **{f'weight_decay of {pattern!r}': each for pattern, each in weight_decay.items()})
+  else:
+    at_least(0, weight_decay=weight_decay)
   at_least(1, accumulate=accumulate)
   rate = lambda progress: learning_rate * schedule(progress)
   parts = [optax.clip_by_global_norm(clip)] if clip is not None else []
   parts += [direction]
-  parts += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+  if isinstance(weight_decay, Mapping):
+    parts += [_decayed(weight_decay)]
+  elif weight_decay:
+    parts += [optax.add_decayed_weights(weight_decay)]
   tx = optax.chain(*parts, _scale_by_progress(rate))
   tx = _accumulated(tx, accumulate) if accumulate > 1 else tx
   return Recipe(optax.with_extra_args_support(tx), rate)
@@ -83,7 +93,7 @@ def adam(
   learning_rate: float,
   *,
   schedule: Schedule = cosine,
-  weight_decay: float = 0.0,
+  weight_decay: float | Mapping[str, float] = 0.0,
   clip: float | None = None,
   accumulate: int = 1,
 ) -> Recipe:
@@ -92,7 +102,9 @@ def adam(
   Args:
     learning_rate: the peak.
     schedule: of the rate over each task.
-    weight_decay: decoupled, as in AdamW.
+    weight_decay: decoupled, as in AdamW; or by regex, searched in the path of a leaf of `params`:
+      the first match decides, and what matches none has no decay, as in
+      `{'bias|scale': 0.0, '.': 0.1}`.
     clip: largest global norm of the gradient, or None.
     accumulate: micro-batches per update, as in `recipe`.
 
@@ -118,7 +130,7 @@ def sgd(
   *,
   momentum: float = 0.9,
   schedule: Schedule = cosine,
-  weight_decay: float = 0.0,
+  weight_decay: float | Mapping[str, float] = 0.0,
   clip: float | None = None,
   accumulate: int = 1,
 ) -> Recipe:
@@ -128,7 +140,9 @@ def sgd(
     learning_rate: the peak.
     momentum: factor of the running sum of gradients.
     schedule: of the rate over each task.
-    weight_decay: decoupled, as in AdamW.
+    weight_decay: decoupled, as in AdamW; or by regex, searched in the path of a leaf of `params`:
+      the first match decides, and what matches none has no decay, as in
+      `{'bias|scale': 0.0, '.': 0.1}`.
     clip: largest global norm of the gradient, or None.
     accumulate: micro-batches per update, as in `recipe`.
 
@@ -155,7 +169,9 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
   """A recipe with a learning rate for each group of parameters.
 
   What the optimizer returns is scaled last, so a factor also scales decoupled
-  weight decay. The log shows the rate of parameters that no pattern matches.
+  weight decay, as a rate does. The log shows the rate of parameters that no pattern matches, and
+  that of each group as `learning_rates`. Head and delta often want rates of their own: where old
+  features drift, `grouped(adam(1e-2), {'^delta': 0.01})` gives the delta 1e-4.
 
   Args:
     recipe: any.
@@ -195,7 +211,48 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
     updates, state = recipe.tx.update(updates, state, params, **extra)
     return jax.tree.map(lambda factor, leaf: factor * leaf, scale(updates), updates), state
 
-  return Recipe(optax.GradientTransformationExtraArgs(init, update), recipe.rate)
+  tx = optax.GradientTransformationExtraArgs(init, update)
+  return Recipe(tx, recipe.rate, factors={**recipe.factors, **factors})
+
+
+@recorded
+def with_rates(recipe: Recipe, learning_rate: float, rates: Mapping[str, float]) -> Recipe:
+  """`grouped`, with the peak rates of the groups instead of factors.
+
+  Args:
+    recipe: with that peak rate, without groups.
+    learning_rate: the peak rate of the recipe, which all other parameters have.
+    rates: peak rates by regex, as the factors of `grouped`; 0 freezes a group.
+
+  Raises:
+    ValueError: as `grouped`; for a rate that is not positive, or a recipe with groups of its own.
+
+  >>> slow = with_rates(adam(1e-2), 1e-2, {'^delta': 1e-4})
+  >>> slow.factors
+  {'^delta': 0.01}
+  """
+  above(0, learning_rate=learning_rate)
+  if recipe.factors:
+    raise ValueError(
+      f'the recipe has groups of its own, {dict(recipe.factors)}: give `grouped` all of them'
+    )
+  return grouped(recipe, {pattern: rate / learning_rate for pattern, rate in rates.items()})
+
+
+def _decayed(decays: Mapping[str, float]) -> optax.GradientTransformation:
+  """Adds a share of the parameters to the updates, by group."""
+
+  def init(params):
+    for pattern in decays:
+      matching(pattern, params)  # Raises where a pattern matches nothing.
+    return optax.EmptyState()
+
+  def update(updates, state, params=None):
+    of = lambda name: next((d for pattern, d in decays.items() if matches(pattern, name)), 0.0)
+    shares = map_named(lambda name, leaf: of(name), updates)
+    return jax.tree.map(lambda u, d, p: u + d * p, updates, shares, params), state
+
+  return optax.GradientTransformation(init, update)
 
 
 class Accumulated(NamedTuple):

@@ -222,3 +222,12 @@ def test_arxiv_ids_in_sources_and_pages_can_be():
   ]
   assert len(found) > 80
   assert [each for each in found if not _ARXIV.fullmatch(each[1])] == []
+
+
+def test_switches_are_options_whose_default_is_the_correct_form():
+  found = [(name, each) for name in ALL for each in about_of(ALL[name]).switches]
+  assert {'l2p', 'dualprompt'} <= {name for name, _ in found}
+  for name, each in found:
+    option = inspect.signature(ALL[name]).parameters[each.option]
+    assert option.default != each.published, (name, each.option)
+    assert not each.what.endswith('.') and each.where

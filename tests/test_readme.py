@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
 GUIDES = ROOT / 'experiments' / 'guides'
 CHOOSING = GUIDES / 'choosing.md'
+SOURCES = GUIDES / 'sources.md'
 OWN = GUIDES / 'your_own.md'
 PAGE_NAMES = ('index', 'choosing', 'data', 'use', 'long_runs', 'faq')
 PAGES = [README, *(GUIDES / f'{name}.md' for name in PAGE_NAMES)]
@@ -76,7 +77,7 @@ def test_what_is_made_in_the_guide_works(tmp_path):
     assert abs(apply(delta, key).pooled - plain.pooled).max() > 0.01
 
 
-@pytest.mark.parametrize('page', [README, CHOOSING], ids=lambda page: page.name)
+@pytest.mark.parametrize('page', [README, CHOOSING, SOURCES], ids=lambda page: page.name)
 def test_tables_are_those_of_the_library(page):
   """After a change: `python experiments/tables.py`."""
   text = page.read_text(encoding='utf-8')

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from pecft_jax.recipes import adam, recipe, sgd
+from pecft_jax.recipes import adam, grouped, recipe, sgd, with_rates
 from pecft_jax.schedules import constant, cosine, warmup
 
 STEPS = 12
@@ -152,3 +152,37 @@ def test_the_rate_for_the_log_is_the_rate_used():
 def test_impossible_settings_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_groups_have_rates_and_decays_of_their_own():
+  """Against one optax chain for each group, on what both have in common: the global norm."""
+  made = with_rates(adam(0.1, clip=0.3, weight_decay={'b$': 0.0, '.': 0.05}), 0.1, {'^a': 0.002})
+
+  def plain(rate, decay):
+    parts = optax.scale_by_adam(), optax.add_decayed_weights(decay)
+    return optax.chain(*parts, optax.scale_by_learning_rate(_schedule(rate)))
+
+  each = {'a': plain(0.002, 0.05), 'b': plain(0.1, 0.0)}
+  tx = optax.chain(optax.clip_by_global_norm(0.3), optax.partition(each, {'a': 'a', 'b': 'b'}))
+  _close(_ours(made), _plain(tx))
+  assert made.factors == {'^a': pytest.approx(0.02)}
+
+
+def test_accumulation_is_the_same_within_groups():
+  made = lambda every: grouped(adam(0.1, weight_decay=0.05, accumulate=every), {'^a': 0.02})
+  _close(_ours(made(3), every=3), _ours(made(1), steps=STEPS // 3))
+
+
+def test_a_rate_of_zero_freezes_a_group():
+  after = _ours(with_rates(sgd(0.1), 0.1, {'b': 0.0}))
+  np.testing.assert_array_equal(after['b'], PARAMS['b'])
+  assert not np.array_equal(after['a'], PARAMS['a'])
+
+
+def test_groups_that_match_nothing_or_come_twice_are_refused():
+  with pytest.raises(ValueError, match='nowhere'):
+    adam(0.1, weight_decay={'nowhere': 0.1}).tx.init(PARAMS)
+  with pytest.raises(ValueError, match="weight_decay of 'a' must be at least 0"):
+    adam(0.1, weight_decay={'a': -1.0})
+  with pytest.raises(ValueError, match='groups of its own'):
+    with_rates(grouped(adam(0.1), {'a': 0.1}), 0.1, {'b': 0.1})

@@ -44,6 +44,7 @@ def experiment(
   epochs: int = 5,
   batch_size: int = 128,
   learning_rate: float | None = None,
+  rates: Repeated = (),
   augment: bool = True,
   cache_queries: bool = False,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
@@ -73,6 +74,8 @@ def experiment(
     epochs: passes over the data of each task.
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
+    rates: peak rates of groups of parameters by pattern, as in head=1e-2 beside --learning-rate
+      1e-4 for the rest; may be given several times.
     augment: change training images; --no-augment takes them as they are.
     cache_queries: compute frozen queries once per example; needs --no-augment.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
@@ -112,7 +115,7 @@ def experiment(
   shifted = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)
-  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))
+  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates)
   return Experiment(
     model,
     scenario,

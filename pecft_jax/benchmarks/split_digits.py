@@ -41,6 +41,7 @@ def experiment(
   epochs: int = 8,
   batch_size: int = 32,
   learning_rate: float | None = None,
+  rates: Repeated = (),
   bounds: bool = True,
   single_task: bool = False,
   evaluate: Literal['seen', 'all'] = 'seen',
@@ -63,6 +64,8 @@ def experiment(
     epochs: passes over the data of each task.
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
+    rates: peak rates of groups of parameters by pattern, as in head=1e-2 beside --learning-rate
+      1e-4 for the rest; may be given several times.
     bounds: also run fine-tuning with plain and masked softmax, the masked linear probe, and joint
       training, for the report; their options may be set, as in joint.epochs=20.
     single_task: also train on each task by itself, for forward transfer (`fwt`).
@@ -82,7 +85,7 @@ def experiment(
   choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options, beside=beside)
   augment = views_of(published, views, model.backbone.inputs.shape[0], data.random_crop(1))
   own = lambda rate: adam(rate, clip=1.0)
-  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))
+  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates)
   return Experiment(
     model,
     scenario,

@@ -59,6 +59,7 @@ def experiment(
   epochs: int = 8,
   batch_size: int = 32,
   learning_rate: float | None = None,
+  rates: Repeated = (),
   augment: bool = True,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   bounds: bool = False,
@@ -98,6 +99,8 @@ def experiment(
     epochs: passes over the data of each task.
     batch_size: of training.
     learning_rate: peak rate of Adam; the method's own by default.
+    rates: peak rates of groups of parameters by pattern, as in head=1e-2 beside --learning-rate
+      1e-4 for the rest; may be given several times.
     augment: shift and mirror training images; --no-augment takes them as they are.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
     bounds: also run fine-tuning with plain and masked softmax, the masked linear probe, and joint
@@ -137,7 +140,7 @@ def experiment(
   shifted = data.compose(data.random_crop(max(side // 16, 1)), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)
-  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE))
+  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates)
   return Experiment(
     model,
     sequence,

@@ -1,11 +1,11 @@
 """The parts of a preset that an experiment uses, where its flags ask for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pecft_jax.data import Augmentation
 from pecft_jax.presets.record import Preset
-from pecft_jax.recipes import Recipe
+from pecft_jax.recipes import Recipe, with_rates
 
 Whose = Literal['own', 'source']
 
@@ -61,6 +61,7 @@ def recipe_of(
   learning_rate: float | None,
   own: Callable[[float], Recipe],
   own_rate: float,
+  rates: Sequence[str] = (),
 ) -> Recipe:
   """The preset's optimizer, or the experiment's own without a preset or where it trains nothing.
 
@@ -69,6 +70,10 @@ def recipe_of(
     learning_rate: the peak rate of the flag; None for that of the recipe in use.
     own: peak rate -> the experiment's own recipe.
     own_rate: its peak rate.
+    rates: peak rates of groups of parameters, as PATTERN=RATE: `^delta=1e-4`; see `with_rates`.
+
+  Raises:
+    ValueError: for rates of another form, or as `with_rates`.
 
   >>> from pecft_jax.recipes import sgd
   >>> recipe_of(None, None, sgd, 0.1).settings['learning_rate']
@@ -77,7 +82,24 @@ def recipe_of(
   make, rate = own, own_rate
   if published is not None and published.recipe and published.learning_rate is not None:
     make, rate = published.recipe, published.learning_rate
-  return make(rate if learning_rate is None else learning_rate)
+  rate = rate if learning_rate is None else learning_rate
+  return with_rates(make(rate), rate, _rates(rates)) if rates else make(rate)
+
+
+def _rates(texts: Sequence[str]) -> dict[str, float]:
+  found: dict[str, float] = {}
+  for text in texts:
+    pattern, equals, value = text.rpartition('=')
+    try:
+      rate = float(value)
+    except ValueError:
+      rate = -1.0
+    if not equals or not pattern or not 0 <= rate < float('inf'):
+      raise ValueError(f"--rates takes PATTERN=RATE, as in '^delta=1e-4', got {text!r}")
+    if pattern in found:
+      raise ValueError(f'--rates has two rates of {pattern!r}')
+    found[pattern] = rate
+  return found
 
 
 def _asked(published: Preset | None, flag: str) -> Preset:

@@ -18,6 +18,7 @@ from pecft_jax.schedules import constant, milestones
 _SOURCE: dict[str, Any] = {'source': 'aimagelab/mammoth at e75a491'}
 _HUNDRED = 'seq-cifar100-224, 10 tasks of 10 classes'
 _MODEL = 'the model is a pre-trained transformer here, there trained from scratch'
+_VIEWS = 'stored images are replayed as they were seen, there in new views'
 _PLAIN = functools.partial(sgd_with_l2, momentum=0.0, schedule=constant)
 _CIFAR10: dict[str, Any] = {
   'epochs': 50,
@@ -102,17 +103,21 @@ PRESETS = {
     departs=('the first milestone, epoch 40, is never reached',),
   ),
   'derpp': Preset(
-    'finetune', {'derpp': {'size': 500, 'alpha': 0.3, 'beta': 0.5}},
+    'finetune', {'derpp': {'size': 500, 'alpha': 0.3, 'beta': 0.5, 'distinct': True}},
     functools.partial(_PLAIN, schedule=milestones((35 / 50, 45 / 50), 0.2)), 0.03,
     epochs=50, batch_size=32, views=shifts, value_range=CIFAR_RANGE, model='ResNet-18',
     data='seq-cifar100, 10 tasks of 10 classes', wrap=('derpp',), peft='full', **_SOURCE,
     where={
-      'models/config/derpp.yaml': ('method', 'wrap', 'learning_rate', 'data', 'options.derpp'),
+      'models/config/derpp.yaml': (
+        'method', 'wrap', 'learning_rate', 'data', 'options.derpp.size', 'options.derpp.alpha',
+        'options.derpp.beta',
+      ),
+      'utils/buffer.py, get_data': ('options.derpp.distinct',),
       'datasets/configs/seq-cifar100/xder.yaml': ('epochs', 'batch_size', 'recipe'),
       'datasets/seq_cifar100.py': ('views', 'value_range', 'model'),
       'utils/args.py: all weights': ('peft',),
     },
-    departs=(_MODEL,),
+    departs=(_MODEL, _VIEWS),
   ),
   'der': Preset(
     'finetune', {'der': {'size': 500, 'alpha': 0.3}},
@@ -144,9 +149,13 @@ PRESETS = {
     departs=(_MODEL, 'the head is linear, there of cosines times 10'),
   ),
   'er': Preset(
-    'finetune', {'er': {'size': 500, 'strength': 1.0}}, _PLAIN, 0.1, wrap=('er',), **_CIFAR10,
-    where=_cifar10('er', 'options.er.size', observe=('options.er.strength',)),
-    departs=(_MODEL, 'new and stored examples count alike, there as one batch'),
+    'finetune', {'er': {'size': 500, 'strength': 1.0, 'distinct': True}}, _PLAIN, 0.1,
+    wrap=('er',), **_CIFAR10,
+    where={
+      **_cifar10('er', 'options.er.size', observe=('options.er.strength',)),
+      'utils/buffer.py, get_data': ('options.er.distinct',),
+    },
+    departs=(_MODEL, _VIEWS, 'new and stored examples count alike, there as one batch'),
   ),
   'agem': Preset(
     'finetune', {'agem': {'size': 500}}, _PLAIN, 0.03, wrap=('agem',), **_CIFAR10,

@@ -2,7 +2,7 @@
 
 from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
-from pecft_jax.recipes import Recipe, adam, grouped, recipe, sgd
+from pecft_jax.recipes import Recipe, adam, grouped, recipe, sgd, with_rates
 from pecft_jax.schedules import constant, cosine, milestones, quarter_cosine, warmup
 from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.check import check_method
@@ -55,4 +55,5 @@ __all__ = (
   'tensorboard',
   'tuned',
   'warmup',
+  'with_rates',
 )

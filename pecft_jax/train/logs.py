@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.data import steps_for
+from pecft_jax.recipes import Recipe
 from pecft_jax.train.context import Loop, NonFiniteLoss
 from pecft_jax.train.schedule import progress_of
 from pecft_jax.workdir.position import Findings, Position
@@ -67,6 +68,15 @@ def fetch(position: Position) -> None:
   position.logs = []
 
 
+def _rates(recipe: Recipe, progress: float) -> dict[str, Any]:
+  """The learning rate, and those of groups by pattern where there are some."""
+  rate = float(recipe.rate(jnp.float32(progress)))
+  if not recipe.factors:
+    return {'learning_rate': rate}
+  groups = {pattern: factor * rate for pattern, factor in recipe.factors.items()}
+  return {'learning_rate': rate, 'learning_rates': groups}
+
+
 def write_training_rows(loop: Loop, position: Position, examples: int) -> None:
   """A row of the log for each seed, on the updates since the last one.
 
@@ -88,7 +98,7 @@ def write_training_rows(loop: Loop, position: Position, examples: int) -> None:
       'step': position.batch,
       'loss': means[-1],
       'accuracy': float(correct / count),
-      'learning_rate': float(training.recipe.rate(jnp.float32(progress))),
+      **_rates(training.recipe, progress),
       'seconds': round(sum(position.seconds), 3),
     }
     found.losses = []
@@ -107,7 +117,7 @@ def write_fit_rows(loop: Loop, position: Position, step: Any, total: int) -> Non
       'task': position.task,
       'step': position.batch,
       'loss': means[-1],
-      'learning_rate': float(step.recipe.rate(jnp.float32((position.batch - 1) / total))),
+      **_rates(step.recipe, (position.batch - 1) / total),
       'seconds': round(sum(position.seconds), 3),
     }
     found.losses = []

@@ -1,7 +1,7 @@
 import pytest
 
 from pecft_jax.presets import preset, recipe_of, value_range_of, views_of
-from pecft_jax.recipes import adam
+from pecft_jax.recipes import adam, sgd
 
 PUBLISHED = preset('l2p@pilot')
 
@@ -26,3 +26,13 @@ def test_own_views_and_values_stay_beside_a_preset():
 def test_views_of_no_preset_are_refused_with_the_remedy():
   with pytest.raises(ValueError, match='none is named: add --preset NAME@SOURCE'):
     views_of(None, 'source', 32, None)
+
+
+def test_groups_have_the_rates_of_the_flag():
+  made = recipe_of(None, 1e-4, sgd, 0.1, ('head=1e-2',))
+  assert made.factors == {'head': pytest.approx(100)}
+  for wrong in ('head', 'head=much', '=1', 'head=-1', 'head=inf'):
+    with pytest.raises(ValueError, match='PATTERN=RATE'):
+      recipe_of(None, None, sgd, 0.1, (wrong,))
+  with pytest.raises(ValueError, match='groups of its own'):
+    recipe_of(preset('slca@slca'), None, sgd, 0.1, ('head=1e-2',))

@@ -67,7 +67,9 @@ def olora(
   Args:
     backbone: frozen.
     capacity: tasks and classes of the sequence.
-    peft: a `lora(...)`, with `at_layers` if wanted; `lora()` by default.
+    peft: a `lora(...)`, with `at_layers` if wanted; `lora()` by default, whose scale is 2. The
+      authors' code has alpha 32 with its rank 8, a scale of 4, and a dropout of 0.1:
+      `lora(rank=8, alpha=32, dropout=0.1)`, as in the preset `olora@olora`.
     head: what classifies features; `linear()` by default.
     orthogonality: lambda_1.
     decay: lambda_2.

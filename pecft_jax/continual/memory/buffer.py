@@ -52,13 +52,14 @@ def offer(buffer: Buffer, items: Any, valid: Array, key: Key) -> Buffer:
   return Buffer(stored, buffer.count + valid.sum(dtype=jnp.int32))
 
 
-def sample(buffer: Buffer, batch: int, key: Key) -> tuple[Any, Array]:
-  """Draws stored items with replacement, uniformly.
+def sample(buffer: Buffer, batch: int, key: Key, *, distinct: bool = False) -> tuple[Any, Array]:
+  """Draws stored items uniformly, with replacement unless they shall be distinct.
 
   Args:
     buffer: to draw from.
     batch: B, how many.
     key: consumed.
+    distinct: draw no item twice; of fewer items than B the rest is not valid.
 
   Returns:
     A pytree with leading axis B, and valid [B] bool: all False while the
@@ -66,6 +67,13 @@ def sample(buffer: Buffer, batch: int, key: Key) -> tuple[Any, Array]:
   """
   size = jax.tree.leaves(buffer.items)[0].shape[0]
   filled = jnp.minimum(buffer.count, size)
+  if distinct:
+    # The order of random numbers is a uniform permutation; empty slots come last.
+    rank = jnp.where(jnp.arange(size) < filled, jax.random.uniform(key, (size,)), jnp.inf)
+    order = jnp.argsort(rank)
+    index = order[jnp.minimum(jnp.arange(batch), size - 1)]
+    valid = jnp.arange(batch) < filled
+    return jax.tree.map(lambda store: store[index], buffer.items), valid
   index = jax.random.randint(key, (batch,), 0, jnp.maximum(filled, 1))
   valid = jnp.broadcast_to(filled > 0, (batch,))
   return jax.tree.map(lambda store: store[index], buffer.items), valid

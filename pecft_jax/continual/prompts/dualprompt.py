@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.about import Paper, about
+from pecft_jax.about import Paper, Switch, about
 from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   abstract_delta,
@@ -55,6 +55,22 @@ class Experts(NamedTuple):
   needs=('attention',),
   carries='a prefix and a key per task',
   passes='2',
+  switches=(
+    Switch(
+      'batchwise',
+      True,
+      'all examples of a batch get the expert that most of them vote for at test, where a batch of '
+      'one task gives the task away',
+      'google-research/l2p, PILOT, mammoth',
+    ),
+    Switch(
+      'reshaped',
+      True,
+      'a reshape stands where a transpose was meant, so that half of a batch gets the learned keys '
+      'as keys and values, the other half the learned values',
+      'PyTorch ports: dualprompt-pytorch, PILOT, mammoth',
+    ),
+  ),
   tiny=lambda backbone, capacity: dualprompt(backbone, capacity, general=2, expert=3),
 )
 @recorded(defaults={'head': linear})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.about import Paper, about
+from pecft_jax.about import Paper, Switch, about
 from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import (
   abstract_delta,
@@ -56,6 +56,15 @@ class Pool(NamedTuple):
   Paper('Learning to prompt for continual learning', '2112.08654'),
   needs=('class token',),
   passes='2',
+  switches=(
+    Switch(
+      'batchwise',
+      True,
+      'all examples of a batch get the prompts that most of them vote for, also at test, where a '
+      'batch of one task gives the task away',
+      'google-research/l2p, PILOT, mammoth',
+    ),
+  ),
   tiny={
     '': lambda backbone, capacity: l2p(backbone, capacity, pool=3, length=2, top_k=2),
     'beside lora': lambda backbone, capacity: l2p(

@@ -7,6 +7,7 @@ from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import mean_of_valid, raw
 from pecft_jax.continual.memory import buffer as buffers
+from pecft_jax.continual.memory.views import ReplayViews, viewed
 from pecft_jax.continual.wrappers.wrap import observed, wrap
 from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
@@ -26,19 +27,28 @@ from pecft_jax.typing import ContinualMethod
 )
 @recorded
 def derpp(
-  inner: ContinualMethod, *, size: int = 500, alpha: float = 0.3, beta: float = 0.5
+  inner: ContinualMethod,
+  *,
+  size: int = 500,
+  alpha: float = 0.3,
+  beta: float = 0.5,
+  distinct: bool = False,
+  views: ReplayViews | None = None,
 ) -> ContinualMethod:
   """Replays stored examples with the logits that they had when they were stored.
 
   Adds alpha x MSE(logits(x'), z') + beta x CE(x'', y'') on two independent
   draws from one reservoir; the MSE is over all C logits, as in the authors'
-  code. `der` is without labels. Defaults are mammoth's for split CIFAR-100.
+  code. `der` is without labels. Defaults are mammoth's for split CIFAR-100. What is stored and
+  replayed is as in `er`; logits are those of the view that training saw.
 
   Args:
     inner: any method that trains on every task.
     size: N, examples kept.
     alpha: weight of the stored logits.
     beta: weight of the stored labels.
+    distinct: as in `er`, for each of the two draws.
+    views: as in `er`.
 
   Raises:
     ValueError: if wrapping `inner` has no meaning, for a size below 1, or negative weights.
@@ -68,12 +78,14 @@ def derpp(
 
   def loss(params, memory, env, batch, key):
     k_inner, k_dark, k_plain, k_forward = jax.random.split(key, 4)
+    k_new, k_old = jax.random.split(jax.random.fold_in(key, 4))
+    batch = batch._replace(x=viewed(views, batch.x, k_new))
     value, out = inner.loss(params, memory['inner'], env, batch, k_inner)
     rows = batch.y.shape[0]
-    dark, valid = buffers.sample(memory['buffer'], rows, k_dark)
-    plain, _ = buffers.sample(memory['buffer'], rows, k_plain)
+    dark, valid = buffers.sample(memory['buffer'], rows, k_dark, distinct=distinct)
+    plain, _ = buffers.sample(memory['buffer'], rows, k_plain, distinct=distinct)
     # One pass over both draws keeps the matrices large.
-    x = jnp.concatenate([dark['x'], plain['x']])
+    x = viewed(views, jnp.concatenate([dark['x'], plain['x']]), k_old)
     logits = inner.forward(params, memory['inner'], env, x, k_forward).logits
     squares = jnp.square(logits[:rows] - dark['z']).mean(-1)
     entropies = problem.losses(logits[rows:], plain['y'], env.task.seen)

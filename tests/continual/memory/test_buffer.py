@@ -101,3 +101,18 @@ def test_draws_are_uniform_over_what_is_there():
 def test_a_buffer_without_room_is_refused():
   with pytest.raises(ValueError, match='size of at least 1, got 0'):
     empty(0, ITEM)
+
+
+def test_distinct_draws_come_once_each_and_uniformly():
+  buffer = filled(jax.random.key(0), size=11, total=7, rows=4)
+  draw = jax.jit(jax.vmap(lambda key: sample(buffer, 4, key, distinct=True)))
+  found, valid = draw(jax.random.split(jax.random.key(1), 2000))
+  assert valid.all() and all(len(set(row)) == 4 for row in np.asarray(found['y']))
+  shares = np.bincount(np.asarray(found['y']).ravel(), minlength=7) / 2000
+  np.testing.assert_allclose(shares, 4 / 7, atol=0.05)
+
+
+def test_of_fewer_items_than_wanted_each_comes_once():
+  buffer = filled(jax.random.key(0), size=11, total=3, rows=4)
+  found, valid = sample(buffer, 20, jax.random.key(1), distinct=True)
+  assert valid.sum() == 3 and sorted(np.asarray(found['y'])[np.asarray(valid)]) == [0, 1, 2]

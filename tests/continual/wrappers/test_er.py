@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from pecft_jax.continual import er, finetune
+from pecft_jax.continual import derpp, er, finetune
 from pecft_jax.continual.memory.buffer import sample
 from pecft_jax.peft import lora
 from pecft_jax.typing import Given
@@ -73,3 +73,24 @@ def test_cached_inputs_are_stored_without_their_query():
 def test_a_buffer_without_room_is_refused_at_construction():
   with pytest.raises(ValueError, match='size of at least 1'):
     er(INNER, size=0)
+
+
+@pytest.mark.parametrize('wrapper', [er, derpp])
+def test_views_are_drawn_at_each_update_and_never_stored(wrapper):
+  darker = lambda images, key: images // 2
+  method, plain = (wrapper(INNER, size=11, views=views) for views in (darker, None))
+  frozen = frozen_of(TOY)
+  params, memory = plain.init(jax.random.key(0), frozen)
+  params, where = shaken(params, 5), env(frozen, 0)
+  some, key = batch(TOY.inputs.shape, CLASSES[0], 0), jax.random.key(1)
+  _, out = method.loss(params, memory, where, some, key)
+  _, kept = method.observe(params, memory, where, some, out, None, key)
+  stored = np.asarray(kept['buffer'].items['x'][: some.valid.sum()])
+  np.testing.assert_array_equal(stored, some.x[some.valid])
+  # With images of half the brightness, stored and new, the same without views.
+  half = lambda x: x // 2
+  items = {**kept['buffer'].items, 'x': half(kept['buffer'].items['x'])}
+  dark = {**kept, 'buffer': kept['buffer']._replace(items=items)}
+  loss, _ = method.loss(params, kept, where, some, key)
+  want, _ = plain.loss(params, dark, where, some._replace(x=half(some.x)), key)
+  np.testing.assert_allclose(loss, want, rtol=1e-6)

@@ -6,7 +6,7 @@ from pecft_jax.continual import finetune, lwf
 from pecft_jax.peft import lora
 from pecft_jax.problems import divergence
 
-from ..tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, repadded, shaken
+from ..tiny import CAPACITY, CLASSES, TOY, batch, env, equal, frozen_of, repadded, run, shaken
 
 FC = lora('fc$', rank=2)
 INNER = finetune(TOY, CAPACITY, peft=FC, masked=True)
@@ -104,3 +104,18 @@ def test_divergence_is_zero_for_equal_and_positive_for_other_logits():
 def test_impossible_temperatures_are_refused():
   with pytest.raises(ValueError, match='temperature must be positive, got 0'):
     lwf(INNER, temperature=0)
+
+
+def test_the_warm_up_trains_the_slots_of_new_classes_alone():
+  method = lwf(INNER, warmup=2)
+  ran = run(method, TOY)
+  stages = [s for s in ran.stages if s.name == 'warm up']
+  assert {s.task for s in stages} == {1, 2}
+  for stage in stages:
+    before, after = ran.before(stage).params, stage.state.params
+    equal(before['delta'], after['delta'])
+    moved = (np.asarray(before['head'].kernel) != np.asarray(after['head'].kernel)).any(0)
+    assert set(np.flatnonzero(moved)) == set(CLASSES[stage.task])
+  assert [phase.epochs for phase in method.phases] == [2] and not lwf(INNER).phases
+  with pytest.raises(ValueError, match='warmup trains a head'):
+    lwf(INNER._replace(head=None), warmup=1)
