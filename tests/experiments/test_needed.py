@@ -48,9 +48,9 @@ def test_a_step_on_images(contest):
 def test_a_step_on_texts(contest):
   texts = RIG.texts[contest]
   share = counted(bench_ours.reader(RIG, texts), texts.batch) / needed(contest, RIG)
-  # Attention computes what causality masks, and queries of the last block that nothing reads: of
-  # three narrow blocks that is a large part.
-  assert 1 <= share < 1.15
+  # Attention computes what causality masks, its scores again, and in the last block queries that
+  # nothing reads: of three narrow blocks that is a large part.
+  assert 1 <= share < 1.2
 
 
 def test_a_prediction_shares_what_is_before_the_first_adapter():
