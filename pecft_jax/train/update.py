@@ -158,9 +158,13 @@ def fit_step(
   key = jax.random.fold_in(own_key(state, number), step)
   part = {name: state.params[name] for name in phase.trains}
 
+  transforms = {name: each for name, each in method.transforms.items() if name in part}
+
   def loss_of(part: Params) -> tuple[Array, None]:
     with calling(method, phase.name):
       loss = phase.loss({**state.params, **part}, state.memory, env, batch, key)
+    for name, transform in transforms.items():
+      loss += 0.0 if transform.penalty is None else transform.penalty(part[name])
     return check_loss(method, loss, phase.name), None
 
   (loss, _), grads = loss_and_grads(loss_of, part)
@@ -171,6 +175,9 @@ def fit_step(
     'weight': 1 if batch is None else batch.valid.sum(),
   }
   part, opt_state = updated(phase.recipe, part, grads, state.extra[phase.name], **about)
+  for name, transform in transforms.items():
+    if transform.after is not None:
+      part = {**part, name: transform.after(part[name], grads[name], step / steps)}
   params = {**state.params, **part}
   none = jnp.zeros((), jnp.int32)
   log = StepLog(loss, none, none + 1, all_finite(params))
