@@ -3,8 +3,11 @@
 The weights [B, H, Tq, T] are not stored for the backward pass: they are computed again from the
 maxima and sums of the scores (Dao et al., 2022, arXiv:2205.14135). Heads go before tokens in all
 products, so that these are plain products of matrices: XLA on the CPU computes others one by one.
+
+On NVIDIA's GPUs cuDNN's kernel computes the same where it can; see `cudnn_fits`.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -34,7 +37,69 @@ def attend(q: Array, k: Array, v: Array, mask: Mask | Array | None) -> Array:
   >>> attend(x, x[:, :, :2], x[:, :, :2], Mask(causal=True)).shape
   (2, 5, 4, 8)
   """
+  if _on_nvidia() and cudnn_fits(q, k, v, mask):
+    # Chosen when the program is lowered: it may be traced here for another platform.
+    return jax.lax.platform_dependent(q, k, v, mask, cuda=_by_cudnn, default=_attention)
   return _attention(q, k, v, mask)
+
+
+def cudnn_fits(q: Array, k: Array, v: Array, mask: Mask | Array | None) -> bool:
+  """Whether cuDNN's attention takes these arguments: half precision, no prefix, no mask by array.
+
+  >>> x = jnp.ones((2, 5, 4, 8))
+  >>> half = x.astype(jnp.bfloat16)
+  >>> cudnn_fits(x, x, x, None), cudnn_fits(half, half, half, Mask(causal=True))
+  (False, True)
+  """
+  half = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
+  ruled = mask is None or (isinstance(mask, Mask) and not mask.ahead)
+  # Sizes of programs for export may be symbols; such a program has no kernels of one platform.
+  known = all(isinstance(size, int) for size in (*q.shape, *k.shape))
+  if not (half and ruled and known):
+    return False
+  tokens, size = q.shape[1], q.shape[3]
+  return k.shape[1] == tokens > 1 and size % 8 == 0 and size <= 128
+
+
+def _on_nvidia() -> bool:
+  """Whether the default device is an NVIDIA GPU of compute capability 8.0 or later."""
+  if jax.default_backend() != 'gpu':
+    return False
+  capability = str(getattr(jax.local_devices()[0], 'compute_capability', ''))
+  return re.fullmatch(r'\d+\.\d+', capability) is not None and float(capability) >= 8
+
+
+def _by_cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
+  q, k, v = _alike(q, k, v)
+  queries = keys = None
+  if mask is not None and mask.lengths is not None:
+    zeros = 0 * q[:, 0, 0, 0].astype(jnp.int32)  # Batched under vmap if q is, as in `_alike`.
+    queries, keys = zeros + q.shape[1], zeros + mask.lengths
+  return jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    query_seq_lengths=queries,
+    key_value_seq_lengths=keys,
+    is_causal=mask is not None and mask.causal,
+    implementation='cudnn',
+  )
+
+
+@jax.custom_vjp
+def _alike(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+  """The same arrays; under vmap all three are batched, along the first axis, if one is.
+
+  The kernel's own rule for vmap takes no others. XLA removes the joining and slicing.
+  """
+  arrays = q, k, v
+  flat = jnp.concatenate([a.reshape(a.shape[0], -1) for a in arrays], 1)
+  ends = [q[0].size, q[0].size + k[0].size]
+  parts = jnp.split(flat, ends, 1)
+  return tuple(part.reshape(a.shape) for part, a in zip(parts, arrays, strict=True))
+
+
+_alike.defvjp(lambda q, k, v: (_alike(q, k, v), None), lambda _, gs: gs)
 
 
 @jax.custom_vjp

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pecft_jax.backbones.core.attention import attend
+from pecft_jax.backbones.core import attention
+from pecft_jax.backbones.core.attention import attend, cudnn_fits
 from pecft_jax.masks import Mask
 
 LENGTHS = np.array([1, 4, 7], np.int32)
@@ -124,3 +125,50 @@ def test_the_weights_are_not_kept_for_the_backward_pass():
   q, k, v, _ = inputs(queries=50, keys=50)
   _, pull = jax.vjp(lambda *args: attend(*args, None), q, k, v)
   assert max(a.size for a in jax.tree.leaves(pull)) == q.size < 3 * 6 * 50 * 50
+
+
+HALF = inputs(size=8, dtype=jnp.bfloat16)[:3]
+
+
+@pytest.mark.parametrize('mask', [None, *(Mask(LENGTHS, causal=c) for c in (False, True))])
+def test_cudnn_takes_half_precision_under_rules(mask):
+  assert cudnn_fits(*HALF, mask)
+  assert not cudnn_fits(*inputs(size=8)[:3], mask)
+
+
+def test_cudnn_takes_no_other_arguments():
+  half = lambda **sizes: inputs(**{'size': 8, 'dtype': jnp.bfloat16, **sizes})[:3]
+  assert not cudnn_fits(*half(keys=9), Mask(causal=True, ahead=2))
+  assert not cudnn_fits(*half(queries=1), None)
+  assert not cudnn_fits(*half(queries=1, keys=1), None)
+  assert not cudnn_fits(*half(size=12), None) and not cudnn_fits(*half(size=136), None)
+  assert not cudnn_fits(*HALF, np.ones((7, 7), bool))
+  (batch,) = jax.export.symbolic_shape('B')
+  symbols = [jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for a in HALF]
+  assert not cudnn_fits(*symbols, None)
+
+
+@pytest.mark.parametrize('mask', [None, Mask(LENGTHS, causal=True)])
+def test_what_goes_to_cudnn_is_batched_alike_and_lowers_elsewhere(monkeypatch, mask):
+  """The choice, with the kernel replaced by a function that has as strict a rule for vmap."""
+  seen = []
+
+  def kernel(q, k, v, *, query_seq_lengths, key_value_seq_lengths, is_causal, implementation):
+    assert implementation == 'cudnn'
+    lengths = (query_seq_lengths, key_value_seq_lengths)
+    seen.append([getattr(a, 'batch_dim', None) for a in (q, k, v, *lengths) if a is not None])
+    return attention._attention(q, k, v, Mask(key_value_seq_lengths, causal=is_causal))
+
+  monkeypatch.setattr(attention, '_on_nvidia', lambda: True)
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', kernel)
+  q, k, v = HALF
+  each = jax.vmap(lambda q: attention._by_cudnn(q, k, v, mask))(jnp.stack([q, 2 * q]))
+  assert set(seen[0]) == {0}
+  for got, factor in zip(each, (1, 2), strict=True):
+    np.testing.assert_array_equal(got, attention._attention(factor * q, k, v, mask))
+  loss = lambda *args: attend(*args, mask).astype(jnp.float32).sum()
+  plain = lambda *args: attention._attention(*args, mask).astype(jnp.float32).sum()
+  got = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
+  want = jax.jit(jax.grad(plain, (0, 1, 2)))(q, k, v)
+  for one, other in zip(got, want, strict=True):
+    np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), atol=0.05)
