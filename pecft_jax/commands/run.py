@@ -66,6 +66,11 @@ class RunFlags:
   no_compile_cache: bool = False
   """Compile all programs again, instead of reading those of earlier runs from the user's cache
   directory (or JAX_COMPILATION_CACHE_DIR)."""
+  tokens_kept: float | None = None
+  """GiB of tokens below the lowest trained block that are kept, so that the frozen blocks
+  there are computed once per example; by default a quarter of this machine's memory, 0: none."""
+  tokens_in: pathlib.Path | None = None
+  """Folder for files that hold these tokens, instead of memory."""
   process_id: int | None = None
   """Number of this process, from 0; needs --coordinator."""
   debug: bool = False
@@ -157,6 +162,8 @@ def _run_experiment(
     command=command,
     files=files_beside(command['file']),
     accept_changes=flags.accept_changes,
+    tokens_kept=flags.tokens_kept,
+    tokens_in=None if flags.tokens_in is None else local_path(flags.tokens_in),
   )
   if flags.seeds == 1:
     run(experiment, workdir, options)

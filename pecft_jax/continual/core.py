@@ -1,5 +1,6 @@
 """Shared parts of continual methods: features, heads, masked losses, and their assembly."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.peft.halves import split_kept
+from pecft_jax.peft.lowest import asks_below, lowest_block
 from pecft_jax.typing import (
   Array,
   Backbone,
   Batch,
+  Below,
   Capacity,
   ContinualMethod,
   Delta,
@@ -74,6 +77,16 @@ def with_query(x: Inputs, query: Array) -> Given:
   return x._replace(query=query) if isinstance(x, Given) else Given(x, query)
 
 
+def below_of(x: Inputs) -> Below | None:
+  """What the lowest blocks of the frozen backbone make of a batch, or None."""
+  return x.below if isinstance(x, Given) else None
+
+
+def with_given(x: Inputs, **values: Any) -> Given:
+  """A batch with further values per example, beside those that it has."""
+  return (x if isinstance(x, Given) else Given(x))._replace(**values)
+
+
 def task_of(x: Inputs) -> Array:
   """The task of each example [B] int32, -1 where it is not known."""
   if isinstance(x, Given) and x.task is not None:
@@ -94,19 +107,29 @@ def model(backbone: Backbone, peft: PeftTransform) -> Model:
   """Joins a backbone and a transform; by default computes only what the pooled feature reads.
 
   `run` also gives tokens (with `rows=None` all of them) and what `watch` reads from the sites, in
-  `Features.taps`.
+  `Features.taps`. Where a batch has a `Below`, blocks below it are not run again if neither the
+  transform nor `watch` has a site in them.
 
   Raises:
     ValueError: if the transform finds no site in the backbone.
   """
-  abstract_delta(backbone, peft)
+  shape = jax.tree.structure(abstract_delta(backbone, peft))
+  lowest = functools.cache(lambda: lowest_block(backbone, peft))
+
+  def enters(below: Below, delta: Delta, watch: Watch | None) -> bool:
+    """Whether the lower blocks are those of the frozen backbone alone."""
+    if jax.tree.structure(delta) != shape or below.block > lowest():
+      return False
+    return watch is None or not asks_below(watch, backbone, below.block)
 
   def init(key, frozen):
     return peft.init(key, backbone.sites, frozen)
 
   def run(frozen, delta, x, key=None, *, watch: Watch | None = None, rows: int | None = 1):
+    extra: dict[str, Any] = {} if watch is None else {'watch': watch}
+    if (below := below_of(x)) is not None and enters(below, delta, watch):
+      extra['below'] = below
     x = normalised(backbone.inputs, raw(x))
-    extra = {} if watch is None else {'watch': watch}
     return backbone.apply(frozen, x, delta, peft=peft, key=key, rows=rows, **extra)
 
   def features(frozen, delta, x, key=None):
@@ -130,8 +153,9 @@ def frozen_features(backbone: Backbone, frozen: Params, x: Inputs) -> Array:
   """The pooled feature of the backbone alone [B, D]; taken from the cache where there is one."""
   if (query := query_of(x)) is not None:
     return query
+  extra = {} if (below := below_of(x)) is None else {'below': below}
   images = normalised(backbone.inputs, raw(x))
-  return jax.lax.stop_gradient(backbone.apply(frozen, images, rows=1).pooled)
+  return jax.lax.stop_gradient(backbone.apply(frozen, images, rows=1, **extra).pooled)
 
 
 def on_frozen_features(

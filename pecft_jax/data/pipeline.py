@@ -18,7 +18,7 @@ import numpy as np
 from pecft_jax.data.augment import Augmentation
 from pecft_jax.data.counter import fold_seed, permutation, uniforms
 from pecft_jax.data.scenario import Split
-from pecft_jax.typing import Batch, Given
+from pecft_jax.typing import Batch, Below, Given
 
 if TYPE_CHECKING:
   import grain
@@ -49,6 +49,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   query: np.ndarray | None = None,
+  below: Below | None = None,
   stored: int | None = None,
 ) -> 'grain.DatasetIterator[Batch]':
   """Shuffled batches for training.
@@ -66,6 +67,8 @@ def train_batches(
     process_count: must divide `batch_size`.
     query: float32 [n, D], the feature of the frozen backbone for each example; `x`
       then is a `Given`.
+    below: what the lowest blocks of the frozen backbone make of each example, with tokens
+      [n, T, D] that are read by rows; `x` then is a `Given`, too.
     stored: number of further examples that each epoch visits, which the method
       has in its memory: their rows have a `slot` in 0..stored - 1, all others -1,
       and an input and a label without meaning. None leaves slots out.
@@ -109,6 +112,7 @@ def train_batches(
     part=(process_index, process_count),
     view=None if augment is None else _view(augment, fold_seed(seed, 1)),
     query=query,
+    below=below,
     slots=stored is not None,
   )
   return _iterate(stream)
@@ -122,6 +126,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   query: np.ndarray | None = None,
+  below: Below | None = None,
 ) -> 'grain.DatasetIterator[Batch]':
   """The examples once, in order; the last batch is padded with invalid rows.
 
@@ -132,6 +137,7 @@ def eval_batches(
     process_index: of this process, which gets its contiguous part of each batch.
     process_count: must divide `batch_size`.
     query: float32 [n, D], as in `train_batches`.
+    below: as in `train_batches`.
 
   Raises:
     ValueError: for a start beyond the last batch.
@@ -152,6 +158,7 @@ def eval_batches(
     part=(process_index, process_count),
     view=None,
     query=query,
+    below=below,
   )
   if not 0 <= start <= stream.steps:
     raise ValueError(f'expected a start in 0..{stream.steps} batches, got {start}')
@@ -172,6 +179,7 @@ class _Stream:
   part: tuple[int, int]  # Index and count of processes.
   view: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # (images, positions) -> images
   query: Any  # np.float32 [n, D] or None.
+  below: Below | None
   slots: bool = False  # Whether rows beyond the split are examples of the method's memory.
 
   def __len__(self) -> int:
@@ -193,12 +201,18 @@ class _Stream:
     x: Any = self.split.inputs[self.split.rows[rows]]
     if self.view is not None:
       x = self.view(x, positions)
-    if self.query is not None:
-      x = Given(x, self.query[rows])
+    if self.query is not None or self.below is not None:
+      query = None if self.query is None else self.query[rows]
+      x = Given(x, query, below=self._below(rows))
     labels = self.split.labels[rows]
     y: Any = labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else labels
     index: Any = rows.astype(np.int32)
     return Batch(x, y, valid, index, slot)
+
+  def _below(self, rows: np.ndarray) -> Below | None:
+    if self.below is None:
+      return None
+    return dataclasses.replace(self.below, tokens=self.below.tokens[rows])
 
 
 def _iterate(stream: _Stream) -> 'grain.DatasetIterator[Batch]':

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.continual.core import raw, with_given
 from pecft_jax.devices.sharding import Layout, check_batches, check_rules, one_device
 from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.plan.carried import checkpoint_bytes
@@ -15,11 +16,13 @@ from pecft_jax.plan.links import Sent, sent
 from pecft_jax.plan.memory import Memory, gathered, held, stored_as
 from pecft_jax.recipes import Recipe
 from pecft_jax.train.experiment import Experiment, trained_as
+from pecft_jax.train.lower import Lower, below_of_batch, lower_of
 from pecft_jax.train.state import init_state
 from pecft_jax.train.update import loss_and_grads, train_step
 from pecft_jax.typing import (
   Backbone,
   Batch,
+  Below,
   ContinualMethod,
   Env,
   Gather,
@@ -53,6 +56,8 @@ class Plan(NamedTuple):
     sent: bytes that a device sends in a step.
     carried: bytes that are carried from task to task, at the method's capacity.
     checkpoint: the most bytes that a checkpoint takes.
+    lower: the frozen blocks that are computed once per example, which the step and the prediction
+      leave out; None where a plan is of no experiment.
   """
 
   backbone: str
@@ -72,6 +77,7 @@ class Plan(NamedTuple):
   sent: Sent
   carried: int
   checkpoint: int
+  lower: Lower | None = None
 
 
 def plan(
@@ -84,6 +90,7 @@ def plan(
   layout: Layout | None = None,
   frozen_dtype: Any | None = None,
   cache_queries: bool = False,
+  lower: Lower | None = None,
 ) -> Plan:
   """Plans a training step.
 
@@ -99,6 +106,7 @@ def plan(
     layout: mesh and rules, of devices that need not exist; one device by default.
     frozen_dtype: that the backbone's weights are stored in; as given by default.
     cache_queries: as in `Training`.
+    lower: what is computed once per example, and so in no step.
 
   Raises:
     ValueError: if the mesh does not divide the batch, or rules do not fit.
@@ -122,6 +130,11 @@ def plan(
   mesh = dict(layout.mesh.shape)
   local = batch_size // mesh['data']
   batch = abstract_batch(method, frozen, local, cache_queries)
+  asked = batch.x
+  if lower is not None and lower.kept:
+    given = with_given(batch.x, below=_below(backbone, lower.block, frozen, raw(batch.x)))
+    batch = batch._replace(x=given if lower.training else batch.x)
+    asked = given if lower.tests else asked
   trains = method.trains(0)
   step = training_step(method, recipe)
   predict = lambda state, frozen, x: method.predict(
@@ -153,11 +166,12 @@ def plan(
     memory=memory,
     dtype=_computed_in(backbone),
     step=flops(step, state, frozen, batch, turns=turns) / layers,
-    predict=flops(predict, state, frozen, batch.x, turns=turns) / local,
+    predict=flops(predict, state, frozen, asked, turns=turns) / local,
     traffic=_traffic(memory, sending, layers),
     sent=sending,
     carried=tree_bytes((state.params, state.memory)),
     checkpoint=checkpoint_bytes(state),
+    lower=lower,
   )
 
 
@@ -191,7 +205,8 @@ def plan_experiment(
   >>> planned.trains, planned.batch
   (False, 32)
   """
-  training = trained_as(experiment, experiment.method).training
+  experiment = trained_as(experiment, experiment.method)
+  training = experiment.training
   return plan(
     experiment.method,
     experiment.backbone,
@@ -201,7 +216,14 @@ def plan_experiment(
     layout=layout,
     frozen_dtype=frozen_dtype,
     cache_queries=training.cache_queries,
+    lower=lower_of(experiment, experiment.method),
   )
+
+
+def _below(backbone: Backbone, block: int, frozen: Params, x: Any) -> Below:
+  """Shapes of the tokens that a block gets for a batch."""
+  run = lambda frozen, x: below_of_batch(backbone, block, frozen, x)
+  return Below(jax.eval_shape(run, frozen, x), block)
 
 
 def _computed_in(backbone: Backbone) -> str:

@@ -57,6 +57,11 @@ def step_rows(plan: Plan) -> Lines:
   ]
 
 
+def lower_note(plan: Plan) -> list[str]:
+  """Which frozen blocks a run computes once per example, or why none."""
+  return [] if plan.lower is None else [f'Computed once per example, not in a step: {plan.lower}.']
+
+
 class Expected(NamedTuple):
   """A plan on one chip."""
 
@@ -93,6 +98,7 @@ def chip_rows(plan: Plan, chips: Iterable[Chip], utilisation: float) -> list[tup
 def assumptions(plan: Plan, chips: Sequence[Chip], utilisation: float) -> list[str]:
   """The assumptions behind the figures."""
   notes = [
+    *lower_note(plan),
     'Exact: weights, parameters, optimizer state, memory of the method. Activations are an '
     'estimate: programs compiled for the CPU hold 0.95 to 1.35 times as much.',
     f'Times: the busiest of matrix units, memory and links, of which {utilisation:.0%} is '

@@ -1,6 +1,6 @@
 """Batches of a run, on its devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,16 +8,31 @@ import numpy as np
 
 from pecft_jax.data import Split, eval_batches, fold_seed, train_batches
 from pecft_jax.train.context import Loop
-from pecft_jax.typing import Batch
+from pecft_jax.typing import Batch, Below
 from pecft_jax.workdir.position import Position
 
 
-def in_order(loop: Loop, split: Split, start: int = 0) -> Iterator[Batch]:
-  """Batches of a split as they are, on their devices; all seeds share them."""
-  size = loop.experiment.training.eval_batch_size
+def in_order(
+  loop: Loop,
+  split: Split,
+  start: int = 0,
+  *,
+  size: int | None = None,
+  below: Below | None = None,
+) -> Iterator[Batch]:
+  """Batches of a split as they are, on their devices; all seeds share them.
+
+  Args:
+    loop: the run.
+    split: the examples.
+    start: number of batches to skip.
+    size: of a batch; that of evaluations by default.
+    below: tokens of the examples, if they are kept.
+  """
+  size = loop.experiment.training.eval_batch_size if size is None else size
   index, count = loop.part
   batches = eval_batches(
-    split, batch_size=size, start=start, process_index=index, process_count=count
+    split, batch_size=size, start=start, process_index=index, process_count=count, below=below
   )
   for batch in batches:
     yield on_devices(batch, loop.steps.batch_sharding, loop.part)
@@ -41,6 +56,7 @@ def _streams(loop: Loop, split: Split, t: int, epochs: int, stored: int) -> list
   training = loop.experiment.training
   cached = training.cache_queries and loop.steps.query is not None
   query = _queries(loop, split) if cached else None
+  below = below_training(loop, split, t)
   index, count = loop.part
   return [
     train_batches(
@@ -50,6 +66,7 @@ def _streams(loop: Loop, split: Split, t: int, epochs: int, stored: int) -> list
       seed=fold_seed(seed, t),
       augment=training.augment,
       query=query,
+      below=below,
       stored=stored if loop.method.joined is not None else None,
       process_index=index,
       process_count=count,
@@ -71,6 +88,38 @@ def _queries(loop: Loop, split: Split) -> np.ndarray:
   assert loop.steps.query is not None
   queries = [np.asarray(loop.steps.query(loop.frozen, b.x)) for b in in_order(loop, split)]
   return np.concatenate(queries)[: len(split.rows)]
+
+
+def below_training(loop: Loop, split: Split, t: int) -> Below | None:
+  """Kept tokens of the training data of task t; None where they are not kept."""
+  kept = loop.tokens
+  if kept is None or not kept.lower.training:
+    return None
+
+  def fill(there: int) -> Iterator[np.ndarray]:
+    missing = split._replace(rows=split.rows[there:], labels=split.labels[there:])
+    # In batches of the size that they are read in, bits are those of a step that runs all blocks.
+    return _tokens(loop, missing, loop.experiment.training.batch_size)
+
+  return kept.of_training(0 if loop.method.cumulative else t, len(split.rows), fill)
+
+
+def below_tests(loop: Loop, sets: Mapping[int, Split]) -> Below | None:
+  """Kept tokens of test sets by place, one after the other; None where they are not kept."""
+  kept = loop.tokens
+  if kept is None or not kept.lower.tests:
+    return None
+  size = loop.experiment.training.eval_batch_size
+  return kept.of_tests(sets, lambda place: _tokens(loop, sets[place], size))
+
+
+def _tokens(loop: Loop, split: Split, size: int) -> Iterator[np.ndarray]:
+  """What the lowest blocks make of the examples of a split, batch by batch."""
+  assert loop.tokens is not None
+  left = len(split.rows)
+  for batch in in_order(loop, split, size=size):
+    yield np.asarray(loop.tokens.tokens(loop.frozen, batch.x))[:left]
+    left -= size
 
 
 def on_devices(batch: Batch, sharding: Any, part: tuple[int, int] = (0, 1), axis: int = 0) -> Batch:

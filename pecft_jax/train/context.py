@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.kept import Kept
 from pecft_jax.train.step import Steps
+from pecft_jax.train.tokens import KeptTokens
 from pecft_jax.typing import ContinualMethod, Params, TrainState
 from pecft_jax.workdir.position import Position
 from pecft_jax.workdir.record import Record, Unwritten
@@ -33,6 +34,7 @@ class Loop:
     tell: called with the position, the latest loss, and whether all results so far have arrived
       from the devices, for progress bars.
     kept: parts of answers from evaluations before; None keeps none.
+    tokens: tokens below the lowest trained block, where some are kept.
     clock: seconds from any point in time, without those spent on compiling.
   """
 
@@ -46,4 +48,5 @@ class Loop:
   after_batch: Callable[[TrainState, Position], None]
   tell: Callable[[Position, float | None, bool], None]
   kept: Kept | None = None
+  tokens: KeptTokens | None = None
   clock: Callable[[], float] = time.perf_counter

@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pecft_jax.continual.core import with_given
 from pecft_jax.data import Scenario, Split, steps_for, task_masks
 from pecft_jax.data.scenario import one_after_another
 from pecft_jax.devices.sharding import place
 from pecft_jax.problems import Judged, host_scores
 from pecft_jax.train.asking import part_reader
-from pecft_jax.train.batches import in_order
+from pecft_jax.train.batches import below_tests, in_order
 from pecft_jax.train.context import Loop
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.logs import no_number, settle
-from pecft_jax.typing import Batch, Given, TrainState
+from pecft_jax.typing import Batch, TrainState
 from pecft_jax.workdir.position import Findings, Position
 
 
@@ -171,7 +172,8 @@ def _measured(
     ahead = each.sets[0].task > t
     asked = _open_to(loop, state, position, each.sets[0]) if ahead else state
     judge = _on_devices if loop.steps.answer is None else _on_host
-    for number, batch in enumerate(in_order(loop, each.split, done), done):
+    below = below_tests(loop, {test.place: test.split for test in each.sets})
+    for number, batch in enumerate(in_order(loop, each.split, done, below=below), done):
       rows = _filled(each, np.arange(number * size, (number + 1) * size))
       places = each.place[rows]
       given = _given(loop, batch, places)
@@ -238,7 +240,7 @@ def _given(loop: Loop, batch: Batch, places: np.ndarray) -> Batch:
   if scenario.kind != 'task':
     return batch
   tasks = np.where(places < len(scenario.tasks), places, -1).astype(np.int32)
-  return batch._replace(x=Given(batch.x, task=place(tasks, loop.steps.batch_sharding)))
+  return batch._replace(x=with_given(batch.x, task=place(tasks, loop.steps.batch_sharding)))
 
 
 def _on_devices(

@@ -16,7 +16,14 @@ import numpy as np
 
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.processes import agreement, is_first
-from pecft_jax.devices.sharding import Layout, batch_part, describe_rules, place, replicated
+from pecft_jax.devices.sharding import (
+  Layout,
+  batch_part,
+  describe_rules,
+  place,
+  replicated,
+  traced_on,
+)
 from pecft_jax.environment import environment
 from pecft_jax.files import json_line, plain, read_json, write_json
 from pecft_jax.train.compiling import compile_clock
@@ -25,11 +32,13 @@ from pecft_jax.train.experiment import Experiment, configuration, describe
 from pecft_jax.train.kept import Kept
 from pecft_jax.train.logs import settle
 from pecft_jax.train.loop import run_tasks
+from pecft_jax.train.lower import below_of_batch, lower_of, rows_of_tests, rows_of_training
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.part_files import PartFiles
 from pecft_jax.train.progress import Reporter
 from pecft_jax.train.results import peak_memory, results
 from pecft_jax.train.step import Steps, compilations, compile_steps
+from pecft_jax.train.tokens import KeptTokens
 from pecft_jax.typing import ContinualMethod, Params, Parts, TrainState
 from pecft_jax.workdir.checkpoint import Checkpoints
 from pecft_jax.workdir.claim import ran_in
@@ -287,7 +296,7 @@ def _run_from(
     part = batch_part(job.layout)
     loop = Loop(
       job.experiment, job.method, job.seeds, steps, frozen, part, records, after_batch, reporter,
-      kept, clock=lambda: time.perf_counter() - compiled(),
+      kept, _tokens(job, steps), clock=lambda: time.perf_counter() - compiled(),
     )  # fmt: skip
     try:
       state = run_tasks(loop, state, position)
@@ -297,6 +306,25 @@ def _run_from(
       where = f'checkpoint {saved} in {job.directory / "checkpoints"}' if saved else 'none yet'
       raise NonFiniteLoss(f'{error}; last good checkpoint: {where}') from None
   return state
+
+
+def _tokens(job: Job, steps: Steps) -> KeptTokens | None:
+  """Tokens below the lowest trained block, where some are kept."""
+  options, backbone = job.options, job.experiment.backbone
+  limit = None if options.tokens_kept is None else options.tokens_kept * _GIB
+  lower = lower_of(job.experiment, job.method, limit)
+  if not lower.kept:
+    return None
+  job.console.print(f'computed once per example: {lower}', markup=False, soft_wrap=True)
+  run = lambda frozen, x: below_of_batch(backbone, lower.block, frozen, x)
+  # Replicated: a shuffled batch may hold any example.
+  tokens = jax.jit(
+    traced_on(job.layout, run),
+    in_shardings=(steps.frozen_shardings, steps.batch_sharding),
+    out_shardings=steps.counts_sharding,
+  )
+  training, tests = rows_of_training(job.experiment, job.method), rows_of_tests(job.experiment)
+  return KeptTokens(lower, tokens, training, tests, options.tokens_in)
 
 
 def _record(job: Job, i: int, rows: int) -> Record | Unwritten:

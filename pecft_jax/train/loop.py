@@ -12,7 +12,7 @@ import numpy as np
 from pecft_jax.continual.plan import Calibrating, Step, has_phase, plan_of
 from pecft_jax.devices.sharding import place
 from pecft_jax.paths import shortened
-from pecft_jax.train.batches import in_order, training_batches
+from pecft_jax.train.batches import below_training, in_order, training_batches
 from pecft_jax.train.context import Loop, NonFiniteLoss
 from pecft_jax.train.evaluation import evaluate, evaluate_inside, start
 from pecft_jax.train.logs import fetch, write_fit_rows, write_training_rows
@@ -117,7 +117,10 @@ def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Ite
   """One pass over the task's training data, as they are and in order."""
   run = getattr(loop.steps, step) if isinstance(step, str) else loop.steps.own[step.name]
   split = gathered_split(loop.experiment, loop.method, step, position.task)
-  for batch in in_order(loop, split, position.batch):
+  below = None
+  if loop.tokens is not None and loop.tokens.lower.gathered and not isinstance(step, Calibrating):
+    below = below_training(loop, split, position.task)
+  for batch in in_order(loop, split, position.batch, below=below):
     state = run(state, loop.frozen, batch)
     position.batch += 1
     loop.tell(position, None, False)

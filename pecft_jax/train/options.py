@@ -1,6 +1,7 @@
 """How a run uses its machine and its work directory; none of it changes results."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,10 @@ class RunOptions:
     parts_disk: the same in the work directory, so that a resumed run has them. They are removed at
       the end of the run, and may be at any time. A job of several processes uses memory alone.
     accept_changes: go on although a file was changed; recorded in config.json.
+    tokens_kept: most GiB of tokens below the lowest trained block that are kept, so that the
+      frozen blocks there are computed once per example; None for a quarter of this machine's
+      memory, 0 for none.
+    tokens_in: folder for files that hold them; None to hold them in memory.
 
   Example:
     >>> import dataclasses
@@ -58,9 +63,12 @@ class RunOptions:
   accept_changes: bool = False
   parts_memory: float = 1.0
   parts_disk: float = 4.0
+  tokens_kept: float | None = None
+  tokens_in: pathlib.Path | None = None
 
   def __post_init__(self) -> None:
     """Raises ValueError for seconds or sizes that are not a number, or negative."""
-    numbers = {name: getattr(self, name) for name in ('save_every', 'parts_memory', 'parts_disk')}
-    check_arguments(RunOptions, {**numbers, 'keep_tasks': self.keep_tasks})
-    at_least(0, **numbers)
+    names = ('save_every', 'parts_memory', 'parts_disk', 'tokens_kept')
+    given = {name: getattr(self, name) for name in names}
+    check_arguments(RunOptions, {**given, 'keep_tasks': self.keep_tasks})
+    at_least(0, **{name: number for name, number in given.items() if number is not None})

@@ -4,7 +4,15 @@ Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes
 """
 
 from pecft_jax.typing.arrays import Array, Delta, Inputs, Key, Params
-from pecft_jax.typing.backbones import Backbone, Features, InputSpec, Pretrained, WeightsIdentity
+from pecft_jax.typing.backbones import (
+  Backbone,
+  Below,
+  Entry,
+  Features,
+  InputSpec,
+  Pretrained,
+  WeightsIdentity,
+)
 from pecft_jax.typing.heads import Head, LinearHead
 from pecft_jax.typing.hooks import (
   EndHook,
@@ -30,11 +38,13 @@ __all__ = (
   'Array',
   'Backbone',
   'Batch',
+  'Below',
   'Calibration',
   'Capacity',
   'ContinualMethod',
   'Delta',
   'EndHook',
+  'Entry',
   'Env',
   'Features',
   'Fit',

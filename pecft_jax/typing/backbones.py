@@ -3,6 +3,7 @@
 Axis letters: B batch, T tokens (tasks when it leads a bank), D width, C classes.
 """
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,32 @@ class Features(NamedTuple):
   pooled: Array  # [B, D], what a head reads.
   tokens: Array  # [B, T, D] after the final norm; only those computed where `rows` was given.
   taps: dict[str, Any]  # What `watch` took from sites, by `kind:path`.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Below:
+  """What the frozen blocks below a block make of a batch: no transform acts in them.
+
+  Attributes:
+    tokens: [B, T, D], the input of the block, in the dtype of the computation.
+    block: its number, counted from 0; part of the program that is compiled, not an array.
+  """
+
+  tokens: Array
+  block: int = dataclasses.field(metadata={'static': True})
+
+
+class Entry(NamedTuple):
+  """How a backbone with one stack of blocks is entered above the first one.
+
+  Attributes:
+    below: `(params, inputs, block) -> [B, T, D]`, the input of a block without a transform.
+    above: parameters and sites after the last block, by the first part of their paths: `norm`.
+  """
+
+  below: Callable[[Params, Array, int], Array]
+  above: tuple[str, ...] = ()
 
 
 class InputSpec(Protocol):
@@ -96,7 +123,8 @@ class Backbone(NamedTuple):
       returns for the arguments and the output (after the transform) of each site,
       under `kind:path`: `linear:block_3/attn/k`. Sites for which it returns None
       cost nothing. It is called while the pass is traced, and may be
-      called more than once for a site.
+      called more than once for a site. A backbone with an `entry` also takes `below`, a `Below`
+      of these inputs: its blocks from that number on are run, and the others are not.
     sites: every insertion point, with its shapes for a batch of one.
     inputs: the input specification.
     width: D of the pooled feature.
@@ -104,6 +132,7 @@ class Backbone(NamedTuple):
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
     family: name of the family that it is of, among `pecft_jax.backbones.FAMILIES`;
       empty for a model of your own.
+    entry: how it is entered at a block; None where it cannot be.
   """
 
   name: str
@@ -115,6 +144,7 @@ class Backbone(NamedTuple):
   depth: int
   settings: Mapping[str, Any] | None = None
   family: str = ''
+  entry: Entry | None = None
 
   def __repr__(self) -> str:
     """The facts in a line, without sites and settings."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pecft_jax.paths import record_words, tree_words
 from pecft_jax.problems import Problem, classification
 from pecft_jax.typing.arrays import Array, Delta, Inputs, Params
+from pecft_jax.typing.backbones import Below
 from pecft_jax.typing.heads import LinearHead
 from pecft_jax.typing.transforms import PeftTransform
 
@@ -56,6 +57,7 @@ class Given(NamedTuple):
   x: Array  # uint8 [B, H, W, C] or int32 [B, T]
   query: Array | None = None  # [B, D], the feature of the frozen backbone.
   task: Array | None = None  # [B] int32, the task of each example; -1 where it is not known.
+  below: Below | None = None  # What the lowest blocks of the frozen backbone make of x.
 
   def __repr__(self) -> str:
     """Shapes, without values."""

@@ -30,6 +30,7 @@ def run_blocks(
   *,
   peft: PeftTransform | None,
   depth: int,
+  first: int = 0,
   rows: int | None = None,
   stack: str = '',
   watch: Watch | None = None,
@@ -51,7 +52,8 @@ def run_blocks(
     x: [B, T, D]
     mask: a rule, or [T, T] or [B, T, T] bool, or None.
     peft: the transform, or None.
-    depth: L, of this stack.
+    depth: L, of this stack; with fewer, the blocks from there on are left out.
+    first: number of the block that gets x.
     rows: tokens that the last block computes; None for all.
     stack: its name; `''` in a backbone with one stack.
     watch: what to take from the sites, or None.
@@ -83,7 +85,7 @@ def run_blocks(
 
   taps = {} if taps is None else taps
   if not stacked:
-    for i in range(depth):
+    for i in range(first, depth):
       x, found = call(i, i, delta, x, rows if i == depth - 1 else None)
       taps.update(found)
     return x
@@ -96,7 +98,7 @@ def run_blocks(
     return lambda layer: [_request(watch, prefix, layer, site, given) for site, given in seen]
 
   whole = depth if rows is None else depth - 1
-  for low, high, deltas in _runs(delta, whole, stack, None if watch is None else asks):
+  for low, high, deltas in _runs(delta, first, whole, stack, None if watch is None else asks):
 
     def body(x, step, low=low):
       i, layer_delta = step
@@ -184,6 +186,7 @@ def _of_layer(delta: Delta, stack: str, layer: int, at: int) -> Delta:
 
 def _runs(
   delta: Delta,
+  first: int,
   depth: int,
   stack: str,
   asks: Callable[[int, Delta], Callable[[int], list[_Request]]] | None,
@@ -194,7 +197,7 @@ def _runs(
     [(a.shape, a.dtype) for a in jax.tree.leaves(tree)],
   )
   runs: list[tuple[int, list[Delta], Any]] = []
-  for i in range(depth):
+  for i in range(first, depth):
     if runs:
       low, members, asked = runs[-1]
       here = _of_layer(delta, stack, i, low)

@@ -11,6 +11,7 @@ not embedded, not attended to, and have no positions, so outputs do not depend o
 are moved to the end.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,7 +28,7 @@ from pecft_jax.backbones.families.decoder.rope import Rope, rotated
 from pecft_jax.inputs import TokenIds
 from pecft_jax.masks import Mask
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, Backbone, Features, Params, Site
+from pecft_jax.typing import Array, Backbone, Entry, Features, Params, Site
 
 
 class Sizes(NamedTuple):
@@ -193,32 +194,45 @@ def decoder(
   spec = TokenIds((length,), pad)
 
   def functions(depth, scan):
-    def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
+    def run_block(behind, params, tap, at, x, mask, rows):
+      block = Block(sizes, tap, at)
+      call = lambda x, mask: block.apply({'params': params}, x, mask, behind if rows else None)
+      return tap(Site('tokens', at), call, x, mask)
+
+    def start(params, inputs):
+      """Embedded tokens [B, T, D], pads last, their mask, and the place that each had [B, T]."""
+      ids, real, order = pads_last(inputs, pad)
+      mask = Mask(jnp.maximum(real.sum(-1), 1), causal=True)
+      return embedded(params['embed']['table'], ids, real).astype(dtype), mask, order
+
+    def apply(
+      params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None, below=None
+    ):
       _check_inputs(name, inputs, length, rows)
       delta, params = put_on(peft, delta, params, key)
       taps = {}
       tap = tap_of(peft, delta, watch, taps)
-      ids, real, order = pads_last(inputs, pad)
-      mask = Mask(jnp.maximum(real.sum(-1), 1), causal=True)
+      x, mask, order = start(params, inputs)
+      x = x if below is None else below.tokens
       behind = inputs.shape[1] - mask.lengths  # [B], pads after the last real token.
-
-      def run_block(params, tap, at, x, mask, rows):
-        block = Block(sizes, tap, at)
-        call = lambda x, mask: block.apply({'params': params}, x, mask, behind if rows else None)
-        return tap(Site('tokens', at), call, x, mask)
+      run = functools.partial(run_block, behind)
 
       def encoder(x, mask):
         x = run_blocks(
-          run_block, params, delta, x, mask, peft=peft, depth=depth, rows=rows, watch=watch,
-          taps=taps, remat=remat,
+          run, params, delta, x, mask, peft=peft, depth=depth,
+          first=0 if below is None else below.block, rows=rows, watch=watch, taps=taps, remat=remat,
         )  # fmt: skip
         return RmsNorm(eps, tap, 'norm').apply({'params': params['norm']}, x)
 
-      x = embedded(params['embed']['table'], ids, real).astype(dtype)
       x = tap(Site('tokens', 'encoder'), encoder, x, mask)
       last = x if rows else from_the_end(x, behind)
       x = x if rows else in_order(x, order)
       return Features(last[:, 0].astype(jnp.float32), x, taps)
+
+    def before(params, inputs, block):
+      x, mask, _ = start(params, inputs)
+      run = functools.partial(run_block, None)
+      return run_blocks(run, params, {}, x, mask, peft=None, depth=block, remat=remat)
 
     def init(key):
       k_embed, *keys = jax.random.split(key, depth + 1)
@@ -230,12 +244,13 @@ def decoder(
         params[f'block_{i}'] = block.init(k_block, x, mask, None)['params']
       return stack_blocks(params, depth) if scan else params
 
-    return apply, init
+    return apply, init, before
 
   # All blocks are equal: one of them gives the sites of all.
-  sites = layered(find_sites(*functions(1, scan=False), spec.shape, spec.dtype), depth)
-  apply, init = functions(depth, scan)
-  return Backbone(name, init, apply, sites, spec, width, depth, family='decoder')
+  sites = layered(find_sites(*functions(1, scan=False)[:2], spec.shape, spec.dtype), depth)
+  apply, init, before = functions(depth, scan)
+  entry = Entry(before, above=('norm',))
+  return Backbone(name, init, apply, sites, spec, width, depth, family='decoder', entry=entry)
 
 
 def pads_last(ids: Array, pad: int) -> tuple[Array, Array, Array]:

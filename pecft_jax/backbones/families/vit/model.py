@@ -23,6 +23,7 @@ from pecft_jax.settings import recorded
 from pecft_jax.typing import (
   Array,
   Backbone,
+  Entry,
   Features,
   Site,
 )
@@ -182,7 +183,11 @@ def vit(
     call = lambda x, mask: block.apply({'params': params}, x, mask, rows)
     return tap(Site('tokens', at, lead=1), call, x, mask)
 
-  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None):
+  def embedded(params, tap, inputs):
+    own = {'params': {name: params[name] for name in _EMBED}}
+    return Embed(patch, width, tap).apply(own, inputs.astype(dtype))
+
+  def apply(params, inputs, delta=None, *, peft=None, key=None, rows=None, watch=None, below=None):
     if inputs.shape[1:] != shape:
       raise ValueError(f'{name} expects images {list(shape)}, got {list(inputs.shape[1:])}')
     delta, params = put_on(peft, delta, params, key)
@@ -191,15 +196,18 @@ def vit(
 
     def encoder(x, mask):
       x = run_blocks(
-        run_block, params, delta, x, mask, peft=peft, depth=depth, rows=rows, watch=watch,
-        taps=taps, remat=remat,
+        run_block, params, delta, x, mask, peft=peft, depth=depth,
+        first=0 if below is None else below.block, rows=rows, watch=watch, taps=taps, remat=remat,
       )  # fmt: skip
       return Norm(tap, 'norm').apply({'params': params['norm']}, x)
 
-    embed = Embed(patch, width, tap)
-    x = embed.apply({'params': {k: params[k] for k in _EMBED}}, inputs.astype(dtype))
+    x = embedded(params, tap, inputs) if below is None else below.tokens
     x = tap(Site('tokens', 'encoder', lead=1), encoder, x, None)
     return Features(x[:, 0].astype(jnp.float32), x, taps)
+
+  def before(params, inputs, block):
+    x = embedded(params, tap_of(None, {}), inputs)
+    return run_blocks(run_block, params, {}, x, None, peft=None, depth=block, remat=remat)
 
   def init(key):
     keys = jax.random.split(key, depth + 1)
@@ -231,4 +239,5 @@ def vit(
     )
     sites = loop.sites
   spec = Images(shape, mean, std)
-  return Backbone(name, init, apply, sites, spec, width, depth, family='vit')
+  entry = Entry(before, above=('norm',))
+  return Backbone(name, init, apply, sites, spec, width, depth, family='vit', entry=entry)
