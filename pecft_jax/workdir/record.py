@@ -9,9 +9,11 @@ from typing import Any, Protocol
 from pecft_jax.files import Row, json_line, named, read_rows, replace_text
 
 COLUMNS: tuple[str, ...] = (
-  'kind', 'task', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate', 'evaluated', 'aware',
-  'seconds',
+  'kind', 'task', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate', 'learning_rates',
+  'evaluated', 'aware', 'seconds',
 )  # fmt: skip
+
+_CURVES = ('loss', 'accuracy', 'learning_rate')  # Of TensorBoard.
 
 
 class Writer(Protocol):
@@ -138,9 +140,10 @@ def tensorboard(directory: pathlib.Path) -> Writer:
   def write(row: dict[str, Any]) -> None:
     task, step = row['task'], row.get('step')
     where, number = ('eval', task) if step is None else (f'train/task_{task}', step)
-    for name in ('loss', 'accuracy', 'learning_rate'):
-      if row.get(name) is not None:
-        events.add_scalar(f'{where}/{name}', row[name], number)
+    groups = {f'learning_rate/{name}': rate for name, rate in row.get('learning_rates', {}).items()}
+    for name, value in {**{n: row.get(n) for n in _CURVES}, **groups}.items():
+      if value is not None:
+        events.add_scalar(f'{where}/{name}', value, number)
     events.flush()
 
   return write

@@ -434,6 +434,23 @@ def test_references_run_beside(interrupt, tmp_path):
     assert outcome(tmp_path / 'parts' / part) == outcome(tmp_path / 'whole' / part)
 
 
+def test_groups_have_their_rates_in_the_log_and_resume(interrupt, tmp_path):
+  recipe = recipes.with_rates(recipes.adam(1e-2, accumulate=2), 1e-2, {'head': 1e-1})
+  experiment = tiny_experiment(training=TRAINING._replace(recipe=recipe))
+  run(experiment, tmp_path / 'whole', silent())
+  interrupt(5)
+  with pytest.raises(Stopped):
+    run(experiment, tmp_path / 'parts', silent())
+  interrupt(None)
+  run(experiment, tmp_path / 'parts', silent())
+  assert outcome(tmp_path / 'parts') == outcome(tmp_path / 'whole')
+  rows = map(json.loads, (tmp_path / 'whole/metrics.jsonl').read_text().splitlines())
+  rows = [row for row in rows if row['kind'] == 'train']
+  assert rows
+  for row in rows:
+    assert row['learning_rates'] == {'head': pytest.approx(10 * row['learning_rate'])}
+
+
 def test_another_configuration_is_refused(tmp_path):
   run(tiny_experiment(), tmp_path, silent(config={'rate': 1}))
   with pytest.raises(ValueError, match=r'settings\.rate: there 1, here 2'):
