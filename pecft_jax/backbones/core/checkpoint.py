@@ -42,7 +42,8 @@ def unstacked(backbone: Backbone, params: Params) -> Params:
 
 def expected(backbone: Backbone) -> Params:
   """Shapes of a backbone's parameters, with `block_0`, `block_1`, … in all of its stacks."""
-  return jax.eval_shape(lambda key: unstacked(backbone, backbone.init(key)), _key())
+  shapes = jax.eval_shape(backbone.init, _key())
+  return jax.eval_shape(lambda params: unstacked(backbone, params), shapes)
 
 
 def as_stored(backbone: Backbone, params: Params) -> Params:

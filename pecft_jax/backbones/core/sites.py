@@ -32,12 +32,12 @@ def find_sites(
     found.setdefault(site, SiteSpec(site, abstract(args), abstract(out)))
     return out
 
-  def trace(key, inputs):
-    return apply(init(key), inputs, {}, peft=PeftTransform(lambda *_: {}, record)).pooled
+  def trace(params, inputs):
+    return apply(params, inputs, {}, peft=PeftTransform(lambda *_: {}, record)).pooled
 
-  jax.eval_shape(
-    trace, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((1, *shape), dtype)
-  )
+  # By itself: jax remembers the shapes that `init` gives, which others ask for, too.
+  params = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+  jax.eval_shape(trace, params, jax.ShapeDtypeStruct((1, *shape), dtype))
   return tuple(found.values())
 
 
