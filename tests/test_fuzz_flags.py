@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pecft_jax import cli
 from pecft_jax import plan as plans
 from pecft_jax.assignments import options_of
-from pecft_jax.catalog import REGISTRIES
+from pecft_jax.catalog import BOUNDS, REGISTRIES
 from pecft_jax.presets import presets
 from pecft_jax.settings import defaults_of, recorded_name
 from pecft_jax.train import running
@@ -276,7 +276,7 @@ def test_a_run_has_the_mesh_the_wrappers_and_the_preset_of_its_flags(flags, tmp_
   if isinstance(job, int):
     values = [value.strip() for _, value in flags if value and value.strip()]
     # What a preset says of other flags may not fit the task.
-    others = ('epochs', 'augment') if '--preset' in dict(flags) else ()
+    others = ('epochs', 'augment', 'blocks') if '--preset' in dict(flags) else ()
     check_refused(job, text, args, *(flag[2:].rstrip('s') for flag, _ in flags), *values, *others)
     return
   given_flags = dict(flags)
@@ -301,7 +301,7 @@ def test_a_run_has_the_mesh_the_wrappers_and_the_preset_of_its_flags(flags, tmp_
     assert given_flags.get('--views') != 'source'
   assert job.options.keep_tasks == ('--keep-tasks' in given_flags)
   assert job.options.accept_changes == ('--accept-changes' in given_flags)
-  bounds = {'finetune', 'joint'} if '--bounds' in given_flags else set()
+  bounds = set(BOUNDS) if '--bounds' in given_flags else set()
   assert {*job.experiment.references} <= bounds
 
 
