@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.continual.core import raw, with_given
+from pecft_jax.devices.cut_heads import warn_of_cut_heads
 from pecft_jax.devices.sharding import Layout, check_batches, check_rules, one_device
 from pecft_jax.paths import tree_bytes, tree_size
 from pecft_jax.plan.carried import checkpoint_bytes
@@ -127,6 +128,7 @@ def plan(
   frozen = stored_as(frozen, frozen_dtype)
   state = abstract_state(method, recipe, frozen)
   check_rules(layout, state, frozen)
+  warn_of_cut_heads(layout, backbone.sites, frozen)
   mesh = dict(layout.mesh.shape)
   local = batch_size // mesh['data']
   batch = abstract_batch(method, frozen, local, cache_queries)

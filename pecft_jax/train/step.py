@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pecft_jax.continual.plan import Calibrating, plan_of
+from pecft_jax.devices.cut_heads import warn_of_cut_heads
 from pecft_jax.devices.sharding import (
   Layout,
   batched,
@@ -160,6 +161,7 @@ def compile_steps(
   frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), frozen)
   state = jax.eval_shape(init, key, frozen)
   check_rules(layout, state, frozen)
+  warn_of_cut_heads(layout, method.backbone.sites, frozen)
   state_s, frozen_s = tree_shardings(layout, state), tree_shardings(layout, frozen)
   batch_s, one = batched(layout), replicated(layout)
   train_batch_s = batch_s
