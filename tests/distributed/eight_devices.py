@@ -18,7 +18,7 @@ import numpy as np
 from collecting import collect_rarely
 from jax.sharding import AxisType
 from tinies import METHOD_NAMES, WRAPPED_NAMES
-from tiny_runs import TRAINING, silent, tiny_experiment
+from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_method
 
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import finetune
@@ -37,7 +37,7 @@ from pecft_jax.train import (
   split_memory,
   tensor_parallel,
 )
-from pecft_jax.typing import Capacity, Env, Pretrained
+from pecft_jax.typing import Capacity, Env, Parts, Pretrained
 from pecft_jax.workdir.checkpoint import Checkpoints
 
 TASKS = 2
@@ -45,6 +45,8 @@ CAPACITY = Capacity(TASKS, 2 * TASKS)
 MOVING = ('vit', 'derpp(finetune)')
 # Buffers have slots for all devices to share.
 CASES = (*METHOD_NAMES, *WRAPPED_NAMES, 'vit')
+IN_PARTS = tuple(name for name in METHOD_NAMES if isinstance(tiny_method(name).predict, Parts))
+KEEPING = 'data 4, model 2'  # The layout of runs with and without parts that are kept.
 
 
 def layouts() -> dict[str, Layout]:
@@ -141,6 +143,23 @@ def compare(case: str, root: pathlib.Path) -> dict[str, Any]:
   return out
 
 
+def keeping(case: str, root: pathlib.Path) -> dict[str, bool]:
+  """Runs that keep parts of answers against one that keeps none, on one mesh."""
+  experiment, layout = experiment_of(case), layouts()[KEEPING]
+  run(experiment, root / 'none', silent(layout=layout, parts_memory=0, parts_disk=0))
+  on_disk = silent(layout=layout, parts_memory=0)
+  with _stopping_after(13), contextlib.suppress(Stopped):
+    run(experiment, root / 'disk', on_disk)
+  there = any((root / 'disk' / 'parts').glob('*'))
+  run(experiment, root / 'disk', on_disk)
+  none = outcome(root / 'none')
+  return {
+    'there': there,
+    'memory': outcome(root / KEEPING) == none,
+    'disk': outcome(root / 'disk') == none,
+  }
+
+
 def moving(case: str, root: pathlib.Path) -> dict[str, Any]:
   """Started on eight devices, resumed on four, and then on one."""
   experiment = experiment_of(case)
@@ -181,10 +200,12 @@ def main(out: str, *cases: str) -> None:
   """Runs cases; all, if none are named."""
   assert jax.device_count() == 8, jax.devices()
   collect_rarely()
-  found: dict[str, Any] = {'runs': {}, 'moving': {}}
+  found: dict[str, Any] = {'runs': {}, 'keeping': {}, 'moving': {}}
   for case in cases or CASES:
     root = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path(out).parent))
     found['runs'][case] = compare(case, root)
+    if case in IN_PARTS:
+      found['keeping'][case] = keeping(case, root)
     if case in MOVING:
       found['moving'][case] = moving(case, root)
   pathlib.Path(out).write_text(json.dumps(found))

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from distributed.devices import report_of
-from distributed.eight_devices import CASES, MOVING
+from distributed.eight_devices import CASES, IN_PARTS, MOVING
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +47,11 @@ def test_buffers_keep_the_same_examples(case, found):
   for got in found['runs'][case].values():
     distances = got['distances']
     assert distances['memory/buffer/items/x'] == distances['memory/buffer/items/y'] == 0
+
+
+@pytest.mark.parametrize('case', IN_PARTS)
+def test_parts_of_answers_that_are_kept_change_nothing(case, found):
+  assert found['keeping'][case] == {'there': True, 'memory': True, 'disk': True}
 
 
 @pytest.mark.parametrize('case', MOVING)
