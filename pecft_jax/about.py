@@ -26,6 +26,7 @@ NEEDS: Mapping[str, str] = {
   'LoRA factors': 'a transform whose delta is LoRA factors at every site',
   'past data': 'all data of past tasks',
   'stored examples': 'some examples of past tasks, stored',
+  'task identity': 'the task of each test example, or a forward pass for each task',
   'texts': 'a backbone that reads texts, and tokens as targets',
   'trained delta': 'a transform that trains something of the backbone',
 }

@@ -24,6 +24,10 @@ from pecft_jax.continual.prompts.coda_prompt import coda_prompt as coda_prompt
 from pecft_jax.continual.prompts.dualprompt import dualprompt as dualprompt
 from pecft_jax.continual.prompts.l2p import Pool as Pool
 from pecft_jax.continual.prompts.l2p import l2p as l2p
+from pecft_jax.continual.prompts.progressive_prompts import (
+  progressive_prompts as progressive_prompts,
+)
+from pecft_jax.continual.prompts.sprompts import sprompts as sprompts
 from pecft_jax.continual.replay.gdumb import gdumb as gdumb
 from pecft_jax.continual.replay.icarl import icarl as icarl
 from pecft_jax.continual.statistics.ranpac import ranpac as ranpac
