@@ -23,6 +23,7 @@ from pecft_jax.continual.prompts.prefixes import room_for, with_slot
 from pecft_jax.continual.prompts.specialists import logits_of_tasks, of_chosen, own_first
 from pecft_jax.continual.prompts.tasks import task_or, with_tasks_of_labels
 from pecft_jax.heads import linear
+from pecft_jax.masks import Mask
 from pecft_jax.peft.compose import chain, take
 from pecft_jax.peft.tokens.prompt import PromptDelta, prompt
 from pecft_jax.problems import need_classes
@@ -219,9 +220,11 @@ def _hidden() -> PeftTransform:
     x, mask = args
     behind = x.shape[1] - site.lead - hidden.shape[-1]
     around = [(0, 0)] * (hidden.ndim - 1) + [(site.lead, behind)]
-    seen = ~jnp.pad(hidden, around)[..., None, :]
-    seen = jnp.broadcast_to(seen, (*seen.shape[:-2], x.shape[1], x.shape[1]))
-    return next_fn(x, seen if mask is None else mask & seen)
+    size = x.shape[1]
+    # A hidden token sees itself: no row may be empty.
+    seen = ~jnp.pad(hidden, around)[..., None, :] | jnp.eye(size, dtype=bool)
+    before = mask.array(size, size) if isinstance(mask, Mask) else mask
+    return next_fn(x, seen if before is None else before & seen)
 
   return PeftTransform(lambda key, sites, params: {}, intercept)
 
