@@ -27,6 +27,7 @@ ORDER = (
     'paths',
     'problems',
     'product',
+    'quantised',
     'recipes',
     'schedules',
     'settings',

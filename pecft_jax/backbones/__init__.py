@@ -12,6 +12,7 @@ from pecft_jax.backbones.card import (
 from pecft_jax.backbones.core.checkpoint import Checkpoint
 from pecft_jax.backbones.core.family import Family
 from pecft_jax.backbones.core.naming import Module, Naming
+from pecft_jax.backbones.core.quantise import quantised
 from pecft_jax.backbones.core.stacks import products_and_sums, stack_blocks, unstack_blocks
 from pecft_jax.backbones.families.decoder.config import read_llama_config
 from pecft_jax.backbones.families.decoder.model import decoder
@@ -38,6 +39,7 @@ __all__ = (
   'load_timm',
   'pretrained',
   'products_and_sums',
+  'quantised',
   'random_weights',
   'read_card',
   'read_llama_config',

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pecft_jax.backbones import quantised
 from pecft_jax.devices.digest import tree_sha256
 from pecft_jax.devices.sharding import Layout, one_device
 from pecft_jax.environment import environment, now
@@ -92,6 +93,7 @@ def save_bundle(learner: Learner, directory: str | pathlib.Path, *, weights: boo
     'class_names': list(learner.class_names),
     'backbone_sha256': identity.get('backbone_sha256', tree_sha256(learner.model.params)),
     'weights': source,
+    **({'frozen_weights': identity['frozen_weights']} if 'frozen_weights' in identity else {}),
     'files': digests,
     'facts': dict(learner.facts),
   }
@@ -213,10 +215,17 @@ def _arrays(
 def _weights(directory: pathlib.Path, found: Mapping[str, Any], backbone: Backbone) -> Pretrained:
   """The weights that the bundle holds."""
   arrays = _arrays(directory, WEIGHTS, found['files'])
-  want = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
+  form = found.get('frozen_weights')
+
+  def made(key: Any) -> Any:
+    params = backbone.init(key)
+    return params if form is None else quantised(Pretrained(backbone, params), form).params
+
+  want = jax.eval_shape(made, jax.eval_shape(lambda: jax.random.key(0)))
   # Weights may be kept in another dtype than fresh ones.
   shapes = lambda leaves: {name: leaf_of((name, leaf))[1][0] for name, leaf in leaves}
   check_leaves(str(directory / WEIGHTS), shapes(named_leaves(want)), shapes(arrays.items()))
   params = map_named(lambda name, leaf: jax.numpy.asarray(arrays[name]), want)
-  identity = WeightsIdentity({'backbone_sha256': found['backbone_sha256']}, params)
+  values = {'backbone_sha256': found['backbone_sha256']}
+  identity = WeightsIdentity(values if form is None else {**values, 'frozen_weights': form}, params)
   return Pretrained(backbone, params, None, identity)

@@ -6,6 +6,7 @@ weights: `block_3/attn/q/bias`. They stay the same where layers are stacked
 delta made of named leaves moves between all of these.
 """
 
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.paths import map_named, named_leaves, shortened
+from pecft_jax.paths import join, map_named, named_leaves, shortened
 from pecft_jax.peft.fused import parts_of
+from pecft_jax.quantised import dense, is_quantised
 from pecft_jax.typing import Array, Params, SiteSpec
 
 MAIN = ('kernel', 'w', 'weight', 'scale')  # Names of the main weights of sites.
@@ -119,10 +121,22 @@ def read_leaves(params: Params, sites: Sequence[SiteSpec]) -> dict[str, Any]:
       return
     found[name] = read
 
-  for name, leaf in named_leaves(params):
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantised):
+    name = join(path)
+    if is_quantised(leaf):
+      shape = jax.eval_shape(dense, leaf).shape
+      visit(name, shape, functools.partial(_refuse, name))
+    elif jnp.issubdtype(leaf.dtype, jnp.floating):
       visit(name, leaf.shape, lambda leaf=leaf: leaf)
   return found
+
+
+def _refuse(name: str) -> Any:
+  """Raises ValueError: a quantised leaf has no entries that could be trained."""
+  raise ValueError(
+    f'{name} is quantised, and cannot be trained or replaced: choose other weights, such as biases '
+    'and norms, or a model with float weights'
+  )
 
 
 def leaf_named(name: str, leaves: Collection[str]) -> str:

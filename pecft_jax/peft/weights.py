@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.peft.fused import parts_of
 from pecft_jax.peft.leaves import MAIN, block_of
+from pecft_jax.quantised import dense, is_quantised
 from pecft_jax.typing import Array, Params, Site, SiteSpec
 
 KERNELS, SCALES = MAIN[:3], MAIN[3:]
@@ -86,7 +87,7 @@ def _fused(params: Params, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
 
 def _holds(main: Array, place: tuple[str, ...], layer: int | None) -> bool:
   """Whether weights have an axis for the parts that the name of their module declares."""
-  shape = jnp.shape(main)[0 if layer is None else 1 :]
+  shape = jnp.shape(dense(main))[0 if layer is None else 1 :]
   return len(shape) == 3 and shape[0] == len(parts_of(place[-1]))
 
 
@@ -99,7 +100,7 @@ def read(params: Params, path: str) -> Weights:
   """Reads the weights of a site. Raises ValueError where there are none."""
   place = _place(params, path)
   node = _get(params, place.keys)
-  part = lambda name: node[name][place.at] if place.at else node[name]
+  part = lambda name: dense(node[name][place.at] if place.at else node[name])
   return Weights(part(place.main), None if place.bias is None else part(place.bias))
 
 
@@ -107,10 +108,15 @@ def write(params: Params, path: str, weights: Weights) -> Params:
   """A tree with the weights of one site replaced; shares all other leaves.
 
   Raises:
-    ValueError: if there are no weights at the path, or a bias is to be written
-      where the tree has none.
+    ValueError: if there are no weights at the path, they are quantised, or a bias is to be
+      written where the tree has none.
   """
   place = _place(params, path)
+  if is_quantised(_get(params, place.keys)[place.main]):
+    raise ValueError(
+      f'the weights of {path!r} are quantised, and cannot be changed as they are: give those of '
+      'dequantised(params, dtype), with the dtype that the result is to have'
+    )
   if weights.bias is not None and place.bias is None:
     raise ValueError(f'{path!r} has no bias to write to: this transform cannot be merged there')
 

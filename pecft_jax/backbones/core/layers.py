@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from pecft_jax.backbones.core.taps import Tap
 from pecft_jax.product import product
+from pecft_jax.quantised import is_quantised
 from pecft_jax.typing import Array, Site
 
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
@@ -70,6 +71,15 @@ gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=False))
 gated = jax.checkpoint(lambda gate, up: nn.silu(gate) * up)
 
 
+def matrix(module: nn.Module, shape: tuple[int, ...]) -> Array:
+  """The parameter `kernel` of a module; made dense where it is quantised."""
+  if module.has_variable('params', 'kernel'):
+    stored = module.get_variable('params', 'kernel')
+    if is_quantised(stored):
+      return stored.dense()
+  return module.param('kernel', KERNEL_INIT, shape)
+
+
 class Kernel(nn.Module):
   """Holds the weights of a linear map, or of a stack of them: called, returns (kernel, bias)."""
 
@@ -79,7 +89,7 @@ class Kernel(nn.Module):
 
   @nn.compact
   def __call__(self) -> tuple[Array, Array]:
-    kernel = self.param('kernel', KERNEL_INIT, (*self.lead, self.d_in, self.d_out))
+    kernel = matrix(self, (*self.lead, self.d_in, self.d_out))
     return kernel, self.param('bias', nn.initializers.zeros, (*self.lead, self.d_out))
 
 
@@ -93,7 +103,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', KERNEL_INIT, (x.shape[-1], self.width))
+    kernel = matrix(self, (x.shape[-1], self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,)) if self.biased else None
     return self.tap(Site('linear', self.site), linear, x, kernel, bias)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from pecft_jax.backbones.core.taps import tap_of
 from pecft_jax.masks import Mask
 from pecft_jax.peft.leaves import block_of, inside, with_inside
+from pecft_jax.quantised import is_quantised
 from pecft_jax.typing import Array, Delta, Params, PeftTransform, Site, Watch
 
 RunBlock = Callable[..., Array]  # (params, tap, name, x, mask, rows) -> x
@@ -59,7 +60,7 @@ def run_blocks(
     watch: what to take from the sites, or None.
     taps: receives what `watch` returns, under `kind:path` of the site.
     remat: a `jax.checkpoint_policies` policy, or None to keep activations; of
-      stacked blocks `products_and_sums`.
+      stacked blocks, and of quantised ones, `products_and_sums`.
 
   Returns:
     [B, T or rows, D]
@@ -67,7 +68,9 @@ def run_blocks(
   prefix = f'{stack}/' if stack else ''
   own = inside(params, stack)
   stacked = 'blocks' in own
-  policy = products_and_sums if remat is None and stacked else remat
+  # Dense matrices are made again in the backward pass, not stored.
+  sparing = stacked or any(map(is_quantised, jax.tree.leaves(own, is_leaf=is_quantised)))
+  policy = products_and_sums if remat is None and sparing else remat
 
   def call(index, layer, delta, x, rows, watch=watch):
     """Block `index` under the name of block `layer`: [B, T, D], and what is watched in it."""
