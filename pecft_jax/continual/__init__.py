@@ -16,6 +16,7 @@ from pecft_jax.continual.bounds.one_task import single_task as single_task
 from pecft_jax.continual.lowrank.gpm import gpm as gpm
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.olora import olora as olora
+from pecft_jax.continual.lowrank.sdlora import sdlora as sdlora
 from pecft_jax.continual.memory.buffer import Buffer as Buffer
 from pecft_jax.continual.memory.moments import Moments as Moments
 from pecft_jax.continual.memory.statistics import ClassSums as ClassSums
