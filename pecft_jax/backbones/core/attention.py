@@ -37,9 +37,6 @@ def attend(q: Array, k: Array, v: Array, mask: Mask | Array | None) -> Array:
   >>> attend(x, x[:, :, :2], x[:, :, :2], Mask(causal=True)).shape
   (2, 5, 4, 8)
   """
-  if _on_nvidia() and cudnn_fits(q, k, v, mask):
-    # Chosen when the program is lowered: it may be traced here for another platform.
-    return jax.lax.platform_dependent(q, k, v, mask, cuda=_by_cudnn, default=_attention)
   return _attention(q, k, v, mask)
 
 
@@ -70,12 +67,18 @@ def _on_nvidia() -> bool:
 
 
 def _by_cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
+  """By cuDNN's kernel, whose gradient refuses odd lengths: these get one more token, unseen."""
   q, k, v = _alike(q, k, v)
+  tokens = q.shape[1]
+  lengths = None if mask is None else mask.lengths
+  if tokens % 2:
+    lengths = tokens if lengths is None else lengths
+    q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
   queries = keys = None
-  if mask is not None and mask.lengths is not None:
+  if lengths is not None:
     zeros = 0 * q[:, 0, 0, 0].astype(jnp.int32)  # Batched under vmap if q is, as in `_alike`.
-    queries, keys = zeros + q.shape[1], zeros + mask.lengths
-  return jax.nn.dot_product_attention(
+    queries, keys = zeros + q.shape[1], zeros + lengths
+  out = jax.nn.dot_product_attention(
     q,
     k,
     v,
@@ -84,6 +87,7 @@ def _by_cudnn(q: Array, k: Array, v: Array, mask: Mask | None) -> Array:
     is_causal=mask is not None and mask.causal,
     implementation='cudnn',
   )
+  return out[:, :tokens]
 
 
 @jax.custom_vjp
@@ -104,19 +108,41 @@ _alike.defvjp(lambda q, k, v: (_alike(q, k, v), None), lambda _, gs: gs)
 
 @jax.custom_vjp
 def _attention(q: Array, k: Array, v: Array, mask: Any) -> Array:
-  return _forward(q, k, v, mask)[0]
+  return _by_platform(q, k, v, mask)[0]
 
 
 def _keep(q: Array, k: Array, v: Array, mask: Any) -> tuple[Array, Any]:
-  out, top, total = _forward(q, k, v, mask)
+  out, top, total = _by_platform(q, k, v, mask)
   return out, (q, k, v, mask, out, top, total)
 
 
 def _pull(kept: Any, g: Array) -> tuple[Any, ...]:
-  return *_backward(*kept, g), None
+  q, k, v, mask, *_ = kept
+  if not (_on_nvidia() and cudnn_fits(q, k, v, mask)):
+    return *_backward(*kept, g), None
+
+  def cudnn(q: Array, k: Array, v: Array, mask: Any, *rest: Array) -> tuple[Array, ...]:
+    # The kernel's own statistics are not among what is kept, which is the same on each platform.
+    return jax.vjp(lambda *each: _by_cudnn(*each, mask), q, k, v)[1](rest[-1])
+
+  return *jax.lax.platform_dependent(*kept, g, cuda=cudnn, default=_backward), None
 
 
 _attention.defvjp(_keep, _pull)
+
+
+def _by_platform(q: Array, k: Array, v: Array, mask: Any) -> tuple[Array, Array, Array]:
+  """The output, and the maxima and sums of the softmax, which are zeros where cuDNN runs."""
+  if not (_on_nvidia() and cudnn_fits(q, k, v, mask)):
+    return _forward(q, k, v, mask)
+
+  def cudnn(q: Array, k: Array, v: Array, mask: Any) -> tuple[Array, Array, Array]:
+    heads = k.shape[2]
+    nothing = jnp.zeros((q.shape[0], heads, q.shape[1] * q.shape[2] // heads, 1), jnp.float32)
+    return _by_cudnn(q, k, v, mask), nothing, nothing
+
+  # Chosen when the program is lowered: it may be traced here for another platform.
+  return jax.lax.platform_dependent(q, k, v, mask, cuda=cudnn, default=_forward)
 
 
 def _scores(q: Array, k: Array, mask: Any, rows: int) -> Array:

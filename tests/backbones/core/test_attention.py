@@ -157,7 +157,8 @@ def test_what_goes_to_cudnn_is_batched_alike_and_lowers_elsewhere(monkeypatch, m
     assert implementation == 'cudnn'
     lengths = (query_seq_lengths, key_value_seq_lengths)
     seen.append([getattr(a, 'batch_dim', None) for a in (q, k, v, *lengths) if a is not None])
-    return attention._attention(q, k, v, Mask(key_value_seq_lengths, causal=is_causal))
+    assert q.shape[1] == k.shape[1] and q.shape[1] % 2 == 0  # Else it has no gradient.
+    return attention._forward(q, k, v, Mask(key_value_seq_lengths, causal=is_causal))[0]
 
   monkeypatch.setattr(attention, '_on_nvidia', lambda: True)
   monkeypatch.setattr(jax.nn, 'dot_product_attention', kernel)
@@ -165,9 +166,10 @@ def test_what_goes_to_cudnn_is_batched_alike_and_lowers_elsewhere(monkeypatch, m
   each = jax.vmap(lambda q: attention._by_cudnn(q, k, v, mask))(jnp.stack([q, 2 * q]))
   assert set(seen[0]) == {0}
   for got, factor in zip(each, (1, 2), strict=True):
-    np.testing.assert_array_equal(got, attention._attention(factor * q, k, v, mask))
+    want = attention._forward(factor * q, k, v, mask)[0]
+    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=0.05)
   loss = lambda *args: attend(*args, mask).astype(jnp.float32).sum()
-  plain = lambda *args: attention._attention(*args, mask).astype(jnp.float32).sum()
+  plain = lambda *args: attention._forward(*args, mask)[0].astype(jnp.float32).sum()
   got = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
   want = jax.jit(jax.grad(plain, (0, 1, 2)))(q, k, v)
   for one, other in zip(got, want, strict=True):
