@@ -1,5 +1,7 @@
 """Sums of the low-rank updates of several tasks, in the weights of one forward pass."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 
 from pecft_jax.continual.core import abstract_delta
 from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.sites import per_site
 from pecft_jax.typing import Backbone, PeftTransform
 
 
@@ -66,6 +69,31 @@ def summed(peft: PeftTransform) -> PeftTransform:
     return next_fn(x, w + change.astype(w.dtype), b)
 
   return PeftTransform(peft.init, intercept)
+
+
+def added(paths: Iterable[str]) -> PeftTransform:
+  """Adds a whole matrix [d_in, d_out] to the weights of linear sites; zeros at init.
+
+  It holds the sum of any number of low-rank updates, at a size that does not grow.
+
+  Args:
+    paths: of the sites.
+  """
+  exactly = '|'.join(map(re.escape, paths))
+  return per_site(
+    'linear',
+    f'^({exactly})$',
+    init_one=lambda key, spec, weights: jnp.zeros(weights.main.shape),
+    run=lambda change, next_fn, x, w, b: next_fn(x, w + change.astype(w.dtype), b),
+    update=lambda change, w: change,
+  )
+
+
+def products(peft: PeftTransform, delta: Any) -> dict[str, Any]:
+  """What a LoRA adds to the weights of its sites, scale included: `{site path: [d_in, d_out]}`."""
+  assert peft.update is not None
+  size = lambda each: jnp.zeros((each.a.shape[0], each.b.shape[1]))
+  return {path: peft.update(delta, path, size(each)) for path, each in delta.items()}
 
 
 def stored(bank: Any, delta: Any, index: jax.Array) -> Any:

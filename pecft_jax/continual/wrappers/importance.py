@@ -56,14 +56,30 @@ def summed_gradients(
   """
   kept = split_kept(params)[1]
 
-  def one(x: Array, y: Array, valid: Array) -> Params:
-    def scored(part: Params) -> Array:
-      whole = {name: combine(part[name], kept[name]) for name in part}
-      alone = jax.tree.map(lambda a: a[None], x)
-      out = inner.forward({**params, **whole}, memory, env, alone, None)
-      return score(out, y[None])
+  def scored(part: Params, x: Any, y: Array) -> Array:
+    whole = {name: combine(part[name], kept[name]) for name in part}
+    return score(inner.forward({**params, **whole}, memory, env, x, None), y)
 
-    grads = jax.grad(scored)(held_of(inner, params))
+  return summed_over_examples(scored, held_of(inner, params), batch, of)
+
+
+def summed_over_examples(
+  scored: Callable[[Params, Any, Array], Array],
+  params: Params,
+  batch: Batch,
+  of: Callable[[Array], Array],
+) -> Params:
+  """The sum over a batch of a function of each example's own gradient.
+
+  Args:
+    scored: `(params, x, y) -> []` of one example, whose arrays have a leading axis of 1.
+    params: what is differentiated.
+    batch: rows that are not valid do not count.
+    of: of each entry of a gradient, such as its square.
+  """
+
+  def one(x: Any, y: Array, valid: Array) -> Params:
+    grads = jax.grad(scored)(params, jax.tree.map(lambda a: a[None], x), y[None])
     return jax.tree.map(lambda g: jnp.where(valid, of(g), 0.0), grads)
 
   def add(sums: Params, examples: Any) -> tuple[Params, None]:
@@ -71,7 +87,7 @@ def summed_gradients(
     each = jax.vmap(one, spmd_axis_name='data')(*examples)
     return jax.tree.map(lambda s, g: s + g.sum(0), sums, each), None
 
-  zeros = jax.tree.map(jnp.zeros_like, held_of(inner, params))
+  zeros = jax.tree.map(jnp.zeros_like, params)
   return jax.lax.scan(add, zeros, _in_chunks((batch.x, batch.y, batch.valid), 16))[0]
 
 
