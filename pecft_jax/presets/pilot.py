@@ -17,6 +17,7 @@ _COMMON: dict[str, Any] = {
 _TENS = 'CIFAR-100, 10 tasks of 10 classes, seed 1993'
 _ADAPTER = {'width': 64, 'scale': 0.1, 'dropout': 0.1, 'read': 'residual'}
 _BY_STEP = 'the rate follows its schedule by step, there by epoch'
+_FROM_ZERO = 'prompts start from small random numbers, there from zero'
 
 
 def _where(file: str, *more: str, **places: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -29,6 +30,33 @@ def _where(file: str, *more: str, **places: tuple[str, ...]) -> dict[str, tuple[
   }
 
 
+def _aper(
+  file: str,
+  peft: str,
+  code: str,
+  options: dict[str, Any],
+  places: dict[str, tuple[str, ...]],
+  *,
+  epochs: int = 20,
+  batch_size: int = 48,
+  weight_decay: float = 5e-4,
+  departs: tuple[str, ...] = (),
+) -> Preset:
+  """One of APER's variants, which differ in what the first task trains."""
+  return Preset(
+    'aper', options, functools.partial(sgd_with_l2, weight_decay=weight_decay), 0.01,
+    epochs=epochs, batch_size=batch_size, peft=peft, head='cosine', data=_TENS, **_COMMON,
+    where={
+      f'exps/{file}.json': ('method', 'epochs', 'batch_size', 'learning_rate', 'model', 'data'),
+      'utils/data.py, build_transform and iCIFAR224': ('views', 'value_range'),
+      f'models/{code}.py, _train': ('recipe',),
+      'utils/inc_net.py, SimpleVitNet.generate_fc': ('head',),
+      **places,
+    },
+    departs=(_BY_STEP, *departs),
+  )  # fmt: skip
+
+
 PRESETS = {
   'simplecil': Preset(
     'simplecil', {}, None, None, epochs=1, batch_size=256, data=_TENS, **_COMMON,
@@ -37,6 +65,35 @@ PRESETS = {
       'utils/data.py, build_transform and iCIFAR224': ('views', 'value_range'),
     },
     departs=('an epoch is the least there is, and is not trained',),
+  ),
+  'aper': _aper(
+    'aper_aperpter', 'adaptformer', 'aper_adapter', {'adaptformer': _ADAPTER},
+    {
+      'exps/aper_aperpter.json, ffn_num': ('options.adaptformer.width',),
+      'backbone/vit_adapter.py, Block': (
+        'peft', 'options.adaptformer.dropout', 'options.adaptformer.read',
+      ),
+      'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
+    },
+  ),
+  'aper_ssf': _aper(
+    'aper_ssf', 'ssf', 'aper_ssf', {'ssf': {'spread': 0.02}},
+    {'backbone/vit_ssf.py, init_ssf_scale_shift': ('peft', 'options.ssf')},
+  ),
+  'aper_vpt_shallow': _aper(
+    'aper_vpt_shallow', 'vpt_shallow', 'aper_vpt', {'vpt_shallow': {'length': 5}},
+    {'exps/aper_vpt_shallow.json, vpt_type and prompt_token_num': ('peft', 'options.vpt_shallow')},
+    departs=(_FROM_ZERO,),
+  ),
+  'aper_vpt_deep': _aper(
+    'aper_vpt_deep', 'vpt_deep', 'aper_vpt', {'vpt_deep': {'length': 5}},
+    {'exps/aper_vpt_deep.json, vpt_type and prompt_token_num': ('peft', 'options.vpt_deep')},
+    departs=(_FROM_ZERO,),
+  ),
+  'aper_full': _aper(
+    'aper_finetune', 'full', 'aper_finetune', {},
+    {'models/aper_finetune.py, _train, all parameters': ('peft',)},
+    epochs=6, batch_size=128, weight_decay=0.05,
   ),
   'finetune': Preset(
     'finetune', {'finetune': {'masked': True}},
