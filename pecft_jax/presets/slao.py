@@ -1,4 +1,4 @@
-"""SLAO, arXiv:2512.23017: the paper, on texts."""
+"""arXiv:2512.23017 at v1 (2025-12-28): the paper of SLAO, on texts."""
 
 import functools
 
@@ -11,7 +11,7 @@ PRESETS = {
     'slao', {'slao': {'power': 0.5}, 'lora': {'pattern': r'attn/(q|v)$', 'rank': 8}},
     functools.partial(adam, schedule=constant), 1e-4, epochs=1, batch_size=8, peft='lora',
     views=None, value_range=None, model='Llama-2-7B-chat',
-    data='order 1 of dbpedia, amazon, yahoo, agnews', source='arXiv:2512.23017',
+    data='order 1 of dbpedia, amazon, yahoo, agnews', source='arXiv:2512.23017 at v1',
     where={
       'section on merging': ('method', 'options.slao'),
       UNVERIFIED: (
