@@ -46,3 +46,13 @@ def shifts(side: int) -> Augmentation:
   3
   """
   return compose(random_crop(side // 8), horizontal_flip())
+
+
+def flips(side: int) -> Augmentation:
+  """Flips alone.
+
+  >>> flips(224).uniforms
+  1
+  """
+  del side
+  return horizontal_flip()

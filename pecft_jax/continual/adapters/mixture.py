@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.continual.core import abstract_delta
+from pecft_jax.continual.adapters.slices import need_adapters
 from pecft_jax.peft.adapters.bottleneck import BottleneckDelta, Read
 from pecft_jax.typing import Array, Backbone, PeftTransform
 
@@ -102,14 +102,7 @@ def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int
     ValueError: for a transform other than bottleneck adapters without dropout, or one in none of
       the growing blocks.
   """
-  delta = abstract_delta(backbone, peft)
-  leaves = list(delta.values()) if isinstance(delta, dict) else [delta]
-  if not leaves or not all(isinstance(leaf, BottleneckDelta) for leaf in leaves):
-    kinds = sorted({type(leaf).__name__ for leaf in leaves})
-    raise ValueError(
-      'SEMA needs a transform whose delta is a bottleneck adapter at every site, such as '
-      f'adaptformer(...); got a delta of {kinds or "nothing"}'
-    )
+  delta = need_adapters('SEMA', backbone, peft)
   if peft.with_dropout is not None:
     raise ValueError('SEMA mixes adapters without dropout, got one with dropout')
   layer = {spec.site.path: spec.site.layer or 0 for spec in backbone.sites}
