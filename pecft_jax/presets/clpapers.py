@@ -12,22 +12,22 @@ PRESETS = {
     'cada',
     {
       'cada': {'orthogonality': 0.1, 'side': 'up', 'masked': False},
-      'parallel': {'width': 64, 'scale': 1.0},
+      'adaptformer': {'width': 64, 'scale': 1.0},
     },
     functools.partial(adam, schedule=constant), 1e-3, epochs=20, batch_size=64,
     views=flips, value_range=CIFAR_RANGE, model='vit_base_patch16_224',
-    data='CIFAR-100, 10 tasks of 10 classes in order', peft='parallel',
+    data='CIFAR-100, 10 tasks of 10 classes in order', peft='adaptformer',
     source='siddheshsp0/Continual-Learning-Papers-implementation at e48c7ec',
     where={
       'baselines/beyond_prompt/config.yaml': (
         'method', 'epochs', 'batch_size', 'learning_rate', 'model', 'data',
-        'options.cada.orthogonality', 'options.parallel.width',
+        'options.cada.orthogonality', 'options.adaptformer.width',
       ),
       'baselines/beyond_prompt/train.py': (
         'recipe', 'views', 'value_range', 'options.cada.masked',
       ),
       'baselines/beyond_prompt/model.py': (
-        'peft', 'options.cada.side', 'options.parallel.scale',
+        'peft', 'options.cada.side', 'options.adaptformer.scale',
       ),
     },
     departs=(

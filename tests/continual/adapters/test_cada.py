@@ -86,5 +86,5 @@ def test_scales_and_shifts_are_trained_on_the_first_task_alone():
 def test_odd_choices_are_refused():
   with pytest.raises(ValueError, match='needs a transform whose delta is a bottleneck'):
     cada(SMALL, CAPACITY, peft=lora('q$', rank=2))
-  with pytest.raises(ValueError, match="expected one of .'down', 'up'., got 'left'"):
+  with pytest.raises(ValueError, match=r"expected one of .'down', 'up'., got 'left'"):
     cada(SMALL, CAPACITY, side='left', **PLAIN)
