@@ -4,8 +4,8 @@ import importlib.util
 import pathlib
 
 import pytest
-from tiny_runs import tiny_backbone
 
+from pecft_jax.backbones import architecture
 from pecft_jax.catalog import METHODS, WRAPPERS, choose
 from pecft_jax.typing import Capacity
 
@@ -31,7 +31,7 @@ def test_strengths_are_options_of_their_method(name):
   for choice in case.choices:
     options = [f'{key}={value}' for key, value in choice.items() if key != 'rate']
     method = choose(case.method, wrap=case.wrap, set=options).build(
-      tiny_backbone(), Capacity(tasks=2, classes=4)
+      architecture('vit_glyphs16'), Capacity(tasks=2, classes=4)
     )
     (key, value), *_ = ((key, value) for key, value in choice.items() if key != 'rate')
     assert method.settings[key.partition('.')[2]] == value
