@@ -42,6 +42,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'ewclora': ('ewclora.strength', (1e4, 1e6)),
   'l2p': ('l2p.pull', (0.1, 1.0)),
   'ewc': ('ewc.strength', (10.0, 1000.0)),
+  'lorasub': ('lorasub.strength', (0.05, 0.5)),
   'slao': ('slao.power', (0.5, 1.0)),
   'si': ('si.strength', (0.1, 10.0)),
   'lwf': ('lwf.strength', (0.1, 1.0)),

@@ -18,6 +18,7 @@ from pecft_jax.continual.bounds.one_task import single_task as single_task
 from pecft_jax.continual.lowrank.ewclora import ewclora as ewclora
 from pecft_jax.continual.lowrank.gpm import gpm as gpm
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
+from pecft_jax.continual.lowrank.lorasub import lorasub as lorasub
 from pecft_jax.continual.lowrank.olora import olora as olora
 from pecft_jax.continual.lowrank.sdlora import sdlora as sdlora
 from pecft_jax.continual.lowrank.slao import slao as slao
