@@ -1,5 +1,6 @@
 """A Gaussian for each class over features, gathered batch by batch, and draws from them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -39,7 +40,14 @@ def without(gaussians: Gaussians, classes: Array) -> Gaussians:
   return Gaussians(*map(keep, gaussians))
 
 
-def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: Array) -> Gaussians:
+def with_rows(
+  gaussians: Gaussians,
+  h: Array,
+  y: Array,
+  valid: Array,
+  classes: Array,
+  product: Callable[[Array, Array], Array] | None = None,
+) -> Gaussians:
   """The Gaussians with more examples (Welford's update, batch-wise).
 
   Args:
@@ -48,6 +56,8 @@ def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: A
     y: [B] int32
     valid: [B] bool; other rows are ignored.
     classes: [C] bool, which the rows may belong to: the others cost nothing.
+    product: what is added to the spread of a class, of its centred rows: a linear function of
+      L^T R, with L and R [B, D]; by default that, or its diagonal, by the rank of `spread`.
 
   Raises:
     AssertionError: for other shapes.
@@ -64,7 +74,9 @@ def with_rows(gaussians: Gaussians, h: Array, y: Array, valid: Array, classes: A
     before = jnp.where(state.count > 0, state.mean, own)  # Without examples there is no mean.
     after = before + many / jnp.maximum(count, 1) * (own - before)
     left, right = (h - before) * member[:, None], (h - after) * member[:, None]
-    if state.spread.ndim == 1:
+    if product is not None:
+      new = product(left, right)
+    elif state.spread.ndim == 1:
       new = (left * right).sum(0)
     else:
       new = jnp.matmul(left.T, right, precision='highest')
