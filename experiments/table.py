@@ -49,6 +49,11 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'er': ('er.strength', (0.5, 1.0)),
   'derpp': ('derpp.beta', (0.5, 1.0)),
 }
+# Of methods that train nothing by default, the strengths that are tried.
+UNTRAINED: Mapping[str, tuple[str, tuple[float, ...]]] = {
+  'fecam': ('fecam.diagonal', (1.0, 3.0, 10.0, 100.0)),
+  'slda': ('slda.shrinkage', (1e-4, 1e-3, 1e-2, 1e-1)),
+}
 # Orders by the similarity of neighbouring tasks, of `pecft_jax.data.similarity_orders`.
 SIMILAR = ('hardest', 'median', 'easiest')
 # Not compared here: texts are another benchmark, and training on each task alone is a reference.
@@ -85,6 +90,9 @@ def choices(name: str) -> tuple[dict[str, float], ...]:
 
   if name == 'simplecil':
     return ({},)
+  if name in UNTRAINED:
+    flag, strengths = UNTRAINED[name]
+    return tuple(combinations(**{flag: strengths}))
   if name not in STRENGTHS:
     return tuple(combinations(rate=RATES))
   flag, strengths = STRENGTHS[name]

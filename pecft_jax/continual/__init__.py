@@ -40,6 +40,7 @@ from pecft_jax.continual.statistics.fecam import fecam as fecam
 from pecft_jax.continual.statistics.ranpac import ranpac as ranpac
 from pecft_jax.continual.statistics.simplecil import simplecil as simplecil
 from pecft_jax.continual.statistics.slca import slca as slca
+from pecft_jax.continual.statistics.slda import slda as slda
 from pecft_jax.continual.wrappers.agem import agem as agem
 from pecft_jax.continual.wrappers.aligned import aligned as aligned
 from pecft_jax.continual.wrappers.der import der as der

@@ -23,7 +23,7 @@ FROZEN = jax.eval_shape(MODEL.init, jax.random.key(0))
 
 
 def test_methods_that_train_a_head_take_one():
-  assert set(METHODS) - set(TAKES) == {'simplecil', 'language_model'}
+  assert set(METHODS) - set(TAKES) == {'simplecil', 'slda', 'language_model'}
 
 
 @pytest.mark.parametrize('name', TAKES)

@@ -25,7 +25,7 @@ def test_every_row_that_trains_has_four_trials():
   assert [name for name, case in CASES.items() if len(case.choices) == 1] == ['simplecil']
 
 
-@pytest.mark.parametrize('name', sorted(table.STRENGTHS))
+@pytest.mark.parametrize('name', sorted({**table.STRENGTHS, **table.UNTRAINED}))
 def test_strengths_are_options_of_their_method(name):
   case = CASES[name]
   for choice in case.choices:

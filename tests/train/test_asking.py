@@ -71,7 +71,7 @@ def passes(monkeypatch):
 
 
 def test_methods_with_frozen_parts_declare_them():
-  assert {'ease', 'l2p', 'masked_probe', 'ranpac', 'simplecil'} <= {*IN_PARTS}
+  assert {'ease', 'fecam', 'l2p', 'masked_probe', 'ranpac', 'simplecil', 'slda'} <= {*IN_PARTS}
   assert not isinstance(tiny_method('finetune').predict, Parts)
   assert not isinstance(tiny_method(ALL_WRAPPERS).predict, Parts)
 

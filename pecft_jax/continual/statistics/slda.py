@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.continual.core import from_forward, frozen_features, on_frozen_features, only
 from pecft_jax.continual.memory.moments import no_moments, with_rows
-from pecft_jax.continual.memory.spreads import means_of, within
+from pecft_jax.continual.memory.spreads import means_of, root, within
 from pecft_jax.continual.memory.statistics import one_hot
 from pecft_jax.continual.memory.symmetric import dot
 from pecft_jax.problems import need_classes
@@ -29,8 +29,8 @@ def slda(backbone: Backbone, capacity: Capacity, *, shrinkage: float = 1e-4) -> 
   With S the covariance of features around the mean of their class (their scatter / n) and L =
   ((1 - e) S + e I)^-1, the score of class c is w_c f + b_c, w_c = L m_c and b_c = -m_c L m_c / 2.
 
-  The paper updates S with the mean of a class before each example, so that S depends on their order;
-  here the scatter is exact, the same in any order. Its optional start from a covariance that was
+  The paper updates S with the mean of a class before each example, so that it depends on the order
+  of examples; here the scatter is exact, the same in any order. Its optional start from a covariance that was
   estimated on base classes beforehand is left out, as is its value of ones at the start.
 
   Args:
@@ -83,7 +83,7 @@ def slda(backbone: Backbone, capacity: Capacity, *, shrinkage: float = 1e-4) -> 
     moments = memory['moments']
     cov = (1 - shrinkage) * within(moments) + shrinkage * jnp.eye(width)
     away = (means_of(moments)[1] - moments.mean).T  # [D, C]
-    kernel = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cov), away)
+    kernel = jax.scipy.linalg.cho_solve((root(cov), True), away)
     return params, {**memory, 'kernel': kernel, 'bias': -(away * kernel).sum(0) / 2}
 
   def answers(params, memory, env, features, x):
