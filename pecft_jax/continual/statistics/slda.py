@@ -30,8 +30,8 @@ def slda(backbone: Backbone, capacity: Capacity, *, shrinkage: float = 1e-4) -> 
   ((1 - e) S + e I)^-1, the score of class c is w_c f + b_c, w_c = L m_c and b_c = -m_c L m_c / 2.
 
   The paper updates S with the mean of a class before each example, so that it depends on the order
-  of examples; here the scatter is exact, the same in any order. Its optional start from a covariance that was
-  estimated on base classes beforehand is left out, as is its value of ones at the start.
+  of examples; here the scatter is exact, the same in any order. The authors' code may start from a
+  covariance that was estimated on base classes; here nothing is known at the start.
 
   Args:
     backbone: frozen.
