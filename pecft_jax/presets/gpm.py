@@ -10,7 +10,10 @@ PRESETS = {
     'gpm', {'gpm': {'threshold': 0.97, 'growth': 0.003}},
     functools.partial(sgd_with_l2, momentum=0.0, schedule=constant), 0.01, epochs=200,
     batch_size=64, views=None,
-    value_range=ValueRange((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)), model='AlexNet',
+    value_range=ValueRange(
+      tuple(x / 255 for x in (125.3, 123.0, 113.9)), tuple(x / 255 for x in (63.0, 62.1, 66.7))
+    ),
+    model='AlexNet',
     data='CIFAR-100, 10 tasks of 10 classes', source='sahagobinda/GPM at 1a238ec',
     where={
       'main_cifar100.py': (

@@ -52,6 +52,9 @@ class Tuned(NamedTuple):
 def combinations(**values: Sequence[Any]) -> list[dict[str, Any]]:
   """All combinations of values by name, the last name changing fastest.
 
+  Args:
+    **values: the values of each name.
+
   Raises:
     ValueError: for a name without values.
 

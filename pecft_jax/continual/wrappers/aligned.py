@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import above, at_least
 from pecft_jax.continual.memory import gaussians as normals
-from pecft_jax.continual.wrappers.wrap import begun, consolidated, wrap
+from pecft_jax.continual.wrappers.wrap import begun, check_forgets, consolidated, wrap
 from pecft_jax.problems import cross_entropy, need_classes
 from pecft_jax.recipes import Recipe, sgd
 from pecft_jax.settings import recorded
@@ -81,6 +81,7 @@ def aligned(
   'aligned(finetune)'
   """
   need_classes(inner.capacity.problem, 'aligned')
+  check_forgets(inner, 'aligned')
   at_least(1, epochs=epochs, samples=samples)
   above(0, temperature=temperature)
   at_least(0, decay=decay, shrinkage=shrinkage)

@@ -7,6 +7,7 @@ import jax
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
 from pecft_jax.continual.wrappers.er import er
+from pecft_jax.continual.wrappers.wrap import check_forgets
 from pecft_jax.problems import need_classes
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Batch, ContinualMethod
@@ -48,6 +49,7 @@ def er_ace(inner: ContinualMethod, *, size: int = 500, strength: float = 1.0) ->
   """
   at_least(0, strength=strength)
   need_classes(inner.capacity.problem, 'er_ace')
+  check_forgets(inner, 'er_ace')
 
   def loss(params, memory, env, batch, key):
     there = classes_in(batch, inner.capacity.classes)

@@ -8,7 +8,7 @@ from pecft_jax.arguments import at_least
 from pecft_jax.continual.core import held_of
 from pecft_jax.continual.wrappers.ewc import ewc
 from pecft_jax.continual.wrappers.importance import weighted_squares
-from pecft_jax.continual.wrappers.wrap import ended
+from pecft_jax.continual.wrappers.wrap import check_forgets, ended
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, ContinualMethod
 
@@ -47,6 +47,7 @@ def ewc_separate(inner: ContinualMethod, *, strength: float = 100.0) -> Continua
   'ewc_separate(finetune)'
   """
   at_least(0, strength=strength)
+  check_forgets(inner, 'ewc_separate')
   online = ewc(inner, strength=strength)
 
   def init(key, frozen):

@@ -41,13 +41,7 @@ def wrap(
     ValueError: if the inner method trains nothing after its first task (there
       is nothing to forget then), or sees all data anyway.
   """
-  if not inner.trains(1):
-    raise ValueError(
-      f'{name} has no effect on {inner.name}, which trains nothing after the first task; '
-      'wrap a method that trains on every task'
-    )
-  if inner.cumulative:
-    raise ValueError(f'{name} has no meaning around {inner.name}, which keeps all data anyway')
+  check_forgets(inner, name)
   passed: dict[str, Any] = {
     'forward': _reading(inner.forward),
     'loss': _reading(inner.loss),
@@ -64,6 +58,22 @@ def wrap(
   }
   # The settings are those of the wrapper, which its factory records.
   return inner._replace(name=f'{name}({inner.name})', settings=None, **{**passed, **hooks})
+
+
+def check_forgets(inner: ContinualMethod, name: str) -> None:
+  """Raises ValueError for a method that a wrapper has nothing to do for.
+
+  Args:
+    inner: the method.
+    name: of the wrapper.
+  """
+  if not inner.trains(1):
+    raise ValueError(
+      f'{name} has no effect on {inner.name}, which trains nothing after the first task; '
+      'wrap a method that trains on every task'
+    )
+  if inner.cumulative:
+    raise ValueError(f'{name} has no meaning around {inner.name}, which keeps all data anyway')
 
 
 def lifted(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
