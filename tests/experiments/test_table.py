@@ -20,9 +20,9 @@ def test_every_method_and_every_wrapper_has_a_row():
   assert set(CASES) == {*METHODS, *WRAPPERS} - set(table.LEFT_OUT)
 
 
-def test_every_row_that_trains_has_four_trials():
-  assert {len(case.choices) for case in CASES.values()} == {1, 4}
-  assert [name for name, case in CASES.items() if len(case.choices) == 1] == ['simplecil']
+def test_every_method_has_four_trials_and_the_upper_bound_more():
+  others = {name: len(case.choices) for name, case in CASES.items() if len(case.choices) != 4}
+  assert others == {'simplecil': 1, 'joint': 6}
 
 
 @pytest.mark.parametrize('name', sorted({**table.STRENGTHS, **table.UNTRAINED}))
