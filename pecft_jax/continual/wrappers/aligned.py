@@ -4,17 +4,14 @@ SLCA (Zhang et al., 2023, arXiv:2303.05118) aligns after full fine-tuning with a
 backbone; HiDe-Prompt (arXiv:2310.07234) and others align after theirs.
 """
 
-import jax
-import jax.numpy as jnp
-
 from pecft_jax.about import Paper, about
-from pecft_jax.arguments import above, at_least
 from pecft_jax.continual.memory import gaussians as normals
+from pecft_jax.continual.memory.alignment import alignment
 from pecft_jax.continual.wrappers.wrap import begun, check_forgets, consolidated, wrap
-from pecft_jax.problems import cross_entropy, need_classes
+from pecft_jax.problems import need_classes
 from pecft_jax.recipes import Recipe, sgd
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, ContinualMethod, Fit, Once, Task
+from pecft_jax.typing import ContinualMethod
 
 
 def _default_recipe() -> Recipe:
@@ -82,13 +79,19 @@ def aligned(
   """
   need_classes(inner.capacity.problem, 'aligned')
   check_forgets(inner, 'aligned')
-  at_least(1, epochs=epochs, samples=samples)
-  above(0, temperature=temperature)
-  at_least(0, decay=decay, shrinkage=shrinkage)
   if inner.head is None:
     raise ValueError(f'aligned needs a method with a head on its features, got {inner.name}')
-  classify = inner.head.logits
-  tasks, classes, width = *inner.capacity[:2], inner.backbone.width
+  phases = alignment(
+    inner.head,
+    inner.capacity.tasks,
+    epochs=epochs,
+    samples=samples,
+    recipe=_default_recipe() if recipe is None else recipe,
+    temperature=temperature,
+    decay=decay,
+    shrinkage=shrinkage,
+  )
+  classes, width = inner.capacity.classes, inner.backbone.width
 
   def init(key, frozen):
     params, memory = inner.init(key, frozen)
@@ -108,56 +111,11 @@ def aligned(
     new = consolidated(inner, params, memory['inner'], env, batch)
     return {**memory, 'inner': new, 'gaussians': more}
 
-  def finish(params, memory, env, key):
-    del key
-    done = normals.finished(memory['gaussians'], env.task.classes, shrinkage)
-    return params, {**memory, 'gaussians': done}
-
-  def loss(params, memory, env, batch, key):
-    del batch
-    k_class, k_feature = jax.random.split(key)
-    task = env.task
-    even = jnp.where(task.seen, 0.0, -jnp.inf)
-    y = jax.random.categorical(k_class, even, shape=(samples,))
-    age = (task.home[y] + 1) / (task.index + 1)
-    h = normals.draw(memory['gaussians'], y, k_feature, 1 - decay + decay * age)
-    logits = classify(params['head'], h)
-    if temperature is not None:
-      logits = logits / task_norm(logits, task.home, task.index, tasks) / temperature
-    return cross_entropy(logits, y, task.seen).mean()
-
-  def steps(task: Task) -> int:
-    return epochs * int(task.seen.sum())
-
-  fit = Fit(
-    'align',
-    loss,
-    after='gaussians',
-    recipe=_default_recipe() if recipe is None else recipe,
-    trains=('head',),
-    steps=steps,
-    when=lambda task: task > 0,
-  )
   return wrap(
     inner,
     'aligned',
     init=init,
     begin_task=begin_task,
     consolidate=consolidate,
-    phases=(Once('gaussians', finish, after='consolidate'), fit),
+    phases=phases,
   )
-
-
-def task_norm(logits: Array, home: Array, index: Array, tasks: int) -> Array:
-  """The mean over tasks so far of the norm of each task's logits: [B, C] -> [B, 1].
-
-  Args:
-    logits: [B, C]
-    home: [C] int32, the task of each class, -1 for those not seen.
-    index: [] int32, the current task.
-    tasks: T
-  """
-  member = jax.nn.one_hot(home, tasks)  # Zero rows for classes not seen.
-  norms = jnp.sqrt(jnp.square(logits) @ member + 1e-12)
-  there = jnp.arange(tasks) <= index
-  return (norms * there).sum(-1, keepdims=True) / (index + 1)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pecft_jax.continual import aligned, finetune, ranpac, slca
-from pecft_jax.continual.wrappers.aligned import task_norm
 from pecft_jax.peft import lora
 from pecft_jax.recipes import sgd
 from pecft_jax.schedules import constant
@@ -19,15 +18,6 @@ INNER = finetune(TOY, CAPACITY, peft=FC, masked=True)
 
 def fit_of(method):
   return next(phase for phase in method.phases if phase.name == 'align')
-
-
-def test_logits_are_divided_by_the_mean_of_each_tasks_norm():
-  rng = np.random.default_rng(0)
-  logits = rng.normal(size=(3, 7))
-  home = np.array([0, 0, 1, 1, 1, -1, -1], np.int32)
-  want = (np.linalg.norm(logits[:, :2], axis=1) + np.linalg.norm(logits[:, 2:5], axis=1)) / 2
-  found = task_norm(jnp.float32(logits), jnp.asarray(home), jnp.int32(1), 3)
-  np.testing.assert_allclose(found[:, 0], want, rtol=1e-5)
 
 
 def test_the_loss_is_that_of_draws_with_shrunk_means():
