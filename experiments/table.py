@@ -43,6 +43,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'l2p': ('l2p.pull', (0.1, 1.0)),
   'ewc': ('ewc.strength', (10.0, 1000.0)),
   'lorasub': ('lorasub.strength', (0.05, 0.5)),
+  'splitlora': ('splitlora.balance', (5.0, 20.0)),
   'slao': ('slao.power', (0.5, 1.0)),
   'si': ('si.strength', (0.1, 10.0)),
   'lwf': ('lwf.strength', (0.1, 1.0)),

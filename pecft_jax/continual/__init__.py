@@ -22,6 +22,7 @@ from pecft_jax.continual.lowrank.lorasub import lorasub as lorasub
 from pecft_jax.continual.lowrank.olora import olora as olora
 from pecft_jax.continual.lowrank.sdlora import sdlora as sdlora
 from pecft_jax.continual.lowrank.slao import slao as slao
+from pecft_jax.continual.lowrank.splitlora import splitlora as splitlora
 from pecft_jax.continual.memory.buffer import Buffer as Buffer
 from pecft_jax.continual.memory.moments import Moments as Moments
 from pecft_jax.continual.memory.statistics import ClassSums as ClassSums
