@@ -45,7 +45,7 @@ def run_tasks(loop: Loop, state: TrainState, position: Position) -> TrainState:
   phases: dict[str, Phase] = {'start': start}
   for step in plan:
     name = step if isinstance(step, str) else step.name
-    phases[name] = functools.partial(_skipping, step, _PHASES.get(step, _own))
+    phases[name] = functools.partial(_skipping, step, _PHASES.get(name, _own))
   phases['evaluate'] = evaluate
   while position.task < len(loop.experiment.scenario.tasks):
     started = loop.clock()
@@ -231,7 +231,7 @@ def _own(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterat
   return _once(loop, state, position, step)
 
 
-_PHASES: Mapping[Any, Any] = {
+_PHASES: Mapping[str, Any] = {
   'begin': _begin,
   'prepare': _gather,
   'train': _train,
