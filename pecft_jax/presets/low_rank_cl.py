@@ -49,6 +49,19 @@ PRESETS = {
     },
     departs=(_BY_STEP, 'the Fisher information is of images as they are, there of augmented ones'),
   ),
+  'inclora': Preset(
+    'olora', {'olora': {'orthogonality': 0.0, 'decay': 0.0}, 'lora': _OF_KEYS},
+    _faster_head, 5e-4, **_COMMON,
+    where={
+      'configs/baseline/cifar100.json': _CONFIG,
+      'methods/baseline.py': ('options.olora',),
+      'models/vit.py, Attention_LoRA': _ATTENTION,
+      **_WHERE,
+    },
+    departs=(
+      _BY_STEP, 'products are summed over tasks, there factors; the source calls it SeqLoRA',
+    ),
+  ),
   'sdlora': Preset(
     'sdlora', {'sdlora': {'start': 0.8, 'handed': False}, 'lora': _OF_KEYS},
     functools.partial(adam), 8e-3, **_COMMON,

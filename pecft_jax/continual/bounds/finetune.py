@@ -51,8 +51,9 @@ def finetune(
 
   With the plain cross-entropy over all classes seen this is the field's lower
   bound; `masked` restricts the softmax to the task's own classes, a stronger
-  baseline ("FT++", by name `masked_finetune`). A transform that trains nothing of the
-  backbone (a linear probe) leaves its features as they are, and they may be cached.
+  baseline ("FT++", by name `masked_finetune`). With a LoRA it is what papers call SeqLoRA. A
+  transform that trains nothing of the backbone (a linear probe) leaves its features as they are,
+  and they may be cached.
 
   Args:
     backbone: frozen.

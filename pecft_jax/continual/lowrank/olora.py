@@ -62,7 +62,8 @@ def olora(
   squares them), plus `decay` x the sum of the norms of the new factors.
 
   Past products are summed into the weights inside the step, so its cost is
-  constant over tasks.
+  constant over tasks. With `orthogonality=0` it is IncLoRA: a new LoRA for each task, and the sum
+  of all.
 
   Args:
     backbone: frozen.

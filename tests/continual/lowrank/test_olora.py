@@ -72,6 +72,20 @@ def test_penalty_is_the_overlap_of_the_down_projections(squared):
   np.testing.assert_allclose(out.aux_loss, np.full(5, 0.3 * total), rtol=1e-5)
 
 
+def test_without_a_penalty_it_is_a_new_lora_per_task_and_their_sum():
+  method, params, memory, where = made(orthogonality=0.0)
+  x = batch(TOY.inputs.shape, range(7), 0).x
+  out = method.forward(params, memory, where, x, None)
+  assert not np.asarray(out.aux_loss).any()
+  kernel = np.asarray(where.frozen['block_0']['fc']['kernel'], np.float64)
+  bank, new = memory['bank']['block_0/fc'], params['delta']['block_0/fc']
+  for a, b in ((bank.a[0], bank.b[0]), (bank.a[1], bank.b[1]), new):
+    kernel = kernel + 2 * np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+  rows = np.asarray(normalised(TOY.inputs, jnp.asarray(x)), np.float64).reshape(len(x), -1)
+  want = np.tanh(rows @ kernel + np.asarray(where.frozen['block_0']['fc']['bias']))
+  close(out.features, np.float32(want))
+
+
 def test_decay_adds_the_norms_of_the_new_factors():
   with_decay, params, memory, where = made(decay=0.2)
   without = made()[0]
