@@ -23,14 +23,14 @@ class Recipe(NamedTuple):
       of different lengths share one compiled step. Its state is reset
       at each task.
     rate: progress -> learning rate, for the log.
-    factors: of the rate by pattern of parameters, for the log; see `grouped`.
+    factors: (pattern of parameters, factor of the rate), for the log; see `grouped`.
     settings: the factory's name and arguments, from `pecft_jax.settings.recorded`.
   """
 
   tx: optax.GradientTransformationExtraArgs
   rate: Schedule
   settings: Mapping[str, Any] | None = None
-  factors: Mapping[str, float] = {}
+  factors: tuple[tuple[str, float], ...] = ()
 
   def __repr__(self) -> str:
     """The settings in a line."""
@@ -212,7 +212,7 @@ def grouped(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
     return jax.tree.map(lambda factor, leaf: factor * leaf, scale(updates), updates), state
 
   tx = optax.GradientTransformationExtraArgs(init, update)
-  return Recipe(tx, recipe.rate, factors={**recipe.factors, **factors})
+  return Recipe(tx, recipe.rate, factors=tuple({**dict(recipe.factors), **factors}.items()))
 
 
 @recorded
@@ -229,7 +229,7 @@ def with_rates(recipe: Recipe, learning_rate: float, rates: Mapping[str, float])
 
   >>> slow = with_rates(adam(1e-2), 1e-2, {'^delta': 1e-4})
   >>> slow.factors
-  {'^delta': 0.01}
+  (('^delta', 0.01),)
   """
   above(0, learning_rate=learning_rate)
   if recipe.factors:

@@ -165,7 +165,7 @@ def test_groups_have_rates_and_decays_of_their_own():
   each = {'a': plain(0.002, 0.05), 'b': plain(0.1, 0.0)}
   tx = optax.chain(optax.clip_by_global_norm(0.3), optax.partition(each, {'a': 'a', 'b': 'b'}))
   _close(_ours(made), _plain(tx))
-  assert made.factors == {'^a': pytest.approx(0.02)}
+  assert made.factors == (('^a', pytest.approx(0.02)),)
 
 
 def test_accumulation_is_the_same_within_groups():
@@ -186,3 +186,9 @@ def test_groups_that_match_nothing_or_come_twice_are_refused():
     adam(0.1, weight_decay={'a': -1.0})
   with pytest.raises(ValueError, match='groups of its own'):
     with_rates(grouped(adam(0.1), {'a': 0.1}), 0.1, {'b': 0.1})
+
+
+def test_recipes_are_hashable_as_all_records_are():
+  """Phases of methods hold them, and are keys."""
+  made = grouped(adam(1e-2), {'^a': 0.5})
+  assert len({made, made._replace(), adam(1e-2)}) == 2

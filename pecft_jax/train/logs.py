@@ -73,7 +73,7 @@ def _rates(recipe: Recipe, progress: float) -> dict[str, Any]:
   rate = float(recipe.rate(jnp.float32(progress)))
   if not recipe.factors:
     return {'learning_rate': rate}
-  groups = {pattern: factor * rate for pattern, factor in recipe.factors.items()}
+  groups = {pattern: factor * rate for pattern, factor in recipe.factors}
   return {'learning_rate': rate, 'learning_rates': groups}
 
 

@@ -30,7 +30,7 @@ def test_views_of_no_preset_are_refused_with_the_remedy():
 
 def test_groups_have_the_rates_of_the_flag():
   made = recipe_of(None, 1e-4, sgd, 0.1, ('head=1e-2',))
-  assert made.factors == {'head': pytest.approx(100)}
+  assert made.factors == (('head', pytest.approx(100)),)
   for wrong in ('head', 'head=much', '=1', 'head=-1', 'head=inf'):
     with pytest.raises(ValueError, match='PATTERN=RATE'):
       recipe_of(None, None, sgd, 0.1, (wrong,))
