@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from pecft_jax.presets.record import UNIT_RANGE, Preset, sgd_with_l2, slow_backbone
+from pecft_jax.presets.record import UNIT_RANGE, Preset, sgd_with_l2, slow_backbone, slow_head
 from pecft_jax.presets.views import parts_from_a_twentieth
 from pecft_jax.recipes import adam
 from pecft_jax.schedules import constant, milestones
@@ -167,6 +167,37 @@ PRESETS = {
       'utils/inc_net.py, EaseNet.generate_fc': ('head',),
     },
     departs=(_BY_STEP,),
+  ),
+  'mos': Preset(
+    'mos',
+    {
+      'mos': {
+        'merged': 0.1, 'contrast': 0.1, 'temperature': 0.8, 'rounds': 4, 'epochs': 30,
+        'samples': 240, 'shrinkage': 1e-4,
+      },
+      'adaptformer': {'width': 16, 'scale': 0.1, 'dropout': 0.1, 'read': 'residual'},
+    },
+    functools.partial(slow_head, factor=0.1, weight_decay=5e-4), 0.03, epochs=20, batch_size=48,
+    peft='adaptformer', data='CIFAR-100, 20 tasks of 5 classes, seed 1993', **_COMMON,
+    where={
+      **_where(
+        'mos', 'options.mos.merged', 'options.mos.contrast', 'options.mos.epochs',
+        'options.adaptformer.width',
+        get_optimizer=('recipe',), orth_loss=('options.mos.temperature',),
+        _eval_cnn=('options.mos.rounds',), classifer_align=('options.mos.samples',),
+        _compute_mean=('options.mos.shrinkage',),
+      ),
+      'backbone/vit_mos.py, VisionTransformer.init_adapters': (
+        'peft', 'options.adaptformer.dropout',
+      ),
+      'backbone/vit_mos.py, Block.forward': ('options.adaptformer.read',),
+      'utils/inc_net.py, get_backbone': ('options.adaptformer.scale',),
+    },
+    departs=(
+      _BY_STEP,
+      'an adapter is merged with past ones after each update, there in each forward pass as well, '
+      'once for each block; and there predictions change the adapters of past tasks in that way',
+    ),
   ),
   'ranpac': Preset(
     'ranpac', {'ranpac': {'projection': 10_000}, 'adaptformer': _ADAPTER},

@@ -183,3 +183,22 @@ def slow_backbone(
   """
   plain = sgd_with_l2(learning_rate, weight_decay=weight_decay, schedule=schedule)
   return grouped(plain, {'^delta': factor})
+
+
+@recorded
+def slow_head(
+  learning_rate: float, *, factor: float, weight_decay: float, schedule: Schedule = cosine
+) -> Recipe:
+  """`sgd_with_l2` with a fraction of the delta's rate for the head, as MOS trains.
+
+  Args:
+    learning_rate: the peak of the delta.
+    factor: of the head's rate.
+    weight_decay: as in `sgd_with_l2`.
+    schedule: as in `sgd_with_l2`.
+
+  >>> slow_head(0.03, factor=0.1, weight_decay=5e-4).settings['factor']
+  0.1
+  """
+  plain = sgd_with_l2(learning_rate, weight_decay=weight_decay, schedule=schedule)
+  return grouped(plain, {'^head': factor})
