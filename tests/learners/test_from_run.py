@@ -78,7 +78,7 @@ def test_other_weights_are_refused(glyphs):
 def test_another_method_is_refused_by_its_settings(run_of):
   experiment, directory = run_of('finetune')
   other = tiny_method('masked_finetune')
-  with pytest.raises(ValueError, match='masked: there false, here true'):
+  with pytest.raises(ValueError, match='name: there "finetune", here "masked_finetune"'):
     load_run(directory, model=experiment.model, method=other)
 
 
