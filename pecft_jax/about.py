@@ -23,6 +23,7 @@ NEEDS: Mapping[str, str] = {
   'biases': 'linear layers with biases',
   'classes': 'a classification problem',
   'class token': 'a backbone that puts a class token before the sequence',
+  'common places': 'a transform that trains the same places for each task, not those of its data',
   'LoRA factors': 'a transform whose delta is LoRA factors at every site',
   'past data': 'all data of past tasks',
   'stored examples': 'some examples of past tasks, stored',

@@ -225,4 +225,23 @@ PRESETS = {
       _stage1_training=('recipe', 'peft'), _stage2_compact_classifier=('options.slca.samples',),
     ),
   ),
+  'cofima': Preset(
+    'merged',
+    {
+      'merged': {'rule': 'fisher', 'start': 'merged', 'of': 'leaves'},
+      'aligned': {'epochs': 3, 'samples': 256, 'temperature': 0.1},
+    },
+    functools.partial(
+      slow_backbone, factor=0.01, weight_decay=5e-4, schedule=milestones((18 / 20,))
+    ), 0.01, epochs=20, batch_size=64, peft='full', wrap=('aligned',), data=_TENS, **_COMMON,
+    where=_where(
+      'cofima', 'options.aligned.epochs', 'options.aligned.temperature',
+      incremental_train=('options.merged', 'wrap'),
+      _stage1_training=('recipe', 'peft'), _stage2_compact_classifier=('options.aligned.samples',),
+    ),
+    departs=(
+      'Fisher information is of single examples, there of the mean gradients of batches',
+      'the head is not merged, there it is for old classes',
+    ),
+  ),
 }  # fmt: skip

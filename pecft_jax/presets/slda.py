@@ -11,7 +11,7 @@ PRESETS = {
     where={
       'experiment.py, arguments': ('batch_size', 'data', 'options.slda.shrinkage'),
       'experiment.py, get_feature_extraction_model': ('model',),
-      'experiment.py, streaming': ('method', 'epochs'),
+      'experiment.py, run_experiment': ('method', 'epochs'),
       'utils.py, get_imagenet_loader': ('value_range',),
     },
     departs=(

@@ -48,6 +48,10 @@ def made_of(kind: type) -> Callable[[Any], bool]:
 MET: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   'LoRA factors': (made_of(LoraDelta), 'needs a transform whose delta is LoRA'),
   'adapters': (made_of(BottleneckDelta), 'needs a transform whose delta is a bottleneck'),
+  'common places': (
+    lambda delta: not any('index' in path for path, _ in named_leaves(delta)),
+    'trains the same places',
+  ),
   'trained delta': (lambda delta: bool(jax.tree.leaves(delta)), 'trains something of the backbone'),
 }
 

@@ -1,0 +1,1 @@
+"""Methods that merge what each task has learnt into one model."""
