@@ -39,6 +39,7 @@ FEWER_RATES = (1e-3, 3e-3)  # Beside two strengths, so that every method has fou
 STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'cada': ('cada.orthogonality', (0.01, 0.1)),
   'mos': ('mos.merged', (0.0, 0.1)),
+  'tuna': ('tuna.orthogonality', (0.0, 1e-3)),
   'olora': ('olora.orthogonality', (0.5, 5.0)),
   'ewclora': ('ewclora.strength', (1e4, 1e6)),
   'l2p': ('l2p.pull', (0.1, 1.0)),

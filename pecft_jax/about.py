@@ -64,8 +64,8 @@ class About:
     summary: one line, the first of the docstring.
     needs: of `NEEDS`.
     carries: what a method or wrapper carries from task to task, in words.
-    passes: forward passes of the backbone for one prediction: `1`, `2`, or `T` for as many as
-      tasks were seen.
+    passes: forward passes of the backbone for one prediction: `1`, `2`, `T` for as many as tasks
+      were seen, or `T + 1`.
     tiny: by variant, what makes the small instances that the common tests run: `(backbone,
       capacity) -> method`, `(inner) -> wrapped method`, or `()` -> transform or head. The first
       is named ''. The variant `zero` of a wrapper leaves the method inside as it is.

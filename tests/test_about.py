@@ -186,7 +186,7 @@ def test_passes_are_those_of_the_method():
                  std=(0.5,))  # fmt: skip
   capacity = pecft_jax.typing.Capacity(5, 10)
   for name, factory in OF_CLASSES.items():
-    said = {'1': 1, '2': 2, 'T': 5}[about_of(factory).passes]
+    said = {'1': 1, '2': 2, 'T': 5, 'T + 1': 6}[about_of(factory).passes]
     assert about_of(factory).tiny[''](backbone, capacity).passes(5) == said, name
 
 

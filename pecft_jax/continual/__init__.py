@@ -11,6 +11,7 @@ from pecft_jax.continual.adapters.lae import lae as lae
 from pecft_jax.continual.adapters.mos import mos as mos
 from pecft_jax.continual.adapters.sema import sema as sema
 from pecft_jax.continual.adapters.ssiat import ssiat as ssiat
+from pecft_jax.continual.adapters.tuna import tuna as tuna
 from pecft_jax.continual.bounds.finetune import finetune as finetune
 from pecft_jax.continual.bounds.finetune import joint as joint
 from pecft_jax.continual.bounds.language_model import language_model as language_model
