@@ -20,6 +20,7 @@ from pecft_jax.continual.bounds.masked import masked_probe as masked_probe
 from pecft_jax.continual.bounds.one_task import single_task as single_task
 from pecft_jax.continual.lowrank.ewclora import ewclora as ewclora
 from pecft_jax.continual.lowrank.gpm import gpm as gpm
+from pecft_jax.continual.lowrank.hide_lora import hide_lora as hide_lora
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.lorasub import lorasub as lorasub
 from pecft_jax.continual.lowrank.olora import olora as olora
@@ -33,6 +34,7 @@ from pecft_jax.continual.memory.views import shifts_and_flips as shifts_and_flip
 from pecft_jax.continual.merging.merged import merged as merged
 from pecft_jax.continual.prompts.coda_prompt import coda_prompt as coda_prompt
 from pecft_jax.continual.prompts.dualprompt import dualprompt as dualprompt
+from pecft_jax.continual.prompts.hide_prompt import hide_prompt as hide_prompt
 from pecft_jax.continual.prompts.l2p import Pool as Pool
 from pecft_jax.continual.prompts.l2p import l2p as l2p
 from pecft_jax.continual.prompts.progressive_prompts import (
