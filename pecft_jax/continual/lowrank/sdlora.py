@@ -77,8 +77,8 @@ def sdlora(
   code instead divides each site by its own norm and starts all past magnitudes again
   (`handed=False`). The training softmax is over the task's own classes.
 
-  The paper's variant RR is `ranks`. Its variant KD, which drops a direction that past ones span,
-  is not here.
+  The paper's variant RR is `ranks`. Its variant KD drops a direction that past ones span; it would
+  save nothing where shapes are constant, and is left out.
 
   Args:
     backbone: frozen.
