@@ -60,6 +60,7 @@ from pecft_jax.continual.wrappers.gem import gem as gem
 from pecft_jax.continual.wrappers.lwf import lwf as lwf
 from pecft_jax.continual.wrappers.mas import mas as mas
 from pecft_jax.continual.wrappers.ogd import ogd as ogd
+from pecft_jax.continual.wrappers.ovor import ovor as ovor
 from pecft_jax.continual.wrappers.rwalk import rwalk as rwalk
 from pecft_jax.continual.wrappers.si import si as si
 
