@@ -37,7 +37,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FEWER_RATES = (1e-3, 3e-3)  # Beside two strengths, so that every method has four trials.
 # What says how much a method holds on to the past, by its flag, with the values that are tried.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
-  'cada': ('cada.orthogonality', (0.01, 0.1)),
+  'cada': ('cada.orthogonality', (0.1, 1.0)),
   'mos': ('mos.merged', (0.0, 0.1)),
   'tuna': ('tuna.orthogonality', (0.0, 1e-3)),
   'olora': ('olora.orthogonality', (0.5, 5.0)),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pecft_jax.continual import cada
-from pecft_jax.peft import adaptformer, lora, nothing, ssf
+from pecft_jax.heads import cosine
+from pecft_jax.peft import adaptformer, lora
 
 from ..tiny import CLASSES, MODEL, env, equal, run, shaken
 
@@ -22,7 +23,7 @@ from ..prompts.reference import (  # noqa: E402
 )
 from .reference import features  # noqa: E402
 
-PLAIN = dict(peft=adaptformer(width=5), scaling=nothing())
+PLAIN = dict(peft=adaptformer(width=5))
 
 
 def made(t=2, **options):
@@ -35,7 +36,7 @@ def made(t=2, **options):
   return method, shaken(params, 5, 0.5), {'bank': bank}, env(weights(), t)
 
 
-@pytest.mark.parametrize('side', ['down', 'up'])
+@pytest.mark.parametrize('side', ['down', 'up', 'both'])
 def test_slices_add_up_and_the_new_one_is_kept_apart_from_frozen_ones(side):
   method, params, memory, where = made(side=side, orthogonality=0.3)
   batch = some(2, 4)
@@ -51,8 +52,12 @@ def test_slices_add_up_and_the_new_one_is_kept_apart_from_frozen_ones(side):
       for i, axis in enumerate((1, 0, 0, None))
     )
     for i in range(2):
-      dots = old.down[i].T @ new.down if side == 'down' else old.up[i] @ new.up.T
-      penalty = penalty + 0.3 * (dots**2).sum()
+      dots = {'down': old.down[i].T @ new.down, 'up': old.up[i] @ new.up.T}
+      for name in dots if side == 'both' else (side,):
+        penalty = penalty + 0.3 * (dots[name] ** 2).sum()
+  for path, (scale, shift) in ours['scaling'].items():  # Of what the adapter reads.
+    down, bias, *rest = adapters[path]
+    adapters[path] = (scale[:, None] * down, bias + shift @ down, *rest)
   logits = features(batch.x, adapters) @ ours['head'].kernel + ours['head'].bias
   wanted = masked_loss(logits, batch, CLASSES[2], penalty)
   wanted.backward()
@@ -75,7 +80,7 @@ def test_a_task_keeps_its_slice_and_the_next_starts_a_new_one():
 
 
 def test_scales_and_shifts_are_trained_on_the_first_task_alone():
-  ran = run(cada(MODEL, CAPACITY, peft=adaptformer(width=2), scaling=ssf('ln|fc')), MODEL)
+  ran = run(cada(MODEL, CAPACITY, peft=adaptformer(width=2), head=cosine()), MODEL)
   scaling = lambda name, t: ran.last(name, t).state.params['scaling']
   moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ran.start.params['scaling'],
                        scaling('end', 0))  # fmt: skip
@@ -86,5 +91,5 @@ def test_scales_and_shifts_are_trained_on_the_first_task_alone():
 def test_odd_choices_are_refused():
   with pytest.raises(ValueError, match='needs a transform whose delta is a bottleneck'):
     cada(SMALL, CAPACITY, peft=lora('q$', rank=2))
-  with pytest.raises(ValueError, match=r"expected one of .'down', 'up'., got 'left'"):
+  with pytest.raises(ValueError, match=r"expected one of .'down', 'up', 'both'., got 'left'"):
     cada(SMALL, CAPACITY, side='left', **PLAIN)
