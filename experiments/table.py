@@ -43,6 +43,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'olora': ('olora.orthogonality', (0.5, 5.0)),
   'ewclora': ('ewclora.strength', (1e4, 1e6)),
   'l2p': ('l2p.pull', (0.1, 1.0)),
+  'cprompt': ('cprompt.consistency', (0.1, 1.0)),
   'hide_prompt': ('hide_prompt.contrast', (0.01, 0.1)),
   'hide_lora': ('hide_lora.contrast', (0.001, 0.01)),
   'ewc': ('ewc.strength', (10.0, 1000.0)),

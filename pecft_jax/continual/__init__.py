@@ -33,6 +33,7 @@ from pecft_jax.continual.memory.statistics import ClassSums as ClassSums
 from pecft_jax.continual.memory.views import shifts_and_flips as shifts_and_flips
 from pecft_jax.continual.merging.merged import merged as merged
 from pecft_jax.continual.prompts.coda_prompt import coda_prompt as coda_prompt
+from pecft_jax.continual.prompts.cprompt import cprompt as cprompt
 from pecft_jax.continual.prompts.dualprompt import dualprompt as dualprompt
 from pecft_jax.continual.prompts.hide_prompt import hide_prompt as hide_prompt
 from pecft_jax.continual.prompts.l2p import Pool as Pool
