@@ -31,6 +31,7 @@ from pecft_jax.continual.memory.buffer import Buffer as Buffer
 from pecft_jax.continual.memory.moments import Moments as Moments
 from pecft_jax.continual.memory.statistics import ClassSums as ClassSums
 from pecft_jax.continual.memory.views import shifts_and_flips as shifts_and_flips
+from pecft_jax.continual.merging.emr import emr as emr
 from pecft_jax.continual.merging.merged import merged as merged
 from pecft_jax.continual.prompts.coda_prompt import coda_prompt as coda_prompt
 from pecft_jax.continual.prompts.cprompt import cprompt as cprompt

@@ -11,9 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.continual.core import abstract_delta, as_linear, from_forward, model, new_head, only
+from pecft_jax.continual.core import as_linear, from_forward, model, new_head, only
 from pecft_jax.continual.lowrank.sums import need_lora
-from pecft_jax.continual.merging.products import Of, dense_sites, moved, products, vector_of
+from pecft_jax.continual.merging.products import (
+  Of,
+  dense_sites,
+  moved,
+  need_common,
+  products,
+  vector_of,
+)
 from pecft_jax.continual.merging.rules import RULES, Rule
 from pecft_jax.continual.wrappers.importance import summed_gradients
 from pecft_jax.heads import linear
@@ -203,13 +210,7 @@ def _no_squares(delta: Delta) -> dict[str, Any]:
 
 def _check(backbone: Backbone, peft: PeftTransform, rule: Rule, start: str, of: Of) -> None:
   """Raises ValueError for parts that do not go together."""
-  if peft.calibrate is not None:
-    raise ValueError(
-      'merged needs a transform that trains the same places for each task: one that is calibrated '
-      'chooses others by the data of each'
-    )
-  if not jax.tree.leaves(split_kept(abstract_delta(backbone, peft))[0]):
-    raise ValueError('merged needs a transform that trains something of the backbone')
+  need_common('merged', backbone, peft)
   if of != 'leaves':
     need_lora(f'merged of {of}', backbone, peft)
     if rule.fisher:

@@ -5,12 +5,28 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from pecft_jax.continual.core import abstract_delta
 from pecft_jax.continual.memory.symmetric import dot
 from pecft_jax.peft.halves import combine, split_kept
 from pecft_jax.peft.lowrank.lora import LoraDelta
-from pecft_jax.typing import Array, Delta, PeftTransform
+from pecft_jax.typing import Array, Backbone, Delta, PeftTransform
 
 Of = Literal['leaves', 'products', 'dense']
+
+
+def need_common(name: str, backbone: Backbone, peft: PeftTransform) -> None:
+  """Checks that the deltas of different tasks have something in common that can be merged.
+
+  Raises:
+    ValueError: if the transform trains nothing of the backbone, or is calibrated.
+  """
+  if peft.calibrate is not None:
+    raise ValueError(
+      f'{name} needs a transform that trains the same places for each task: one that is calibrated '
+      'chooses others by the data of each'
+    )
+  if not jax.tree.leaves(split_kept(abstract_delta(backbone, peft))[0]):
+    raise ValueError(f'{name} needs a transform that trains something of the backbone')
 
 
 def vector_of(delta: Delta, of: Of) -> Any:
