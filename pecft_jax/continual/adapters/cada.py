@@ -29,6 +29,10 @@ from pecft_jax.typing import (
 Side = Literal['down', 'up', 'both']
 
 
+def _default_peft() -> PeftTransform:
+  return adaptformer(width=20)
+
+
 class Scaling(NamedTuple):
   """What an adapter reads in the place of x: scale * x + shift."""
 
@@ -52,7 +56,7 @@ class Scaling(NamedTuple):
     'up': lambda backbone, capacity: cada(backbone, capacity, peft=adaptformer(width=4), side='up'),
   },
 )
-@recorded(defaults={'peft': adaptformer, 'head': linear})
+@recorded(defaults={'peft': _default_peft, 'head': linear})
 def cada(
   backbone: Backbone,
   capacity: Capacity,
@@ -77,7 +81,7 @@ def cada(
   Args:
     backbone: frozen.
     capacity: tasks and classes of the sequence.
-    peft: a slice, bottleneck adapters; `adaptformer()` by default.
+    peft: a slice, bottleneck adapters; `adaptformer(width=20)` by default.
     head: what classifies features; `linear()` by default.
     orthogonality: weight of the penalty.
     side: of the penalty: `down`, the directions that slices read, `up`, those that they write, or
@@ -98,7 +102,7 @@ def cada(
   """
   need_row_of_answers(capacity.problem, capacity.classes, 'cada')
   at_least(0, orthogonality=orthogonality)
-  peft = adaptformer() if peft is None else peft
+  peft = _default_peft() if peft is None else peft
   head = linear() if head is None else head
   need_adapters('C-ADA', backbone, peft)
   net = model(backbone, peft)
