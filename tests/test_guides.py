@@ -94,7 +94,7 @@ def test_drawings_of_the_guides_need_nothing_from_elsewhere():
 # `your_own.md` has a test of its own, which looks at what its examples make.
 @pytest.mark.parametrize(
   'name',
-  [pytest.param('index', marks=pytest.mark.slow), 'adapters', 'data', 'faq', 'use'],
+  [pytest.param('index', marks=pytest.mark.slow), 'adapters', 'comparing', 'data', 'faq', 'use'],
 )
 def test_the_examples_of_a_guide_run(name, tmp_path):
   if name == 'data':
@@ -103,6 +103,9 @@ def test_the_examples_of_a_guide_run(name, tmp_path):
   if name == 'data':
     assert names['results']['metrics']['average_accuracy'] == 1
     assert names['reviews'].inputs.tolist() == [[3, 1, -1, -1], [2, -1, -1, -1]]
+  if name == 'comparing':
+    assert all(trial.score > 0.9 for trial in names['found'].trials)
+    assert names['orders'].similarity[0] < names['orders'].similarity[2]
   if name == 'use':
     assert names['labels'] == [path.parent.name for path in names['files'].paths]
     assert names['counts'].trace() == names['correct'] == len(names['answers'])
@@ -129,4 +132,4 @@ def test_the_examples_of_a_guide_run(name, tmp_path):
 
 def test_every_page_with_examples_is_run():
   with_code = {page.stem for page in GUIDES.glob('*.md') if '```python' in page.read_text()}
-  assert with_code == {'index', 'adapters', 'data', 'faq', 'use', 'your_own'}
+  assert with_code == {'index', 'adapters', 'comparing', 'data', 'faq', 'use', 'your_own'}
