@@ -52,6 +52,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'splitlora': ('splitlora.balance', (5.0, 20.0)),
   'slao': ('slao.power', (0.5, 1.0)),
   'si': ('si.strength', (0.1, 10.0)),
+  'merged': ('merged.scale', (0.5, 1.0)),
   'lwf': ('lwf.strength', (0.1, 1.0)),
   'er': ('er.strength', (0.5, 1.0)),
   'derpp': ('derpp.beta', (0.5, 1.0)),
