@@ -258,7 +258,11 @@ def growth_section() -> list[str]:
   rows = []
   for title, (name, wrap) in cases.items():
     build = lambda tasks, name=name, wrap=wrap: method_by_name(
-      name, backbone, Capacity(tasks, 10 * tasks), wrap=wrap
+      name,
+      backbone,
+      Capacity(tasks, 10 * tasks),
+      wrap=wrap,
+      options={'gdumb': {'size': max(500, 10 * tasks)}},  # At least one example of each class.
     )
     sizes = growth(build, frozen)
     each = (sizes[100] - sizes[10]) / 90
@@ -267,7 +271,8 @@ def growth_section() -> list[str]:
     '## What is carried over 100 tasks',
     '',
     'Parameters and memory on ViT-B/16 with room for 1, 10 and 100 tasks of ten classes, every '
-    'method and transform with its defaults; exact. All of it is allocated from the first task on. '
+    'method and transform with its defaults (GDumb with room for an example of each class); exact. '
+    'All of it is allocated from the first task on. '
     'EASE grows with the square of the number of tasks, as it keeps prototypes of all classes in '
     'the subspaces of all tasks; the others in proportion to it, or to the number of classes.',
     '',
