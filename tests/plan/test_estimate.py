@@ -24,7 +24,8 @@ def planned(method='finetune', peft=None, axes=(('data', 1),), wrap=(), **option
 @pytest.mark.parametrize('method', OF_CLASSES)
 def test_every_method_can_be_planned(method):
   found = planned(method)
-  assert found.trains == (method != 'simplecil')
+  # GDumb trains once a task has ended, on what it has stored.
+  assert found.trains == (method not in {'simplecil', 'fecam', 'slda', 'gdumb'})
   assert found.step > 0.9 * found.predict
   assert found.memory.activations > 0
   assert bool(found.trained_parameters) == found.trains
