@@ -456,8 +456,10 @@ RECORDS = {'PeftTransform', 'ContinualMethod', 'Augmentation', 'Recipe', 'Proble
 # Parts of factories, and looking up by name: what they return is recorded elsewhere, or by hand.
 PARTS = {
   'from_forward', 'wrap', 'per_site', 'summed', 'mixed', 'peft_by_name', 'method_by_name',
-  'recipe_of', 'method_of',
-  'parts', 'parts_and_brightness', 'parts_from_a_twentieth', 'shifts',  # Composed of what is.
+  'recipe_of', 'method_of', 'added', 'dense_sites',
+  # Composed of what is.
+  'parts', 'parts_and_brightness', 'parts_from_a_twentieth', 'shifts', 'flips', 'most_of_it',
+  'of_heads', 'of_identity',
 }  # fmt: skip
 
 

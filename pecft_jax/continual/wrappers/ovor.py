@@ -150,7 +150,8 @@ def ovor(
   def loss(params, memory, env, _, key):
     k_inside, k_outside = jax.random.split(key)
     kept, own = memory['sample'], env.task.classes
-    h, y = jax.tree.map(lambda a: a[_some(k_inside, kept.filled, batch)], kept.items)
+    rows = _some(k_inside, kept.filled, batch)
+    h, y = jax.tree.map(lambda a: a[rows], kept.items)
     far = memory['outliers'][_some(k_outside, memory['there'], max(outliers // updates, 1))]
     logits = classify(params['head'], h)
     high = energy(logits, own) - inside
