@@ -31,6 +31,19 @@ def pytest_collection_finish():
   collect_rarely()
 
 
+def pytest_runtest_setup():
+  """Empties jax's caches of compiled functions before one is full.
+
+  It holds 8192; beyond that the compilations of a new function count as none.
+  """
+  import jax
+  from jax._src import pjit
+
+  cache = pjit._cpp_pjit_cache_explicit_attributes
+  if cache.size() > cache.capacity() // 2:
+    jax.clear_caches()
+
+
 def pytest_addoption(parser):
   """Adds `--kills` and `--fuzz`."""
   parser.addoption(

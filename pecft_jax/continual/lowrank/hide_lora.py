@@ -27,7 +27,7 @@ def _keys_and_values() -> PeftTransform:
   carries='a delta per task, and two Gaussians D x D per class',
   passes='2',
   tiny=lambda backbone, capacity: hide_lora(
-    backbone, capacity, peft=lora('.', rank=2), samples=6, identity_epochs=1
+    backbone, capacity, peft=lora('.', rank=2), epochs=1, samples=6, identity_epochs=1
   ),
 )
 @recorded(

@@ -79,7 +79,7 @@ def of_identity() -> Recipe:
   carries='a prefix per task, and two Gaussians D x D per class',
   passes='2',
   tiny=lambda backbone, capacity: hide_prompt(
-    backbone, capacity, length=2, samples=6, identity_epochs=1, diagonal=True
+    backbone, capacity, length=2, epochs=1, samples=6, identity_epochs=1, diagonal=True
   ),
 )
 @recorded(defaults={'head': linear, 'recipe': of_heads, 'identity_recipe': of_identity})
