@@ -282,6 +282,7 @@ def main(
 
 if __name__ == '__main__':
   if sys.argv[1:2] == ['contestant']:
-    contestant(*sys.argv[2:5], int(sys.argv[5]))
+    module, contest, size = sys.argv[2:5]
+    contestant(module, contest, size, int(sys.argv[5]))
   else:
     tyro.cli(main)

@@ -232,7 +232,7 @@ def choice_table(flags: argparse.Namespace) -> list[str]:
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   """The flags of the command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--data-dir', type=pathlib.Path, help='folder of cifar100_*.npz')
   parser.add_argument('--weights', type=pathlib.Path, help='weights of vit_32_p8_tiny_imagenet')
   parser.add_argument('--out', type=pathlib.Path, required=True)

@@ -73,7 +73,8 @@ def similarity_orders(embeddings: np.ndarray, tasks: int, *, seed: int = 0) -> S
   middle = sorted(assigned, key=value)[_DRAWN // 2]
   chosen = (found[-1], middle, found[1])
   orders = (tuple(np.argsort(each, kind='stable').tolist()) for each in chosen)
-  return SimilarityOrders(*orders, similarity=tuple(float(value(each)) for each in chosen))
+  hardest, median, easiest = (value(each) for each in chosen)
+  return SimilarityOrders(*orders, similarity=(hardest, median, easiest))
 
 
 def neighbour_similarity(similar: np.ndarray, task_of: np.ndarray, tasks: int) -> float:

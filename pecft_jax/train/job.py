@@ -218,6 +218,7 @@ def _kept(job: Job) -> Kept | None:
   disk = options.parts_disk * _GIB if job.kept and jax.process_count() == 1 else 0.0
   if not isinstance(job.method.predict, Parts) or not (disk or options.parts_memory):
     return None
+  config: Any = jax.config  # Its attributes are made as jax is imported.
   facts = {
     'configuration': configuration(job.experiment, job.method),
     'seeds': [job.seeds, job.stacked],
@@ -227,8 +228,8 @@ def _kept(job: Job) -> Kept | None:
     # What else decides about the last digits.
     'arithmetic': [
       os.environ.get('XLA_FLAGS'),
-      str(jax.config.jax_default_matmul_precision),
-      bool(jax.config.jax_enable_x64),
+      str(config.jax_default_matmul_precision),
+      bool(config.jax_enable_x64),
     ],
   }
   identity = hashlib.sha256(json_line(facts).encode()).hexdigest()

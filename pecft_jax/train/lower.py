@@ -205,8 +205,9 @@ def _reads(experiment: Experiment, method: ContinualMethod, block: int, run: Any
   """Whether the program of a function `(params, memory, env, batch, key)` has use for tokens."""
   rows = lambda dtype, *shape: jax.ShapeDtypeStruct((2, *shape), dtype)
   spec, target = method.inputs, method.capacity.problem.target
-  tokens = _tokens(experiment, block, 2)
-  x = Given(rows(spec.dtype, *spec.shape), below=Below(tokens, block))
+  tokens: Any = _tokens(experiment, block, 2)
+  example: Any = rows(spec.dtype, *spec.shape)
+  x = Given(example, below=Below(tokens, block))
   if experiment.scenario.kind == 'task':
     x = x._replace(task=rows(jnp.int32))
   number: Any = rows(jnp.int32)
@@ -214,11 +215,8 @@ def _reads(experiment: Experiment, method: ContinualMethod, block: int, run: Any
   valid: Any = rows(jnp.bool_)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params, memory = jax.eval_shape(method.init, key, experiment.frozen)
-  env = Env(
-    experiment.frozen,
-    jax.eval_shape(lambda: no_task(method.capacity)),
-    jax.ShapeDtypeStruct((), jnp.int32),
-  )
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  env = Env(experiment.frozen, jax.eval_shape(lambda: no_task(method.capacity)), step)
   given = (params, memory, env, Batch(x, y, valid, number), key)
   program = jax.make_jaxpr(run)(*given).jaxpr
   at = next(i for i, leaf in enumerate(jax.tree.leaves(given)) if leaf is tokens)

@@ -99,8 +99,8 @@ def _alike(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
   arrays = q, k, v
   flat = jnp.concatenate([a.reshape(a.shape[0], -1) for a in arrays], 1)
   ends = [q[0].size, q[0].size + k[0].size]
-  parts = jnp.split(flat, ends, 1)
-  return tuple(part.reshape(a.shape) for part, a in zip(parts, arrays, strict=True))
+  first, second, third = jnp.split(flat, ends, 1)
+  return first.reshape(q.shape), second.reshape(k.shape), third.reshape(v.shape)
 
 
 _alike.defvjp(lambda q, k, v: (_alike(q, k, v), None), lambda _, gs: gs)
@@ -117,13 +117,13 @@ def _keep(q: Array, k: Array, v: Array, mask: Any) -> tuple[Array, Any]:
 
 
 def _pull(kept: Any, g: Array) -> tuple[Any, ...]:
-  q, k, v, mask, *_ = kept
+  q, k, v, mask, out, top, total = kept
   if not (_on_nvidia() and cudnn_fits(q, k, v, mask)):
-    return *_backward(*kept, g), None
+    return *_backward(q, k, v, mask, out, top, total, g), None
 
   def cudnn(q: Array, k: Array, v: Array, mask: Any, *rest: Array) -> tuple[Array, ...]:
     # The kernel's own statistics are not among what is kept, which is the same on each platform.
-    return jax.vjp(lambda *each: _by_cudnn(*each, mask), q, k, v)[1](rest[-1])
+    return jax.vjp(lambda q, k, v: _by_cudnn(q, k, v, mask), q, k, v)[1](rest[-1])
 
   return *jax.lax.platform_dependent(*kept, g, cuda=cudnn, default=_backward), None
 

@@ -248,7 +248,8 @@ def fisher_weighted(share: float = 0.4, most: float | None = 1e-4) -> Rule:
 
   def add(state, tau, fisher, index):
     if most is not None:
-      fisher = jax.tree.map(lambda f: jnp.minimum(f, most), fisher)
+      limit = most
+      fisher = jax.tree.map(lambda f: jnp.minimum(f, limit), fisher)
 
     def merged(mean, old, new, now):
       left, right = (1 - share) * old, share * now

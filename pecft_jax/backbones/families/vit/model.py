@@ -206,7 +206,7 @@ def vit(
     return Features(x[:, 0].astype(jnp.float32), x, taps)
 
   def before(params, inputs, block):
-    x = embedded(params, tap_of(None, {}), inputs)
+    x: Any = embedded(params, tap_of(None, {}), inputs)
     return run_blocks(run_block, params, {}, x, None, peft=None, depth=block, remat=remat)
 
   def init(key):
