@@ -59,7 +59,7 @@ Name = Literal['average', 'moving-average', 'task-arithmetic', 'ties', 'dare', '
   needs=('trained delta', 'common places'),
   tiny={
     '': lambda backbone, capacity: merged(
-      backbone, capacity, peft=lora('.', rank=2), rule='dare', start='pretrained', of='products'
+      backbone, capacity, peft=lora('.', rank=2), rule='average', start='pretrained', of='products'
     ),
     'fisher': lambda backbone, capacity: merged(
       backbone, capacity, peft=lora('.', rank=2), rule='fisher', start='merged'

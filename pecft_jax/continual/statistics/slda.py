@@ -20,7 +20,7 @@ from pecft_jax.typing import Backbone, Capacity, ContinualMethod, Output
   Paper('Lifelong machine learning with deep streaming linear discriminant analysis', '1909.01520'),
   needs=('classes',),
   carries='a mean per class, a covariance D x D that classes share, and the classifier',
-  tiny=lambda backbone, capacity: slda(backbone, capacity),
+  tiny=lambda backbone, capacity: slda(backbone, capacity, shrinkage=0.1),
 )
 @recorded
 def slda(backbone: Backbone, capacity: Capacity, *, shrinkage: float = 1e-4) -> ContinualMethod:

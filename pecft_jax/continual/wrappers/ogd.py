@@ -21,7 +21,7 @@ from pecft_jax.typing import Array, ContinualMethod, Once, Params
   Paper('Orthogonal gradient descent for continual learning', '1910.07104'),
   needs=('classes',),
   carries='N vectors, each as large as the parameters',
-  tiny=lambda inner: ogd(inner, size=9),
+  tiny=lambda inner: ogd(inner, size=20),
 )
 @recorded
 def ogd(inner: ContinualMethod, *, size: int = 500) -> ContinualMethod:

@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
 from pecft_jax.continual import clora
 from pecft_jax.continual.core import normalised
 from pecft_jax.peft import adaptformer, lora
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, env, frozen_of, shaken
+
+torch = pytest.importorskip('torch')
 
 FC = lora('fc$', rank=2, alpha=6)  # A scale of 3.
 PATH = 'block_0/fc'

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from pecft_jax.continual import lorasub
 from pecft_jax.continual.core import normalised
@@ -19,6 +18,8 @@ from pecft_jax.train.update import train_step
 from pecft_jax.typing import Update
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, env, run, shaken
+
+torch = pytest.importorskip('torch')
 
 FC = lora('fc$', rank=2, alpha=6)  # A scale of 3.
 PATH = 'block_0/fc'

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from pecft_jax.continual import sdlora
 from pecft_jax.continual.core import normalised
 from pecft_jax.peft import adaptformer, lora
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, env, frozen_of, run, shaken
+
+torch = pytest.importorskip('torch')
 
 FC = lora('fc$', rank=2, alpha=6)  # A scale of 3.
 PATH = 'block_0/fc'

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from pecft_jax.continual import finetune, slao
 from pecft_jax.continual.core import normalised
@@ -14,6 +13,8 @@ from pecft_jax.continual.lowrank.slao import orthonormal
 from pecft_jax.peft import adaptformer, lora
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, close, env, frozen_of, run
+
+torch = pytest.importorskip('torch')
 
 FC = lora('fc$', rank=2, alpha=6)
 PATH = 'block_0/fc'

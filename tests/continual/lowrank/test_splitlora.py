@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from pecft_jax.continual import splitlora
 from pecft_jax.continual.core import normalised
@@ -14,6 +13,8 @@ from pecft_jax.continual.lowrank.splitlora import drawn_within, minor_space
 from pecft_jax.peft import adaptformer, lora
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, env, run
+
+torch = pytest.importorskip('torch')
 
 FC = lora('fc$', rank=2, alpha=6)  # A scale of 3.
 PATH = 'block_0/fc'
