@@ -1,5 +1,7 @@
 """What people expect to find in a repository, and that its parts agree."""
 
+import ast
+import importlib.metadata
 import pathlib
 import re
 import subprocess
@@ -41,6 +43,22 @@ def test_each_dependency_has_a_lower_bound():
   extras = PROJECT['optional-dependencies']
   for line in [*PROJECT['dependencies'], *(line for extra in extras.values() for line in extra)]:
     assert re.fullmatch(r'[\w.\[\]-]+>=[\d.]+', line), line
+
+
+def test_tests_import_what_their_extra_installs():
+  # What only parity needs is asked for by `pytest.importorskip`.
+  lines = [*PROJECT['dependencies'], *PROJECT['optional-dependencies']['test']]
+  known = {re.split(r'[\[>]', line)[0].replace('_', '-').lower() for line in lines}
+  owners = importlib.metadata.packages_distributions()
+  ours = {path.stem for path in (*ROOT.glob('*'), *ROOT.glob('*/**/*.py'))}
+  for path in ROOT.glob('tests/**/test_*.py'):
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+      names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+      if isinstance(node, ast.ImportFrom) and not node.level:
+        names = [str(node.module)]
+      for top in {name.partition('.')[0] for name in names} - ours - sys.stdlib_module_names:
+        found = {owner.replace('_', '-').lower() for owner in owners.get(top, [top])}
+        assert found & known, f'{path.relative_to(ROOT)} imports {top}'
 
 
 def test_hooks_before_a_commit_need_no_download():

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -30,7 +29,7 @@ def test_places_shapes_dtypes_and_leaves_count():
     a, a.T, a.reshape(6, 4), a[::-1], jnp.roll(a, 1), {'a': a, 'b': a}, a.view(jnp.int32),
     {'a': a[:2], 'b': a[2:]}, {'a': a[2:], 'b': a[:2]}, -a, {},
     jnp.zeros(2), jnp.zeros(3), -jnp.zeros(2),
-    a.astype(ml_dtypes.bfloat16), jax.random.key(0), jax.random.key(1), a[:, :0],
+    a.astype(jnp.bfloat16), jax.random.key(0), jax.random.key(1), a[:, :0],
   ]  # fmt: skip
   assert len({of(tree) for tree in trees}) == len(trees)
 
