@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from pecft_jax.devices.finite_leaves import not_finite_in
@@ -12,7 +11,7 @@ def test_nan_and_infinities_are_named_in_order():
   tree = {
     'a': np.ones(3, np.float32),
     'b': {'c': np.float32([1, np.inf]), 'd': jnp.array([jnp.nan, 1.0], jnp.bfloat16)},
-    'e': np.array([np.nan], ml_dtypes.bfloat16),
+    'e': np.array([np.nan], jnp.bfloat16),
     'ids': np.arange(3),
     'name': 'text',
   }
