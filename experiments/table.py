@@ -148,11 +148,11 @@ def order_of(name: str, flags: argparse.Namespace) -> str:
 
 
 def run_case(case: Case, flags: argparse.Namespace) -> None:
-  """Tunes a case, and runs it with the choice on all orders, its seeds side by side."""
+  """Tunes a case, and runs it with the choice on all orders and seeds."""
   from rich.console import Console
 
   from pecft_jax.devices.compile_cache import use_compile_cache
-  from pecft_jax.train import RunOptions, run_seeds, tuned
+  from pecft_jax.train import RunOptions, run, tuned
 
   use_compile_cache()
   options = RunOptions(console=Console(quiet=True))
@@ -161,13 +161,11 @@ def run_case(case: Case, flags: argparse.Namespace) -> None:
   best = tuned(
     lambda choice: made(case, flags, first, choice), case.choices, place / 'tuning', options
   )
-  for order in flags.orders:
-    run_seeds(
-      made(case, flags, order_of(order, flags), best.choice),
-      range(flags.seeds),
-      place / order.replace(':', '_'),
-      options,
-    )
+  # One seed after the other, each in a directory of its own, so that more may follow later.
+  for seed in range(flags.seeds):
+    for order in flags.orders:
+      chosen = made(case, flags, order_of(order, flags), best.choice).replace(seed=seed)
+      run(chosen, place / order.replace(':', '_') / f'seed_{seed}', options)
 
 
 def all_cases(chosen: Sequence[Case], flags: argparse.Namespace) -> list[str]:
