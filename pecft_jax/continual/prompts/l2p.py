@@ -4,7 +4,8 @@ A frozen query selects prompts by their keys; the feature is the mean of the
 output at the prompt positions.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from pecft_jax.continual.core import (
   unit,
   with_query,
 )
-from pecft_jax.continual.prompts.votes import vote
+from pecft_jax.continual.prompts.votes import diversified, nearest, vote
 from pecft_jax.heads import linear
 from pecft_jax.peft.compose import chain, nothing
 from pecft_jax.peft.lowrank.lora import lora
@@ -50,6 +51,10 @@ class Pool(NamedTuple):
   keys: Array  # [M, D]
 
 
+# What training selects prompts by; predictions always select those with the nearest keys.
+Selection = Literal['nearest', 'frequency', 'task']
+
+
 @about(
   'method',
   'prompts',
@@ -70,6 +75,9 @@ class Pool(NamedTuple):
     'beside lora': lambda backbone, capacity: l2p(
       backbone, capacity, peft=lora('.', rank=3), pool=5, length=2, top_k=3
     ),
+    'diversified': lambda backbone, capacity: l2p(
+      backbone, capacity, pool=5, length=2, top_k=2, select='frequency', transfer=True
+    ),
   },
 )
 @recorded(defaults={'head': linear})
@@ -83,9 +91,19 @@ def l2p(
   length: int = 10,
   top_k: int = 4,
   pull: float = 1.0,
+  select: Selection = 'nearest',
+  transfer: bool = False,
   batchwise: bool = False,
 ) -> ContinualMethod:
   """Trains a pool of prompts, their keys and a head; defaults of google-research/l2p.
+
+  Where tasks have boundaries, training can be made to use other prompts for each of them, which the
+  paper does on 5-Datasets. `select='frequency'` is its eq. 4: the distance 1 - cos(query, key) of a
+  prompt is multiplied by the share that it has in all selections of past tasks. Among prompts of
+  equal products, such as all that were never selected, those with the nearest keys are selected,
+  which the paper leaves open. `select='task'` is the authors' code (`use_prompt_mask`): task t
+  trains the prompts N t to N t + N - 1, and those with the nearest keys once the pool has no such
+  block. At test both select by keys alone.
 
   Args:
     backbone: frozen; needs the `tokens` site `encoder`.
@@ -97,6 +115,11 @@ def l2p(
     top_k: prompts selected for each example.
     pull: weight of the term that draws selected keys to their queries, the
       sum over the selected keys of 1 - cos(query, key).
+    select: what training selects prompts by: the `nearest` keys, keys and the `frequency` in past
+      tasks, or the `task`.
+    transfer: start the prompts N t to N t + N - 1 of task t as a copy of those of the task before,
+      while the pool has both blocks, as the authors' code does with `shared_prompt_pool`. Keys
+      stay.
     batchwise: select the prompts that most examples of the batch vote for, for
       all of them, also at test. Predictions then depend on what else is in
       the batch, its padding included; where test batches hold one task, it
@@ -131,6 +154,8 @@ def l2p(
   abstract_delta(backbone, beside)
   transform = chain(peft=beside, prompts=_read_at_prompts())
   inserted = top_k * length
+  trained = _selector(select, vote if batchwise else nearest, top_k)
+  tested = _selector('nearest', vote if batchwise else nearest, top_k)
   # Another transform may insert its own tokens before these.
   rows = 1 + inserted if peft is None else None
 
@@ -140,20 +165,17 @@ def l2p(
     keys = jax.random.uniform(k_keys, (pool, backbone.width), maxval=0.01)
     delta = beside.init(k_delta, backbone.sites, frozen)
     state = new_head(head, key, backbone, capacity)
-    return {'pool': Pool(prompts, keys), 'delta': delta, 'head': state}, {}
+    memory = _counts(pool, jnp.zeros(pool)) if select == 'frequency' else {}
+    return {'pool': Pool(prompts, keys), 'delta': delta, 'head': state}, memory
 
-  def forward(params, memory, env, x, key):
-    del memory
+  def similarities(params, env, x):
     query = unit(frozen_features(backbone, env.frozen, x))
-    similarity = query @ unit(params['pool'].keys).T  # [B, M]
-    if batchwise:
-      chosen = vote(similarity, top_k)
-      near = similarity[:, chosen]
-      prompts = params['pool'].prompts[chosen].reshape(1, inserted, -1)
-      prompts = jnp.broadcast_to(prompts, (query.shape[0], *prompts.shape[1:]))
-    else:
-      near, chosen = jax.lax.top_k(similarity, top_k)
-      prompts = params['pool'].prompts[chosen].reshape(-1, inserted, backbone.width)
+    return query @ unit(params['pool'].keys).T  # [B, M]
+
+  def run(params, env, x, similarity, chosen, key):
+    chosen = jnp.broadcast_to(chosen, (similarity.shape[0], top_k))
+    near = jnp.take_along_axis(similarity, chosen, 1)
+    prompts = params['pool'].prompts[chosen].reshape(-1, inserted, backbone.width)
     delta = {'peft': params['delta'], 'prompts': prompts}
     features = backbone.apply(
       env.frozen,
@@ -165,10 +187,33 @@ def l2p(
     ).pooled
     return Output(head.logits(params['head'], features), pull * (1 - near).sum(-1), features)
 
+  def forward(params, memory, env, x, key):
+    similarity = similarities(params, env, x)
+    return run(params, env, x, similarity, trained(similarity, memory, env), key)
+
   def answers(params, memory, env, query, x):
-    logits = forward(params, memory, env, with_query(x, query), None).logits
+    given = with_query(x, query)
+    similarity = similarities(params, env, given)
+    chosen = tested(similarity, memory, env)
+    logits = run(params, env, given, similarity, chosen, None).logits
     return only(env.task.seen, logits) if capacity.problem.classes else logits
 
+  def begin_task(params, memory, env, key):
+    del key
+    moved = _handed_on(params['pool'].prompts, env.task.index, top_k)
+    return {**params, 'pool': params['pool']._replace(prompts=moved)}, memory
+
+  def observe(params, memory, env, batch, out, update, key):
+    del out, key
+    chosen = trained(similarities(update.before, env, batch.x), memory, env)
+    chosen = jnp.broadcast_to(chosen, (batch.valid.shape[0], top_k))
+    return params, {**memory, 'now': memory['now'].at[chosen].add(batch.valid[:, None])}
+
+  def end_task(params, memory, env):
+    del env
+    return params, _counts(pool, memory['past'] + memory['now'])
+
+  counted = {'observe': observe, 'end_task': end_task} if select == 'frequency' else {}
   return from_forward(
     'l2p',
     backbone,
@@ -181,7 +226,41 @@ def l2p(
     transforms={'delta': beside},
     head=head,
     passes=lambda tasks: 2.0,
+    begin_task=begin_task if transfer else None,
+    **counted,
   )
+
+
+def _selector(select: Selection, best: Callable[..., Array], top_k: int) -> Callable[..., Array]:
+  """`(similarity [B, M], memory, env) -> prompts`, [B, N], or [N] for all examples."""
+
+  def by_key(similarity, memory, env):
+    del memory, env
+    return best(similarity, top_k)
+
+  def by_frequency(similarity, memory, env):
+    del env
+    return best(diversified(similarity, memory['past']), top_k)
+
+  def by_task(similarity, memory, env):
+    del memory
+    own = env.task.index * top_k + jnp.arange(top_k)
+    return jnp.where(own[-1] < similarity.shape[1], own, best(similarity, top_k))
+
+  return {'nearest': by_key, 'frequency': by_frequency, 'task': by_task}[select]
+
+
+def _counts(pool: int, past: Array) -> dict[str, Array]:
+  """Selections of each prompt [M] in past tasks, and none yet in the one that comes."""
+  return {'past': past, 'now': jnp.zeros(pool)}
+
+
+def _handed_on(prompts: Array, index: Array, top_k: int) -> Array:
+  """Prompts [M, ...], those of the block of a task a copy of the block before."""
+  pool, start = prompts.shape[0], index * top_k
+  # What the pool has no block for is written nowhere.
+  own = jnp.where((start > 0) & (start + top_k <= pool), start + jnp.arange(top_k), pool)
+  return prompts.at[own].set(prompts[own - top_k], mode='drop')
 
 
 def _read_at_prompts() -> PeftTransform:

@@ -7,7 +7,7 @@ from pecft_jax.backbones import decoder
 from pecft_jax.continual import l2p
 from pecft_jax.continual.core import normalised
 from pecft_jax.peft import prompt, vpt_deep
-from pecft_jax.typing import Given, PeftTransform
+from pecft_jax.typing import Given, PeftTransform, Update
 
 from ..tiny import CAPACITY, CLASSES, MODEL, TOY, batch, close, env, equal, frozen_of, shaken
 
@@ -108,6 +108,56 @@ def test_batchwise_selection_is_the_vote_of_the_batch(x):
   np.testing.assert_allclose(out.aux_loss, (1 - near[:, chosen]).sum(1), atol=1e-5)
   prompts = jnp.broadcast_to(params['pool'].prompts[chosen].reshape(1, 6, 24), (5, 6, 24))
   close(out.features, read_at_prompts(where, x, prompts), atol=1e-4)
+
+
+def test_training_diversifies_by_eq_4_and_predictions_by_keys_alone(x):
+  method, params, memory, where = made(select='frequency', pull=1.0)
+  past = jnp.array([4.0, 0.0, 9.0, 2.0, 6.0])
+  memory = {**memory, 'past': past}
+  near = cosines(params, where, x).astype(np.float64)
+  products = (1 - near) * np.asarray(past, np.float64) / 21
+  chosen = np.argsort(products, 1)[:, :3]
+  assert (np.sort(chosen) != np.sort(np.argsort(-near, 1)[:, :3])).any()
+  out = jax.jit(method.forward)(params, memory, where, x, None)
+  close(out.aux_loss, (1 - np.take_along_axis(near, chosen, 1)).sum(1), atol=1e-5)
+  close(out.features, read_at_prompts(where, x, params['pool'].prompts[chosen].reshape(5, 6, 24)),
+        atol=1e-4)  # fmt: skip
+  plain, *_ = made()
+  equal(method.predict(params, memory, where, x), plain.predict(params, {}, where, x))
+
+
+def test_selections_of_valid_examples_count_from_the_next_task_on():
+  method, params, memory, where = made(select='frequency')
+  some = batch(MODEL.inputs.shape, CLASSES[1], 4, padding=2)
+  update = Update(None, params)
+  _, after = method.observe(params, memory, where, some, None, update, None)
+  chosen = np.argsort(-cosines(params, where, some.x), 1)[:3, :3]
+  assert after['now'].tolist() == np.bincount(chosen.ravel(), minlength=5).tolist()
+  assert not after['past'].any()
+  _, ended = method.end_task(params, after, where)
+  equal(ended, {'past': after['now'], 'now': jnp.zeros(5)})
+
+
+@pytest.mark.parametrize(('t', 'own'), [(0, [0, 1]), (1, [2, 3]), (2, None)])
+def test_a_task_trains_its_own_block_while_the_pool_has_one(t, own, x):
+  method, params, memory, where = made(top_k=2, select='task')
+  where = env(where.frozen, t)
+  near = cosines(params, where, x)
+  chosen = np.argsort(-near, 1)[:, :2] if own is None else np.tile(own, (5, 1))
+  out = jax.jit(method.forward)(params, memory, where, x, None)
+  close(out.aux_loss, (1 - np.take_along_axis(near, chosen, 1)).sum(1), atol=1e-5)
+  plain, *_ = made(top_k=2)
+  equal(method.predict(params, memory, where, x), plain.predict(params, {}, where, x))
+
+
+@pytest.mark.parametrize(('t', 'copied'), [(0, False), (1, True), (2, False)])
+def test_a_block_starts_as_that_of_the_task_before(t, copied):
+  method, params, memory, where = made(top_k=2, transfer=True)
+  after, _ = method.begin_task(params, memory, env(where.frozen, t), jax.random.key(0))
+  want = np.array(params['pool'].prompts)
+  if copied:
+    want[2:4] = want[:2]
+  equal(after, {**params, 'pool': params['pool']._replace(prompts=jnp.asarray(want))})
 
 
 def test_a_cached_query_changes_nothing(default, x):
