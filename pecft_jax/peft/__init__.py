@@ -26,9 +26,15 @@ from pecft_jax.peft.lowrank.adalora import AdaloraDelta as AdaloraDelta
 from pecft_jax.peft.lowrank.adalora import adalora as adalora
 from pecft_jax.peft.lowrank.dora import DoraDelta as DoraDelta
 from pecft_jax.peft.lowrank.dora import dora as dora
+from pecft_jax.peft.lowrank.hira import HiraDelta as HiraDelta
+from pecft_jax.peft.lowrank.hira import hira as hira
 from pecft_jax.peft.lowrank.lora import LoraDelta as LoraDelta
 from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
+from pecft_jax.peft.lowrank.lora_xs import LoraXsDelta as LoraXsDelta
+from pecft_jax.peft.lowrank.lora_xs import lora_xs as lora_xs
+from pecft_jax.peft.lowrank.miss import MissDelta as MissDelta
+from pecft_jax.peft.lowrank.miss import miss as miss
 from pecft_jax.peft.lowrank.pissa import PissaDelta as PissaDelta
 from pecft_jax.peft.lowrank.pissa import pissa as pissa
 from pecft_jax.peft.lowrank.rosa import RosaDelta as RosaDelta

@@ -76,14 +76,16 @@ def assert_same_outputs(model, apply, delta):
   np.testing.assert_allclose(apply(delta, X), expected, atol=1e-5)
 
 
-def assert_same_gradients(model, apply, delta, parts):
+def assert_same_gradients(model, apply, delta, parts, transposed=True):
   (model(torch.tensor(X)) ** 2).mean().backward()
   grads = jax.grad(lambda d: (apply(d, X) ** 2).mean())(delta)
   for layer, leaf in grads.items():
     for ours_name, part in parts.items():
       (p,) = (p for n, p in model.named_parameters() if f'.{layer}.{part}.' in n)
       got = getattr(leaf, ours_name)
-      np.testing.assert_allclose(got, p.grad.numpy().T, atol=1e-5, err_msg=f'{layer}/{part}')
+      want = p.grad.numpy()
+      want = want.T if transposed else want
+      np.testing.assert_allclose(got, want, atol=1e-5, err_msg=f'{layer}/{part}')
 
 
 LORA_PARTS = {'a': 'lora_A', 'b': 'lora_B'}

@@ -11,6 +11,7 @@ from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.lowrank.lora import LoraDelta
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.svd import leading_part
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Kept, PeftTransform
@@ -71,14 +72,9 @@ def pissa(
 
   def init_one(key, spec, weights):
     del key  # Deterministic: read off the weights.
-    d_in, d_out = weights.main.shape
-    if rank > min(d_in, d_out):
-      raise ValueError(
-        f'{spec.site.path}: rank {rank} is above the smaller side of its weight [{d_in}, {d_out}]'
-      )
-    u, s, v = jnp.linalg.svd(weights.main.astype(jnp.float32), full_matrices=False)
-    root = jnp.sqrt(s[:rank] / scale)
-    a, b = u[:, :rank] * root, root[:, None] * v[:rank]
+    u, s, v = leading_part(spec.site.path, weights.main, rank)
+    root = jnp.sqrt(s / scale)
+    a, b = u * root, root[:, None] * v
     return PissaDelta(a, b, Kept(LoraDelta(jnp.copy(a), jnp.copy(b))))
 
   def run(delta, next_fn, x, w, b, drop=no_drop):

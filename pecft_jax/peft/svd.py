@@ -1,0 +1,43 @@
+"""Parts of a weight's singular value decomposition, from which transforms start."""
+
+import jax.numpy as jnp
+
+from pecft_jax.typing import Array
+
+
+def leading_part(path: str, w: Array, rank: int) -> tuple[Array, Array, Array]:
+  """U [d_in, r], S [r] and V^T [r, d_out] of the r largest singular values of W, in float32.
+
+  Args:
+    path: of the site, for the message.
+    w: [d_in, d_out]
+    rank: r, at least 1.
+
+  Raises:
+    ValueError: for a rank above the smaller side of the weight.
+
+  >>> leading_part('fc', jnp.diag(jnp.array([1.0, 3.0, 2.0])), 2)[1].tolist()
+  [3.0, 2.0]
+  """
+  u, s, v = decomposed(path, w, rank)
+  return u[:, :rank], s[:rank], v[:rank]
+
+
+def trailing_part(path: str, w: Array, rank: int) -> tuple[Array, Array, Array]:
+  """As `leading_part`, of the r smallest singular values."""
+  u, s, v = decomposed(path, w, rank)
+  return u[:, -rank:], s[-rank:], v[-rank:]
+
+
+def decomposed(path: str, w: Array, rank: int = 1) -> tuple[Array, Array, Array]:
+  """U [d_in, q], S [q] and V^T [q, d_out], with q the smaller side of W, which is >= rank."""
+  check_rank(path, w, rank)
+  return jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+
+
+def check_rank(path: str, w: Array, rank: int) -> None:
+  """Raises ValueError for a rank above the smaller side of a weight [d_in, d_out]."""
+  if rank > min(w.shape):
+    raise ValueError(
+      f'{path}: rank {rank} is above the smaller side of its weight [{w.shape[0]}, {w.shape[1]}]'
+    )
