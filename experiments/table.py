@@ -1,10 +1,13 @@
 """Every method on one benchmark: tuned alike, then run on several class orders and seeds.
 
     python experiments/table.py --data-dir DIR --weights FILE --out OUT [--size small] [--jobs 2]
+    python experiments/table.py --benchmark FILE --out OUT -- FLAGS
 
 Whatever has ended is read and what was interrupted goes on, so the command may be stopped and given
-again, with more methods or more seeds. It needs what `pecft run split_cifar100` needs. OUT then
-holds a work directory for each method, order and seed, the trials of its tuning, and
+again, with more methods or more seeds. The benchmark is split_cifar100, or any other that `pecft
+run` takes and that has the flags --method, --wrap, --set, --learning-rate and --class-order; FLAGS
+are its own. OUT then holds a work directory for each method, order and seed, the trials of its
+tuning, and
 
     OUT/table.md     the tables of each order, with the choices that were made
     OUT/table.html   the page of `pecft report` over all runs of the first order
@@ -16,6 +19,8 @@ tasks' training images, a fifth of which is held out; no test image and no later
 
 import argparse
 import concurrent.futures
+import dataclasses
+import inspect
 import os
 import pathlib
 import subprocess
@@ -25,14 +30,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pecft_jax.about import about_of
-from pecft_jax.benchmarks.split_cifar100 import experiment
 from pecft_jax.catalog import METHODS, WRAPPERS
+from pecft_jax.commands import files
 from pecft_jax.files import read_json
 
-SIZES: Mapping[str, dict[str, Any]] = {
-  'small': {'train_per_class': 50, 'test_per_class': 20, 'epochs': 3, 'batch_size': 32},
-  'full': {'epochs': 5, 'batch_size': 128},
-}
+# Of BENCHMARK; other benchmarks are as large as their flags say.
+SIZES: Mapping[str, tuple[str, ...]] = {
+  'small': (
+    '--train-per-class', '50', '--test-per-class', '20', '--epochs', '3', '--batch-size', '32',
+  ),
+  'full': ('--epochs', '5', '--batch-size', '128'),
+}  # fmt: skip
+BENCHMARK = 'split_cifar100'
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FEWER_RATES = (1e-3, 3e-3)  # Beside two strengths, so that every method has four trials.
 # What says how much a method holds on to the past, by its flag, with the values that are tried.
@@ -118,19 +127,31 @@ def choices(name: str) -> tuple[dict[str, float], ...]:
   return tuple(combinations(rate=FEWER_RATES, **{flag: strengths}))
 
 
+@dataclasses.dataclass(frozen=True)
+class NoFlags:
+  """The flags of a benchmark have no others beside them."""
+
+
+def flags_of(flags: argparse.Namespace) -> list[str]:
+  """Those of the benchmark that are the same for all cases."""
+  if flags.benchmark != BENCHMARK:
+    return flags.rest
+  given = [('--data-dir', flags.data_dir), ('--weights', flags.weights)]
+  named = [word for name, value in given if value for word in (name, str(value))]
+  return [*SIZES[flags.size], *named, *flags.rest]
+
+
 def made(case: Case, flags: argparse.Namespace, order: str, choice: Mapping[str, Any]) -> Any:
   """The experiment of a case with a choice of settings."""
-  options = dict(SIZES[flags.size])
-  return experiment(
-    data_dir=flags.data_dir,
-    weights=flags.weights,
-    method=case.method,
-    wrap=case.wrap,
-    set=tuple(f'{name}={value}' for name, value in choice.items() if name != 'rate'),
-    learning_rate=choice.get('rate'),
-    class_order=order,
-    **options,
-  )
+  function = files.load_experiment(files.find_experiment(flags.benchmark))
+  args = [*flags_of(flags), '--method', case.method, '--class-order', order]
+  args += ['--wrap', case.wrap] if case.wrap else []
+  # The bounds have rows of their own.
+  args += ['--no-bounds'] if 'bounds' in inspect.signature(function).parameters else []
+  for name, value in choice.items():
+    args += ['--learning-rate', str(value)] if name == 'rate' else ['--set', f'{name}={value}']
+  values, _ = files.parse_flags(function, args, 'table.py', NoFlags)
+  return files.made(function, values)
 
 
 def order_of(name: str, flags: argparse.Namespace) -> str:
@@ -138,12 +159,14 @@ def order_of(name: str, flags: argparse.Namespace) -> str:
   if name not in SIMILAR:
     return name
   from pecft_jax import data
-  from pecft_jax.backbones import pretrained
   from pecft_jax.train import class_features
 
-  train = data.npz(flags.data_dir / 'cifar100_train.npz')
-  model = pretrained('vit_32_p8_tiny_imagenet', flags.weights)
-  found = data.similarity_orders(class_features(model, train), tasks=10)
+  plain = made(Case('simplecil', 'simplecil', '', ({},)), flags, 'natural', {})
+  tasks = plain.scenario.tasks
+  train = data.joined([task.train for task in tasks])
+  images = train.inputs[train.rows]
+  train = data.arrays('training', images, train.labels, plain.scenario.class_names)
+  found = data.similarity_orders(class_features(plain.model, train), tasks=len(tasks))
   return ','.join(str(label) for label in getattr(found, name))
 
 
@@ -175,7 +198,7 @@ def all_cases(chosen: Sequence[Case], flags: argparse.Namespace) -> list[str]:
     start = time.monotonic()
     threads = max(1, (os.cpu_count() or 1) // flags.jobs)
     done = subprocess.run(
-      [sys.executable, __file__, *sys.argv[1:], '--case', case.name],
+      [sys.executable, __file__, '--case', case.name, *sys.argv[1:]],
       env={**os.environ, 'NPROC': str(threads), 'OMP_NUM_THREADS': str(threads)},
       capture_output=True,
       check=False,
@@ -195,7 +218,7 @@ def write_tables(flags: argparse.Namespace) -> None:
   """Writes table.md and table.html from all runs that have ended."""
   from pecft_jax.report import comparison_markdown, write_comparison
 
-  lines = ['# Split CIFAR-100', '']
+  lines = [f'# {pathlib.Path(flags.benchmark).stem}', '']
   for order in flags.orders:
     found = [
       seed
@@ -231,6 +254,7 @@ def choice_table(flags: argparse.Namespace) -> list[str]:
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   """The flags of the command line."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('--benchmark', default=BENCHMARK, help='name or file, as of `pecft run`')
   parser.add_argument('--data-dir', type=pathlib.Path, help='folder of cifar100_*.npz')
   parser.add_argument('--weights', type=pathlib.Path, help='weights of vit_32_p8_tiny_imagenet')
   parser.add_argument('--out', type=pathlib.Path, required=True)
@@ -246,7 +270,11 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--jobs', type=int, default=2, help='cases at a time')
   parser.add_argument('--list', action='store_true', help='print the cases, run nothing')
   parser.add_argument('--case', help=argparse.SUPPRESS)
-  return parser.parse_args(arguments)
+  given = list(sys.argv[1:] if arguments is None else arguments)
+  behind = given.index('--') if '--' in given else len(given)
+  flags = parser.parse_args(given[:behind])
+  flags.rest = given[behind + 1 :]
+  return flags
 
 
 def main() -> int:

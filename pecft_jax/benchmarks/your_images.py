@@ -34,6 +34,7 @@ OPTIONS = {
 
 _SMALL = 10**9  # Bytes of decoded images that are kept in memory.
 _TABLES = ('.csv', '.jsonl')
+_SPLITS = ('train', 'test')
 _TEST_NAMES = ('test', 'val', 'validation')  # The first of these that there is.
 
 
@@ -66,14 +67,18 @@ def experiment(
   single_task: bool = False,
   evaluate: Literal['seen', 'all'] = 'seen',
   seed: int = 0,
+  train_per_class: int | None = None,
+  test_per_class: int | None = None,
   class_order: str = 'natural',
 ) -> Experiment:
   """Images of your own in tasks, on a pre-trained vision transformer.
 
   Args:
     data_dir: a folder with one folder per class, or with train/ and test/ that are such; with
-      --scenario domain, one folder per domain around those of the classes. Or a .csv or .jsonl
-      file with the columns path and label, and domain and split (train or test) if you like.
+      --scenario domain, one folder per domain around those of the classes. Or a folder with
+      train.npz and test.npz, or one .npz file, as pecft_jax.data.npz reads them. Or a .csv or
+      .jsonl file with the columns path and label, and domain and split (train or test) if you
+      like.
     scenario: new classes in each task; the same with the task known at test time; or a new
       domain in each task.
     held_out: share of each class that becomes the test set where there is none.
@@ -108,6 +113,9 @@ def experiment(
     single_task: also train on each task by itself, for forward transfer (`fwt`).
     evaluate: after each task, the tasks seen; or all, for zero-shot and forward transfer.
     seed: of initialisation, order of the data, and views.
+    train_per_class: number of training images of each class (and domain) to use, the first ones;
+      all by default.
+    test_per_class: the same of test images.
     class_order: natural, seed:1993, or a list of labels; of domains with --scenario domain.
   """
   published = None if preset is None else preset_by_name(preset)
@@ -122,6 +130,10 @@ def experiment(
   _say_what_is_converted(train)
   if test is None:
     train, test = data.held_out(train, held_out)
+  if train_per_class is not None:
+    train = data.first_per_class(train, train_per_class, by_domain=True)
+  if test_per_class is not None:
+    test = data.first_per_class(test, test_per_class, by_domain=True)
   if scenario != 'domain' and not increments:
     _check_tasks(tasks, len(train.class_names))
   count = len(train.labels) + len(test.labels)
@@ -167,6 +179,12 @@ def _sources(
   path = local_path(path)
   if path.suffix.lower() in _TABLES:
     return _listed(path, options)
+  if path.suffix.lower() == '.npz':
+    return _fitted(data.npz(path), options), None
+  if (path / 'train.npz').is_file():
+    name = path.resolve().name
+    train, test = (_fitted(data.npz(path / f'{each}.npz', name), options) for each in _SPLITS)
+    return train, test
   read = data.domain_folders if domains else data.image_folder
   options = {**options, 'name': path.resolve().name}
   if not (path / 'train').is_dir():
@@ -178,6 +196,19 @@ def _sources(
   known: dict[str, Any] = {'class_names': train.class_names}
   known |= {'domain_names': train.domain_names} if domains else {}
   return train, read(tests[0], **options, **known)
+
+
+def _fitted(source: Source, options: dict[str, Any]) -> Source:
+  """Images of an array, in the size and the channels that the backbone reads."""
+  size, channels = options['size'], options['channels']
+  if tuple(source.inputs.shape[1:]) == (size, size, channels):
+    return source
+  if source.inputs.shape[-1] != channels and not options['convert']:
+    raise ValueError(
+      f'{source.name}: expected {channels} channels, got {source.inputs.shape[-1]}; '
+      '--convert repeats grey'
+    )
+  return data.resize(source, size, channels)
 
 
 def _listed(path: pathlib.Path, options: dict[str, Any]) -> tuple[Source, Source | None]:

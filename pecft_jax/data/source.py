@@ -122,7 +122,7 @@ def select_rows(source: Source, rows: np.ndarray) -> Source:
 
 
 @checked
-def first_per_class(source: Source, n: int) -> Source:
+def first_per_class(source: Source, n: int, *, by_domain: bool = False) -> Source:
   """The first `n` rows of each class, in the order of the file.
 
   A class with fewer rows keeps all it has.
@@ -130,6 +130,7 @@ def first_per_class(source: Source, n: int) -> Source:
   Args:
     source: any.
     n: rows of each class, at least 1.
+    by_domain: the first of each class in each domain, where the source has any.
 
   Raises:
     ValueError: for fewer than one row per class.
@@ -141,11 +142,13 @@ def first_per_class(source: Source, n: int) -> Source:
   """
   if n < 1:
     raise ValueError(f'expected at least 1 row per class, got {n}')
-  by_class = np.argsort(source.labels, kind='stable')
-  labels = source.labels[by_class]
-  # Number of rows of the same class before each row.
-  rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
-  return select_rows(source, np.sort(by_class[rank < n]))
+  domains = 0 if source.domains is None or not by_domain else source.domains
+  groups = source.labels + len(source.class_names) * domains
+  by_group = np.argsort(groups, kind='stable')
+  groups = groups[by_group]
+  # Number of rows of the same group before each row.
+  rank = np.arange(len(groups)) - np.searchsorted(groups, groups)
+  return select_rows(source, np.sort(by_group[rank < n]))
 
 
 @checked

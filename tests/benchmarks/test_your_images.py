@@ -56,6 +56,26 @@ def test_a_folder_of_images_is_learned_in_tasks(folder, tmp_path):
   assert results['status'] == 'done'
 
 
+def test_arrays_in_npz_files_are_read_too(tmp_path):
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 6), ('test', 3)):
+    np.savez(
+      tmp_path / f'{split}.npz',
+      images=rng.integers(0, 255, (8 * count, 2 * SIZE, 2 * SIZE, 1), np.uint8),
+      labels=np.tile(np.repeat(np.arange(4), count), 2),
+      class_names=list('abcd'),
+      domains=np.repeat([0, 1], 4 * count),
+      domain_names=['photo', 'sketch'],
+    )
+  classes = made(tmp_path, '--tasks', '2').scenario
+  assert classes.tasks[0].test.inputs[[0]].shape == (1, SIZE, SIZE, 1)
+  assert _counts(classes) == [(24, 12), (24, 12)]
+  few = made(tmp_path, '--scenario', 'domain', '--train-per-class', '5', '--test-per-class', '1')
+  assert _counts(few.scenario) == [(20, 4), (20, 4)]
+  one = made(tmp_path / 'train.npz', '--tasks', '2', '--held-out', '0.5').scenario
+  assert _counts(one) == [(12, 12), (12, 12)]
+
+
 def test_a_share_of_each_class_is_held_out(folder):
   assert _counts(made(folder, '--tasks', '2').scenario) == [(16, 4), (16, 4)]
   assert _counts(made(folder, '--tasks', '2', '--held-out', '0.5').scenario) == [(10, 10)] * 2

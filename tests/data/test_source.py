@@ -21,6 +21,10 @@ def test_first_per_class_keeps_the_order_of_the_file():
   np.testing.assert_array_equal(source.domains, [0, 1, 0, 1, 1, 0])
 
 
+def test_first_per_class_counts_in_each_domain_where_asked():
+  assert rows_of(first_per_class(toy(), 1, by_domain=True)) == [0, 1, 2, 4, 5]
+
+
 def test_first_per_class_keeps_small_classes_whole():
   assert rows_of(first_per_class(toy(), 3)) == [0, 1, 2, 3, 4, 5, 6]
 

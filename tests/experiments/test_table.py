@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from pecft_jax.typing import Capacity
 FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'table.py'
 SPEC = importlib.util.spec_from_file_location('table', FILE)
 table = importlib.util.module_from_spec(SPEC)
+sys.modules['table'] = table
 SPEC.loader.exec_module(table)
 CASES = {case.name: case for case in table.cases()}
 
@@ -36,3 +38,12 @@ def test_strengths_are_options_of_their_method(name):
   )
   (key, value), *_ = ((key, value) for key, value in last.items() if key != 'rate')
   assert method.settings[key.partition('.')[2]] == value
+
+
+def test_a_benchmark_of_any_file_has_its_own_flags(tmp_path):
+  args = ['--benchmark', 'split_digits', '--out', str(tmp_path), '--', '--epochs', '1']
+  flags = table.parsed(args)
+  made = table.made(CASES['ewc'], flags, 'seed:3', {'rate': 0.5, 'ewc.strength': 7.0})
+  assert made.scenario.name.startswith('split_digits')
+  assert made.training.epochs == 1
+  assert made.method.settings['strength'] == 7.0
