@@ -1,10 +1,10 @@
 """Adapters of huggingface/peft: `adapter_config.json` and `adapter_model.safetensors`.
 
-That format has A and B transposed, names of PyTorch layers, and q, k and v possibly in one layer.
-Written for LoRA, rsLoRA, DoRA and (IA)^3, with the classifier among the modules to save.
+That format has matrices transposed, names of PyTorch layers, and q, k and v possibly in one layer.
+What a type of adapter writes is in its file in `types/`; names, the classifier among the modules to
+save, and files are here.
 """
 
-import collections
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,26 +13,18 @@ from typing import Any
 import numpy as np
 
 from pecft_jax.interop.base import write_base
+from pecft_jax.interop.hf_type import HfType, Layer, Model, Part, Written
+from pecft_jax.interop.hf_types import TYPES
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
 from pecft_jax.local import local_path
-from pecft_jax.peft.lowrank.dora import DoraDelta
-from pecft_jax.peft.scaling.ia3 import Ia3Delta
-from pecft_jax.peft.weights import read
 from pecft_jax.typing import Adapted, Backbone, Params
 
 CONFIG, TENSORS, MODEL_CARD = 'adapter_config.json', 'adapter_model.safetensors', 'README.md'
+SHARED = 'base_model.'
 PREFIX = 'base_model.model.'
-_DEFAULTS = {
-  'base_model_name_or_path': None,
-  'fan_in_fan_out': False,
-  'inference_mode': True,
-  'task_type': None,
-}
-
+_DEFAULTS = {'base_model_name_or_path': None, 'inference_mode': True, 'task_type': None}
 _NAMES = ('target_modules', 'feedforward_modules')
-
-_Modules = dict[str, list[tuple[int | None, Piece]]]
 
 
 def save_hf_peft(
@@ -79,27 +71,22 @@ def save_hf_peft(
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'{directory} is there already: give a new or empty directory')
   naming = naming_of(backbone) if naming is None else naming
-  pieces = pieces_of(adapted.peft, adapted.delta)
-  kinds = {type(piece.leaf) for piece in pieces}
-  if len(kinds) > 1:
-    names = sorted(kind.__name__ for kind in kinds)
-    raise ValueError(f'huggingface/peft has no mixture of {names} in one adapter: save one each')
-  modules: _Modules = {}
-  for piece in pieces:
-    if piece.path in naming.convolutions:
-      raise ValueError(f'{piece.path!r} is no linear layer of {naming.model}: leave it out')
-    module = naming.of(piece.path)
-    modules.setdefault(module.name, []).append((module.third, piece))
-  write = _ia3 if kinds == {Ia3Delta} else _lora
-  tensors, config = write(modules, frozen)
-  if _last_part_is_enough(modules, config.get('feedforward_modules', ()), backbone, naming):
-    config |= {key: _last_parts(config[key]) for key in _NAMES if key in config}
+  kinds = {leaf: kind for kind in TYPES.values() for leaf in kind.leaves}
+  pieces = pieces_of(
+    adapted.peft, adapted.delta, {leaf: kind.transforms for leaf, kind in kinds.items()}
+  )
+  kind = _one_type(pieces, kinds)
+  layers = _layers(kind, pieces, naming)
+  written = kind.write(layers, Model(backbone, naming, frozen))
+  config = _named(kind, layers, written, backbone, naming)
   config['modules_to_save'] = None if adapted.head is None else [naming.head]
+  tensors = _prefixed(written)
   if adapted.head is not None:
-    tensors[f'{naming.head}.weight'] = np.asarray(adapted.head.kernel).T
-    tensors[f'{naming.head}.bias'] = np.asarray(adapted.head.bias)
+    at = f'{SHARED if written.bare else PREFIX}{naming.head}'
+    tensors[f'{at}.weight'] = np.asarray(adapted.head.kernel).T
+    tensors[f'{at}.bias'] = np.asarray(adapted.head.bias)
   directory.mkdir(parents=True, exist_ok=True)
-  contiguous = {PREFIX + n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()}
+  contiguous = {name: np.ascontiguousarray(a, np.float32) for name, a in tensors.items()}
   (directory / TENSORS).write_bytes(save(contiguous, metadata={'format': 'pt'}))
   (directory / CONFIG).write_text(json.dumps({**_DEFAULTS, **config}, indent=2) + '\n')
   write_base(directory, backbone, frozen, {} if facts is None else facts)
@@ -107,103 +94,68 @@ def save_hf_peft(
     (directory / MODEL_CARD).write_text(card, encoding='utf-8')
 
 
-def _lora(modules: _Modules, frozen: Params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Tensors by name, and the configuration, of LoRA and DoRA."""
-  # One scale for all, that of the first site; the ratios to it go into B of the others.
-  scale = next(iter(modules.values()))[0][1].scale
-  dora = False
-  tensors, ranks = {}, {}
-  for name, parts in modules.items():
-    a = np.concatenate([np.asarray(piece.leaf.a) for _, piece in parts], 1)
-    width = parts[0][1].leaf.b.shape[1]
-    thirds = 1 if parts[0][0] is None else 3
-    b = np.zeros((a.shape[1], thirds, width), np.float32)
-    row = 0
-    for third, piece in parts:
-      own = np.asarray(piece.leaf.b) * np.float32(piece.scale / scale)
-      b[row : row + len(own), third or 0] = own
-      row += len(own)
-    tensors[f'{name}.lora_A.weight'] = a.T
-    tensors[f'{name}.lora_B.weight'] = b.reshape(len(b), -1).T
-    ranks[name] = a.shape[1]
-    if isinstance(parts[0][1].leaf, DoraDelta):
-      dora = True
-      tensors[f'{name}.lora_magnitude_vector'] = _magnitudes(name, parts, frozen)
-  rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-  others = {name: r for name, r in ranks.items() if r != rank}
-  return tensors, {
-    'peft_type': 'LORA',
-    'target_modules': sorted(modules),
-    'r': rank,
-    'lora_alpha': _whole(scale * rank),
-    'rank_pattern': others,
-    'alpha_pattern': {name: _whole(scale * r) for name, r in others.items()},
-    'lora_dropout': 0.0,
-    'bias': 'none',
-    'use_rslora': False,
-    'use_dora': dora,
-  }
+def _one_type(pieces: Sequence[Piece], kinds: Mapping[type, HfType]) -> HfType:
+  """The type of an adapter with all of these leaves."""
+  leaves = {type(piece.leaf) for piece in pieces}
+  found = {_type_of(leaf, kinds).peft_type: _type_of(leaf, kinds) for leaf in leaves}
+  if len(found) > 1:
+    names = sorted(leaf.__name__ for leaf in leaves)
+    raise ValueError(f'huggingface/peft has no mixture of {names} in one adapter: save one each')
+  return next(iter(found.values()))
 
 
-def _magnitudes(name: str, parts: Sequence[tuple[int | None, Piece]], frozen: Params) -> np.ndarray:
-  """[d_out] of a layer; for a third that is not adapted, the column norms of its weight."""
-  sites = {third: np.asarray(piece.leaf.magnitude) for third, piece in parts}
-  if len(sites) < len(parts):
-    raise ValueError(f'two DoRAs act on {name}: huggingface/peft knows one a layer')
-  if None in sites:
-    return sites[None]
-  stem = parts[0][1].path.rpartition('/')[0]
-  norms = lambda w: np.linalg.norm(np.asarray(w, np.float32), axis=0)
-  return np.concatenate([
-    sites[i] if i in sites else norms(read(frozen, f'{stem}/{letter}').main)
-    for i, letter in enumerate('qkv')
-  ])  # fmt: skip
+def _type_of(leaf: type, kinds: Mapping[type, HfType]) -> HfType:
+  return next(kind for each, kind in kinds.items() if issubclass(leaf, each))
 
 
-def _ia3(modules: _Modules, frozen: Params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Tensors by name, and the configuration, of (IA)^3."""
-  del frozen
-  tensors, feedforward = {}, []
-  for name, parts in modules.items():
-    inputs = {piece.inputs for _, piece in parts}
-    if len(inputs) > 1 or (True in inputs and parts[0][0] is not None):
-      raise ValueError(
-        f'huggingface/peft scales either all inputs of {name} or its outputs, not parts or both'
-      )
-    scales: dict[int, np.ndarray] = {}
-    for third, piece in parts:
-      scales[third or 0] = scales.get(third or 0, 1) * np.asarray(piece.leaf.scale)
-    if True in inputs:
-      feedforward.append(name)
-      tensors[f'{name}.ia3_l'] = scales[0][None, :]
-      continue
-    whole = scales if parts[0][0] is None else {**dict.fromkeys(range(3)), **scales}
-    width = len(next(iter(scales.values())))
-    ones = np.ones(width, np.float32)
-    rows = [ones if part is None else part for part in whole.values()]
-    tensors[f'{name}.ia3_l'] = np.concatenate(rows)[:, None]
-  return tensors, {
-    'peft_type': 'IA3',
-    'target_modules': sorted(modules),
-    'feedforward_modules': sorted(feedforward),
+def _layers(kind: HfType, pieces: Sequence[Piece], naming: Naming) -> list[Layer]:
+  """The pieces by layer of the other library, in the order of the delta."""
+  parts: dict[str, list[Part]] = {}
+  for piece in pieces:
+    path = piece.path.rpartition('/')[0] if kind.replaces else piece.path
+    if path in naming.convolutions:
+      raise ValueError(f'{path!r} is no linear layer of {naming.model}: leave it out')
+    name, third = naming.of(path) if kind.kind in ('linear', 'norm') else (path, None)
+    parts.setdefault(name, []).append(Part(third, piece))
+  return [Layer(name, tuple(each)) for name, each in parts.items()]
+
+
+def _named(
+  kind: HfType, layers: Sequence[Layer], written: Written, backbone: Backbone, naming: Naming
+) -> dict[str, Any]:
+  """The configuration, with the names of the layers in the shortest form that says the same."""
+  config = {'peft_type': kind.peft_type, **written.config}
+  if 'fan_in_fan_out' in kind.keys.only:
+    config['fan_in_fan_out'] = False
+  if kind.kind not in ('linear', 'norm'):
+    return config
+  names = [layer.name for layer in layers]
+  config.setdefault('target_modules', sorted(names))
+  if kind.kind == 'linear' and _last_part_is_enough(
+    names, config.get('feedforward_modules', ()), backbone, naming
+  ):
+    config |= {key: _last_parts(config[key]) for key in _NAMES if key in config}
+  return config
+
+
+def _prefixed(written: Written) -> dict[str, np.ndarray]:
+  return {
+    **{PREFIX + name: tensor for name, tensor in written.tensors.items()},
+    **{SHARED + name: tensor for name, tensor in written.shared.items()},
+    **written.bare,
   }
 
 
 def _last_part_is_enough(
-  modules: Mapping[str, Any], feedforward: Sequence[str], backbone: Backbone, naming: Naming
+  names: Sequence[str], feedforward: Sequence[str], backbone: Backbone, naming: Naming
 ) -> bool:
   """Whether the last parts of the names, the usual short form, match the same layers."""
   linear = (spec.site.path for spec in backbone.sites if spec.site.kind == 'linear')
-  short, inputs = set(_last_parts(modules)), set(_last_parts(feedforward))
+  short, inputs = set(_last_parts(names)), set(_last_parts(feedforward))
   there = {name for path in linear if set(_last_parts([name := naming.of(path).name])) & short}
-  outputs = set(_last_parts(modules.keys() - set(feedforward)))
-  return there == set(modules) and naming.head not in short and not inputs & outputs
+  outputs = set(_last_parts(set(names) - set(feedforward)))
+  return there == set(names) and naming.head not in short and not inputs & outputs
 
 
 def _last_parts(names: Iterable[str]) -> list[str]:
   return sorted({name.rpartition('.')[2] for name in names})
-
-
-def _whole(alpha: float) -> float | int:
-  """As an integer where the value is whole, as the format expects."""
-  return round(alpha) if abs(alpha - round(alpha)) < 1e-6 * abs(alpha) else alpha

@@ -1,111 +1,135 @@
-"""A delta as other libraries store it: one adapter for each linear layer."""
+"""A delta as other libraries store it: one adapter for each layer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from pecft_jax.peft.lowrank.dora import DoraDelta
-from pecft_jax.peft.lowrank.lora import LoraDelta
-from pecft_jax.peft.scaling.ia3 import Ia3Delta
-from pecft_jax.peft.weights import read
+from pecft_jax.peft.weights import Weights, read
 from pecft_jax.typing import Delta, Params, PeftTransform
-
-KINDS = (LoraDelta, DoraDelta, Ia3Delta)
 
 
 class Piece(NamedTuple):
-  """The adapter of one site."""
+  """The adapter of one site.
+
+  Attributes:
+    path: of the site; of a leaf of the weights where the transform replaces weights.
+    leaf: its part of the delta.
+    options: name and arguments of the transform that it is of; empty for one of your own.
+    probe: `(leaf, {'kernel', 'bias'}) -> Weights`, another leaf merged into other weights.
+  """
 
   path: str
-  leaf: Any  # Of one of `KINDS`.
-  scale: float  # Of the product A B; 1 for (IA)^3.
-  inputs: bool  # Whether (IA)^3 scales the inputs of its layer, not the outputs.
+  leaf: Any
+  options: Mapping[str, Any]
+  probe: Any
+
+  def option(self, name: str) -> Any:
+    """An argument of the transform.
+
+    Raises:
+      ValueError: where the transform does not tell its arguments.
+    """
+    if name not in self.options:
+      raise ValueError(
+        f'{self.path}: the transform does not tell its {name}, which the format needs: expected '
+        'one that a factory of pecft_jax.peft made'
+      )
+    return self.options[name]
 
 
-def pieces_of(peft: PeftTransform, delta: Delta) -> list[Piece]:
+def pieces_of(
+  peft: PeftTransform, delta: Delta, kinds: Mapping[type, Sequence[str]]
+) -> list[Piece]:
   """The adapters of all sites, in the order of the delta.
 
   Args:
-    peft: `lora`, `rslora`, `dora` or `ia3`, with `at_layers` and in chains.
+    peft: a transform whose leaves are of these classes, with `at_layers` and in chains.
     delta: of this transform; one slot of a bank.
+    kinds: names of transforms, by the class of their leaves; `jax.Array` for weights that a
+      transform replaces.
 
   Raises:
     ValueError: if there are none, or some of another kind.
   """
-  found = list(_leaves(delta, ()))
+  found = list(_leaves(delta, (), kinds))
   if not found:
     raise ValueError('the delta names no site: there is nothing to save')
   return [
-    Piece(
-      path,
-      leaf,
-      _scale(peft, delta, parts, path, leaf),
-      isinstance(leaf, Ia3Delta) and _inputs(peft, delta, parts, path),
-    )
+    Piece(path, leaf, _options(peft.settings, parts), _probe(peft, delta, parts, path))
     for parts, path, leaf in found
   ]
 
 
-def _leaves(node: Any, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+def _leaves(
+  node: Any, parts: tuple[str, ...], kinds: Mapping[type, Sequence[str]]
+) -> Iterator[tuple[tuple[str, ...], str, Any]]:
   """Names of the parts of chains, path of the site, and leaf."""
   if not isinstance(node, Mapping):
-    raise _unknown('one site alone, with no path')
+    raise _unknown('one site alone, with no path', kinds)
   for key, value in node.items():
-    if isinstance(value, KINDS):
-      if value[0].ndim != (1 if isinstance(value, Ia3Delta) else 2):
+    if isinstance(value, tuple(kinds)):
+      first, axes = _first(value)
+      if first.ndim != axes:
         raise ValueError(
-          f'{key} has leading axes {list(value[0].shape)}: of a bank, save one slot, take(delta, i)'
+          f'{key} has leading axes {list(first.shape)}: of a bank, save one slot, take(delta, i)'
         )
       yield parts, key, value
     elif isinstance(value, Mapping):
-      yield from _leaves(value, (*parts, key))
+      yield from _leaves(value, (*parts, key), kinds)
     else:
-      raise _unknown(type(value).__name__ if hasattr(value, '_fields') else 'plain arrays')
+      raise _unknown(type(value).__name__ if hasattr(value, '_fields') else 'plain arrays', kinds)
 
 
-def _unknown(kind: str) -> ValueError:
+def _first(leaf: Any) -> tuple[Any, int]:
+  """The first array of a leaf, and how many axes it has at one site."""
+  if not hasattr(leaf, '_fields'):
+    return leaf, leaf.ndim
+  axes = getattr(type(leaf), 'AXES', {}).get(leaf._fields[0])
+  return leaf[0], leaf[0].ndim if axes is None else len(axes)
+
+
+def _unknown(kind: str, kinds: Mapping[type, Sequence[str]]) -> ValueError:
+  names = ', '.join(
+    name for transforms in dict.fromkeys(map(tuple, kinds.values())) for name in transforms
+  )
   return ValueError(
-    f'expected a delta of lora, rslora, dora or ia3, got {kind}. Other transforms that merge can '
-    'be saved as whole models: save_timm or save_llama of peft.merge(delta, params)'
+    f'expected a delta of {names}, which huggingface/peft has, too, got {kind}. Other transforms '
+    'that merge can be saved as whole models: save_timm or save_llama of peft.merge(delta, params)'
   )
 
 
-def _scale(peft, delta, parts, path, leaf) -> float:
-  """The scale of A B, measured by merging a tiny adapter.
-
-  Transforms do not expose it. With A B = [[1], [0]] a weight [[0], [1]]
-  becomes [[scale], [1]], in DoRA times a norm.
-  """
-  if isinstance(leaf, Ia3Delta):
-    return 1.0
-  rank = leaf.a.shape[1]
-  a, b = jnp.zeros((2, rank)).at[0, 0].set(1), jnp.zeros((rank, 1)).at[0, 0].set(1)
-  tiny = LoraDelta(a, b) if isinstance(leaf, LoraDelta) else DoraDelta(a, b, jnp.ones(1))
-  weight = jnp.asarray([[0.0], [1.0]])
-  merged = _merged(peft, delta, parts, path, tiny, {'kernel': weight})
-  return float(merged.main[0, 0] / merged.main[1, 0])
+def _options(settings: Mapping[str, Any] | None, parts: tuple[str, ...]) -> Mapping[str, Any]:
+  """The settings of the transform that made a leaf."""
+  names = list(parts)
+  while settings is not None:
+    if settings.get('name') == 'at_layers':
+      settings = settings['transform']
+    elif settings.get('name') == 'chain' and names:
+      settings = settings['parts'].get(names.pop(0))
+    else:
+      return settings
+  return {}
 
 
-def _inputs(peft, delta, parts, path) -> bool:
-  """Whether a factor leaves the bias alone, which belongs to the outputs."""
-  node = {'kernel': jnp.ones((1, 1)), 'bias': jnp.ones(1)}
-  merged = _merged(peft, delta, parts, path, Ia3Delta(jnp.full(1, 2.0)), node)
-  return float(merged.bias[0]) == 1.0
+def _probe(peft: PeftTransform, delta: Delta, parts: tuple[str, ...], path: str) -> Any:
+  """A function that merges one leaf of a transform into the weights of one site."""
 
+  def merged(leaf: Any, node: Mapping[str, jax.Array]) -> Weights:
+    assert peft.merge is not None
+    small: Delta = {path: leaf}
+    levels = [delta]
+    for name in parts:
+      levels.append(levels[-1][name])
+    for level, name in zip(reversed(levels[:-1]), reversed(parts), strict=True):
+      small = {**_emptied(level), name: small}
+    params: Params = {name: jnp.asarray(array) for name, array in node.items()}
+    for key in reversed(path.split('/')):
+      params = {key: params}
+    return read(peft.merge(small, params), path)
 
-def _merged(peft, delta, parts, path, leaf, node) -> Any:
-  """The weights of one site after a merge of one leaf."""
-  small: Delta = {path: leaf}
-  levels = [delta]
-  for name in parts:
-    levels.append(levels[-1][name])
-  for level, name in zip(reversed(levels[:-1]), reversed(parts), strict=True):
-    small = {**_emptied(level), name: small}
-  params: Params = node
-  for key in reversed(path.split('/')):
-    params = {key: params}
-  return read(peft.merge(small, params), path)
+  return merged
 
 
 def _emptied(node: Mapping[str, Any]) -> dict[str, Any]:

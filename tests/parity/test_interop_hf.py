@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pecft_jax.backbones import decoder, load_llama, load_timm, vit
-from pecft_jax.interop import hf_peft_config, load_hf_peft, save_hf_peft
-from pecft_jax.peft import at_layers, chain, dora, ia3, lora, rslora
+from pecft_jax.interop import load_hf_peft, save_hf_peft
+from pecft_jax.interop.hf_types import REFUSED, TYPES
+from pecft_jax.peft import at_layers, chain, dora, ia3, lora, pissa, rslora
 from pecft_jax.typing import Adapted, LinearHead
 
 torch = pytest.importorskip('torch')
@@ -121,6 +122,7 @@ VIT = {
   ),
   'dora on q and v': dora(r'attn/(q|v)$', 2, alpha=5.0),
   'dora on whole layers': dora(r'out|fc', 3),
+  'pissa': pissa(r'attn/(k|out)$', 2),
   'ia3': ia3(),
   'ia3 of mlps': ia3(outputs='fc1', inputs='fc2'),
 }
@@ -213,13 +215,14 @@ def test_inits_that_change_the_base_are_refused_by_name(init, images, tmp_path):
     load_hf_peft(tmp_path, ours)
 
 
-@pytest.mark.parametrize('kind', ['LORA', 'IA3'])
+@pytest.mark.parametrize('kind', TYPES)
 def test_every_option_of_the_installed_library_is_sorted(kind):
-  cls = {'LORA': hf.LoraConfig, 'IA3': hf.IA3Config}[kind]
-  known = (
-    hf_peft_config.READ[kind] | hf_peft_config.HARMLESS[kind] | hf_peft_config.ONLY[kind].keys()
-  )
-  assert {field.name for field in dataclasses.fields(cls)} <= known
+  cls = hf.PEFT_TYPE_TO_CONFIG_MAPPING[hf.PeftType(kind)]
+  assert {field.name for field in dataclasses.fields(cls)} <= TYPES[kind].keys.known()
+
+
+def test_types_that_are_refused_are_types_of_the_installed_library():
+  assert set(REFUSED) <= {kind.value for kind in hf.PeftType}
 
 
 def test_short_names_are_written_where_they_mean_the_same_layers(images, texts, tmp_path):

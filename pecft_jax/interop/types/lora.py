@@ -1,0 +1,238 @@
+"""LORA: LoRA, rsLoRA, DoRA, and PiSSA once the part of the start is taken off."""
+
+import collections
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pecft_jax.backbones.core.finite import check_finite
+from pecft_jax.interop.hf_layers import array, cuts, exactly, joined, of_length, ranks_of
+from pecft_jax.interop.hf_peft_config import (
+  check_rank,
+  finite,
+  given,
+  one_of,
+  patterns,
+  share,
+  switch,
+  tidy,
+  whole,
+)
+from pecft_jax.interop.hf_type import OFF, PLAIN, Found, HfType, Keys, Layer, Model, Written
+from pecft_jax.interop.pieces import Piece
+from pecft_jax.interop.transforms import pattern_of
+from pecft_jax.peft.lowrank.dora import DoraDelta, dora
+from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.peft.lowrank.pissa import PissaDelta
+from pecft_jax.peft.weights import read as weights_of
+from pecft_jax.typing import Delta, Params, PeftTransform
+
+# Entries of LORA that change the function; ADALORA has the same.
+ONLY: Mapping[str, tuple[Any, ...]] = {
+  'bias': PLAIN,
+  'fan_in_fan_out': OFF,
+  'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', 'mica', None),
+  'loftq_config': ({}, None),
+  'corda_config': (None,),
+  'lora_ga_config': (None,),
+  'lora_bias': OFF,
+  'use_qalora': OFF,
+  'use_bdlora': (None, False),
+  'alora_invocation_tokens': (None,),
+  'arrow_config': (None,),
+  'kasa_config': (None,),
+  'velora_config': (None,),
+  'monteclora_config': (None,),
+  'layer_replication': (None,),
+  'target_parameters': (None, []),
+  'trainable_token_indices': (None,),
+  'ensure_weight_tying': OFF,
+}
+FREE = ('eva_config', 'megatron_config', 'megatron_core', 'runtime_config', 'qalora_group_size')
+WHY = {
+  'bias': 'the file replaces biases of the base',
+  'init_lora_weights': 'it takes a part off the base weights; save it with '
+  'path_initial_model_for_weight_conversion, as a plain LoRA',
+}
+
+
+class Lora(NamedTuple):
+  """The configuration of a LoRA, rsLoRA or DoRA adapter.
+
+  Attributes:
+    rank: r.
+    alpha: of layers that no pattern names.
+    ranks: values by pattern, of `rank_pattern`.
+    alphas: the same of `alpha_pattern`.
+    stabilised: whether the scale is alpha / sqrt(r).
+    dora: whether there are magnitudes.
+    dropout: in training.
+  """
+
+  rank: int
+  alpha: float
+  ranks: Mapping[re.Pattern[str], int]
+  alphas: Mapping[re.Pattern[str], float]
+  stabilised: bool
+  dora: bool
+  dropout: float
+
+
+def lora_config(config: Mapping[str, Any]) -> Lora:
+  """Reads the configuration of a LoRA, and checks each value.
+
+  Raises:
+    ValueError: for a value of another type, or one that is not finite; names the entry.
+  """
+  return Lora(
+    rank=whole('r', config.get('r')),
+    alpha=finite('lora_alpha', config.get('lora_alpha')),
+    ranks=patterns(config, 'rank_pattern', whole),
+    alphas=patterns(config, 'alpha_pattern', finite),
+    stabilised=switch('use_rslora', config.get('use_rslora')),
+    dora=switch('use_dora', config.get('use_dora')),
+    dropout=share('lora_dropout', given(config, 'lora_dropout', 0.0)),
+  )
+
+
+def scale_of(config: Lora, name: str, rank: int) -> float:
+  """The scale of A B in one layer.
+
+  Args:
+    config: of the adapter.
+    name: of the layer, as in the file.
+    rank: of its tensors.
+
+  Raises:
+    ValueError: where `r` or `rank_pattern` contradict the tensors, or two entries of
+      `alpha_pattern` name the layer with different values.
+  """
+  check_rank(config.ranks, name, config.rank, rank)
+  alpha = one_of(config.alphas, name, config.alpha, 'alpha_pattern')
+  return alpha / (math.sqrt(rank) if config.stabilised else rank)
+
+
+def scale_in(piece: Piece) -> float:
+  """The scale of A B of a transform, measured by merging a tiny adapter.
+
+  Transforms do not expose it. With A B = [[1], [0]] a weight [[0], [1]]
+  becomes [[scale], [1]], in DoRA times a norm.
+  """
+  rank = piece.leaf.a.shape[1]
+  a, b = jnp.zeros((2, rank)).at[0, 0].set(1), jnp.zeros((rank, 1)).at[0, 0].set(1)
+  tiny = piece.leaf._replace(a=a, b=b)
+  if isinstance(tiny, DoraDelta):
+    tiny = tiny._replace(magnitude=jnp.ones(1))
+  if isinstance(tiny, PissaDelta):
+    tiny = tiny._replace(start=type(tiny.start)(LoraDelta(jnp.zeros_like(a), jnp.zeros_like(b))))
+  merged = piece.probe(tiny, {'kernel': jnp.asarray([[0.0], [1.0]])})
+  return float(merged.main[0, 0] / merged.main[1, 0])
+
+
+def _factors(piece: Piece, scale: float) -> tuple[np.ndarray, np.ndarray]:
+  """A and B at a common scale; of PiSSA the product now less that of the start, of rank 2 r."""
+  leaf, ratio = piece.leaf, np.float32(scale_in(piece) / scale)
+  a, b = array(leaf.a), array(leaf.b)
+  if isinstance(leaf, PissaDelta):
+    start = leaf.start.value
+    a = np.concatenate([a, array(start.a)], 1)
+    b = np.concatenate([b, -array(start.b)])
+  return a, b * ratio
+
+
+def _write(layers: Sequence[Layer], model: Model) -> Written:
+  """Tensors by name, and the configuration, of LoRA, DoRA and PiSSA."""
+  # One scale for all, that of the first site; the ratios to it go into B of the others.
+  scale = scale_in(layers[0].parts[0].piece)
+  tensors, ranks = {}, {}
+  doras = [isinstance(layer.leaf, DoraDelta) for layer in layers]
+  for layer, has_magnitude in zip(layers, doras, strict=True):
+    a, b = joined(layer, lambda piece: _factors(piece, scale))
+    tensors[f'{layer.name}.lora_A.weight'] = a.T
+    tensors[f'{layer.name}.lora_B.weight'] = b.T
+    ranks[layer.name] = a.shape[1]
+    if has_magnitude:
+      assert model.params is not None
+      tensors[f'{layer.name}.lora_magnitude_vector'] = _magnitudes(layer, model.params)
+  rank, others = ranks_of(ranks)
+  return Written(tensors, {
+    'r': rank,
+    'lora_alpha': tidy(scale * rank),
+    'rank_pattern': others,
+    'alpha_pattern': {name: tidy(scale * r) for name, r in others.items()},
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'use_rslora': False,
+    'use_dora': any(doras),
+  })  # fmt: skip
+
+
+def _magnitudes(layer: Layer, frozen: Params) -> np.ndarray:
+  """[d_out] of a layer; for a third that is not adapted, the column norms of its weight."""
+  sites = {part.third: np.asarray(part.piece.leaf.magnitude) for part in layer.parts}
+  if len(sites) < len(layer.parts):
+    raise ValueError(f'two DoRAs act on {layer.name}: huggingface/peft knows one a layer')
+  if None in sites:
+    return sites[None]
+  stem = layer.parts[0].piece.path.rpartition('/')[0]
+  norms = lambda w: np.linalg.norm(array(w), axis=0)
+  return np.concatenate([
+    sites[i] if i in sites else norms(weights_of(frozen, f'{stem}/{letter}').main)
+    for i, letter in enumerate('qkv')
+  ])  # fmt: skip
+
+
+def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
+  del model
+  settings = lora_config(found.config)
+  root = math.sqrt(settings.rank) if settings.stabilised else settings.rank
+  # The ratio of a layer's scale to the common one goes into its B; so does the sign.
+  common = settings.alpha / root if settings.alpha > 0 else 1.0
+  expected = ('lora_A.weight', 'lora_B.weight', *(('lora_magnitude_vector',) * settings.dora))
+  delta: Delta = {}
+  for name, tensors in found.layers.items():
+    a, b, *magnitude = exactly(name, tensors, expected, found.config)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+      raise ValueError(
+        f'{name}: expected lora_A [r, in] and lora_B [out, r], got {a.shape} and {b.shape}'
+      )
+    a, b = a.T, b.T * np.float32(scale_of(settings, name, len(a)) / common)
+    check_finite(f'{name}.lora_B.weight times its scale', b)
+    for place, cut in cuts(name, found.places[name], b.shape[1]):
+      if magnitude:
+        own_part = of_length(name, magnitude[0], b.shape[1])[cut]
+        delta[place.path] = DoraDelta(*map(jnp.asarray, (a, b[:, cut], own_part)))
+        continue
+      # Where not all of q, k and v were adapted, the rows of the others are zeros.
+      rows = b[:, cut].any(1) if b.any() else np.ones(len(b), bool)
+      if rows.any():
+        delta[place.path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
+  # alpha / r is then the scale, whether or not it was stabilised in the file.
+  most = collections.Counter(leaf.a.shape[1] for leaf in delta.values()).most_common(1)[0][0]
+  pattern, alpha = pattern_of(delta), common * most
+  if settings.dora:
+    return dora(pattern, most, alpha), delta
+  return lora(pattern, most, alpha, dropout=settings.dropout), delta
+
+
+LORA = HfType(
+  'LORA',
+  ('lora', 'rslora', 'dora', 'pissa'),
+  (LoraDelta, DoraDelta, PissaDelta),
+  Keys(
+    read=(
+      'r', 'lora_alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora', 'use_dora', 'lora_dropout',
+    ),
+    free=FREE,
+    only=ONLY,
+    why=WHY,
+  ),
+  r'lora_[AB]\.weight|lora_magnitude_vector',
+  _write,
+  _read,
+  ranked={'a': 1, 'b': 0},
+)  # fmt: skip
