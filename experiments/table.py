@@ -50,6 +50,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'mos': ('mos.merged', (0.0, 0.1)),
   'tuna': ('tuna.orthogonality', (0.0, 1e-3)),
   'clora': ('clora.strength', (0.5, 50.0)),
+  'routed_lora': ('routed_lora.strength', (0.01, 1.0)),
   'olora': ('olora.orthogonality', (0.5, 5.0)),
   'ewclora': ('ewclora.strength', (1e4, 1e6)),
   'l2p': ('l2p.pull', (0.1, 1.0)),

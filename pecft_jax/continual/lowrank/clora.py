@@ -53,8 +53,10 @@ def clora(
   its own task's classes while it trains.
 
   The paper learns diffusion models, with the factors on keys and values of cross-attention. As a
-  classifier it is compared in the paper of InfLoRA (arXiv:2404.00228). There is another method of
-  this name, with a routing matrix (arXiv:2502.17920).
+  classifier it is compared in the paper of InfLoRA (arXiv:2404.00228).
+
+  Two methods are called C-LoRA; the other one, by Zhang et al. (arXiv:2502.17920), has a routing
+  matrix between its factors, and is `routed_lora`.
 
   Args:
     backbone: frozen.
