@@ -1,20 +1,33 @@
 """Families of low-rank updates beside the same layers in huggingface/peft."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
-
-torch = pytest.importorskip('torch')
-hf = pytest.importorskip('peft')
-
-from test_peft_hf import (  # noqa: E402  It needs both.
+from test_peft_hf import (  # Skips this module, too, where torch or peft is missing.
   RANK,
   assert_same_gradients,
   assert_same_outputs,
   found,
+  hf,
   ours,
   theirs,
+  torch,
 )
 
-from pecft_jax.peft import HiraDelta, MissDelta, hira, miss  # noqa: E402
+from pecft_jax.peft import (
+  DeloraDelta,
+  HiraDelta,
+  LoraFaDelta,
+  MissDelta,
+  RandloraDelta,
+  delora,
+  hira,
+  lora_fa,
+  miss,
+  randlora,
+)
+from pecft_jax.peft.lowrank.randlora import combined, random_bases
+from pecft_jax.typing import Kept
 
 LAYERS = ('fc1', 'fc2')
 
@@ -35,3 +48,59 @@ def test_miss():
   apply = ours(model, miss('fc', 4))
   assert_same_outputs(model, apply, delta)
   assert_same_gradients(model, apply, delta, parts, transposed=False)
+
+
+def test_delora():
+  model = theirs(hf.DeloraConfig(r=RANK, delora_lambda=2.0, target_modules=list(LAYERS)))
+  parts = {'a': 'delora_A', 'b': 'delora_B', 'strength': 'delora_lambda'}
+  delta = {
+    at: DeloraDelta(
+      *(found(model, at, part) for part in parts.values()), Kept(found(model, at, 'delora_w_norm'))
+    )
+    for at in LAYERS
+  }
+  apply = ours(model, delora('fc', RANK))
+  assert_same_outputs(model, apply, delta)
+  assert_same_gradients(model, apply, delta, parts)
+
+
+def test_lora_fa():
+  model = theirs(hf.LoraConfig(r=RANK, lora_alpha=5.0, target_modules=list(LAYERS)))
+  delta = {
+    at: LoraFaDelta(found(model, at, 'lora_B'), Kept(found(model, at, 'lora_A'))) for at in LAYERS
+  }
+  apply = ours(model, lora_fa('fc', RANK, 5.0))
+  assert_same_outputs(model, apply, delta)
+  assert_same_gradients(model, apply, delta, {'b': 'lora_B'})
+
+
+def test_randlora():
+  """Their shared bases replaced by ours, which are drawn another way but shaped the same."""
+  model = theirs(hf.RandLoraConfig(r=RANK, randlora_alpha=5.0, target_modules=list(LAYERS)))
+  a, b = random_bases(7, RANK, 13, 13)
+  theirs_a, theirs_b = (model.base_model.__getattr__(f'randlora_{p}')['default'] for p in 'AB')
+  assert all(base.std().item() == pytest.approx(1, rel=0.01) for base in (theirs_a, theirs_b))
+  with torch.no_grad():
+    theirs_a.copy_(torch.tensor(np.array(a[:, None])))
+    theirs_b.copy_(torch.tensor(np.array(b)))
+  parts = {'rows': 'randlora_lambda', 'columns': 'randlora_gamma'}
+  delta = {
+    at: RandloraDelta(*(found(model, at, part).T for part in parts.values())) for at in LAYERS
+  }
+  apply = ours(model, randlora('fc', RANK, 5.0, seed=7))
+  assert_same_outputs(model, apply, delta)
+  assert_same_gradients(model, apply, delta, parts, transposed=False)
+
+
+def test_randlora_on_a_square_layer():
+  layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
+  model = hf.get_peft_model(layer, hf.RandLoraConfig(r=RANK, target_modules=['0']))
+  (adapted,) = (m for m in model.modules() if hasattr(m, 'get_delta_weight'))
+  with torch.no_grad():
+    adapted.randlora_lambda['default'].normal_()
+    want = adapted.get_delta_weight('default').numpy().T
+  array = lambda buffers: jnp.asarray(buffers['default'].detach().numpy())
+  delta = RandloraDelta(array(adapted.randlora_lambda), array(adapted.randlora_gamma))
+  small, large = array(adapted.randlora_A)[:, 0], array(adapted.randlora_B)
+  got = 640 / RANK * combined(delta, small, large, wide=True)
+  np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
