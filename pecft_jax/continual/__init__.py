@@ -18,6 +18,7 @@ from pecft_jax.continual.bounds.language_model import language_model as language
 from pecft_jax.continual.bounds.masked import masked_finetune as masked_finetune
 from pecft_jax.continual.bounds.masked import masked_probe as masked_probe
 from pecft_jax.continual.bounds.one_task import single_task as single_task
+from pecft_jax.continual.lowrank.cllora import cllora as cllora
 from pecft_jax.continual.lowrank.clora import clora as clora
 from pecft_jax.continual.lowrank.ewclora import ewclora as ewclora
 from pecft_jax.continual.lowrank.gpm import gpm as gpm
