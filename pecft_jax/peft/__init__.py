@@ -30,6 +30,13 @@ from pecft_jax.peft.lowrank.dora import DoraDelta as DoraDelta
 from pecft_jax.peft.lowrank.dora import dora as dora
 from pecft_jax.peft.lowrank.hira import HiraDelta as HiraDelta
 from pecft_jax.peft.lowrank.hira import hira as hira
+from pecft_jax.peft.lowrank.krona import KronaDelta as KronaDelta
+from pecft_jax.peft.lowrank.krona import krona as krona
+from pecft_jax.peft.lowrank.loha import LohaDelta as LohaDelta
+from pecft_jax.peft.lowrank.loha import loha as loha
+from pecft_jax.peft.lowrank.lokr import LokrDelta as LokrDelta
+from pecft_jax.peft.lowrank.lokr import LokrFactors as LokrFactors
+from pecft_jax.peft.lowrank.lokr import lokr as lokr
 from pecft_jax.peft.lowrank.lora import LoraDelta as LoraDelta
 from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
@@ -53,6 +60,12 @@ from pecft_jax.peft.merge import Merged as Merged
 from pecft_jax.peft.merge import merge_error as merge_error
 from pecft_jax.peft.merge import merged as merged
 from pecft_jax.peft.merge import unmerge as unmerge
+from pecft_jax.peft.multiplicative.boft import BoftDelta as BoftDelta
+from pecft_jax.peft.multiplicative.boft import boft as boft
+from pecft_jax.peft.multiplicative.hra import HraDelta as HraDelta
+from pecft_jax.peft.multiplicative.hra import hra as hra
+from pecft_jax.peft.multiplicative.oft import OftDelta as OftDelta
+from pecft_jax.peft.multiplicative.oft import oft as oft
 from pecft_jax.peft.scaling.ia3 import Ia3Delta as Ia3Delta
 from pecft_jax.peft.scaling.ia3 import ia3 as ia3
 from pecft_jax.peft.scaling.ia3 import scaled_inputs as scaled_inputs
@@ -68,6 +81,10 @@ from pecft_jax.peft.selective.select import ln_tuning as ln_tuning
 from pecft_jax.peft.selective.select import partial as partial
 from pecft_jax.peft.selective.select import select_weights as select_weights
 from pecft_jax.peft.sites import per_site as per_site
+from pecft_jax.peft.spectral.c3a import C3aDelta as C3aDelta
+from pecft_jax.peft.spectral.c3a import c3a as c3a
+from pecft_jax.peft.spectral.fourierft import FourierftDelta as FourierftDelta
+from pecft_jax.peft.spectral.fourierft import fourierft as fourierft
 from pecft_jax.peft.tokens.prefix import PrefixDelta as PrefixDelta
 from pecft_jax.peft.tokens.prefix import prefix as prefix
 from pecft_jax.peft.tokens.prompt import PromptDelta as PromptDelta

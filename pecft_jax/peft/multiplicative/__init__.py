@@ -1,0 +1,1 @@
+"""Products of weights with trained orthogonal matrices."""

@@ -1,0 +1,1 @@
+"""Updates that are few numbers in the frequency domain."""
