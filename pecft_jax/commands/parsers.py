@@ -12,7 +12,8 @@ from typing import Any
 Add = Callable[..., argparse.ArgumentParser]
 Call = Callable[[argparse.Namespace, list[str], Any], int]  # (flags, others, console) -> status
 
-WITH_FILE = frozenset({'run', 'plan'})  # Commands on an experiment file, which has flags, too.
+# Commands on an experiment file, which has flags, too.
+WITH_FILE = frozenset({'run', 'plan', 'params'})
 
 
 def add_commands(add: Add) -> None:
@@ -50,6 +51,18 @@ def _plan(add: Add) -> None:
     from pecft_jax.commands.plan import PlanFlags, plan_file
 
     return _with_file(known, rest, console, PlanFlags, plan_file)
+
+  parser.set_defaults(call=call)
+
+
+def _params(add: Add) -> None:
+  parser = add('params', help='the arrays of an experiment: trained or not, bytes', add_help=False)
+  parser.add_argument('file', nargs='?', help='as for run')
+
+  def call(known: argparse.Namespace, rest: list[str], console: Any) -> int:
+    from pecft_jax.commands.params import ParamsFlags, params_of_file
+
+    return _with_file(known, rest, console, ParamsFlags, params_of_file)
 
   parser.set_defaults(call=call)
 
@@ -227,7 +240,7 @@ def _evaluate(add: Add) -> None:
   parser.set_defaults(call=call)
 
 
-_COMMANDS = (_run, _plan, _list, _report, _inspect, _doctor, _predict, _evaluate, _export)
+_COMMANDS = (_run, _plan, _params, _list, _report, _inspect, _doctor, _predict, _evaluate, _export)
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

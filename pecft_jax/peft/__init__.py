@@ -11,6 +11,12 @@ from pecft_jax.peft.adapters.bottleneck import bottleneck as bottleneck
 from pecft_jax.peft.adapters.bottleneck import houlsby as houlsby
 from pecft_jax.peft.adapters.bottleneck import parallel_adapter as parallel_adapter
 from pecft_jax.peft.adapters.bottleneck import pfeiffer as pfeiffer
+from pecft_jax.peft.arithmetic import concatenated as concatenated
+from pecft_jax.peft.arithmetic import dropped as dropped
+from pecft_jax.peft.arithmetic import elected as elected
+from pecft_jax.peft.arithmetic import pruned as pruned
+from pecft_jax.peft.arithmetic import recompressed as recompressed
+from pecft_jax.peft.arithmetic import weighted as weighted
 from pecft_jax.peft.compose import at_layers as at_layers
 from pecft_jax.peft.compose import bank as bank
 from pecft_jax.peft.compose import chain as chain
@@ -66,6 +72,7 @@ from pecft_jax.peft.multiplicative.hra import HraDelta as HraDelta
 from pecft_jax.peft.multiplicative.hra import hra as hra
 from pecft_jax.peft.multiplicative.oft import OftDelta as OftDelta
 from pecft_jax.peft.multiplicative.oft import oft as oft
+from pecft_jax.peft.own_deltas import per_example as per_example
 from pecft_jax.peft.scaling.ia3 import Ia3Delta as Ia3Delta
 from pecft_jax.peft.scaling.ia3 import ia3 as ia3
 from pecft_jax.peft.scaling.ia3 import scaled_inputs as scaled_inputs

@@ -5,12 +5,14 @@ from pecft_jax.plan.chips import CHIPS, Chip, find_chip
 from pecft_jax.plan.cost import flops, temporaries
 from pecft_jax.plan.estimate import Plan, plan, plan_experiment
 from pecft_jax.plan.memory import Memory, abstract_layout, stored_as
+from pecft_jax.plan.parameters import Parameter, parameters
 from pecft_jax.plan.roofline import Times, times
 
 __all__ = (
   'CHIPS',
   'Chip',
   'Memory',
+  'Parameter',
   'Plan',
   'Times',
   'abstract_layout',
@@ -19,6 +21,7 @@ __all__ = (
   'find_chip',
   'flops',
   'growth',
+  'parameters',
   'plan',
   'plan_experiment',
   'stored_as',

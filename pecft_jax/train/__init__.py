@@ -10,6 +10,7 @@ from pecft_jax.train.context import NonFiniteLoss
 from pecft_jax.train.experiment import Experiment, Training
 from pecft_jax.train.features import class_features
 from pecft_jax.train.job import Stopped
+from pecft_jax.train.many import AdapterLog, Adapters, ManyAdapters, many_adapters
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.running import run, run_seeds
 from pecft_jax.train.step import Steps, compile_steps
@@ -18,10 +19,13 @@ from pecft_jax.workdir.branch import Branch
 from pecft_jax.workdir.record import tensorboard
 
 __all__ = (
+  'AdapterLog',
+  'Adapters',
   'After',
   'Branch',
   'Experiment',
   'Layout',
+  'ManyAdapters',
   'NonFiniteLoss',
   'Recipe',
   'Rule',
@@ -43,6 +47,7 @@ __all__ = (
   'fsdp',
   'grouped',
   'make_mesh',
+  'many_adapters',
   'milestones',
   'one_device',
   'quarter_cosine',
