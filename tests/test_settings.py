@@ -455,7 +455,7 @@ def test_settings_leave_records_hashable():
 RECORDS = {'PeftTransform', 'ContinualMethod', 'Augmentation', 'Recipe', 'Problem', 'Schedule'}
 # Parts of factories, and looking up by name: what they return is recorded elsewhere, or by hand.
 PARTS = {
-  'from_forward', 'wrap', 'per_site', 'summed', 'mixed', 'peft_by_name', 'method_by_name',
+  'from_forward', 'wrap', 'per_site', 'summed', 'mixed', 'routed', 'peft_by_name', 'method_by_name',
   'recipe_of', 'method_of', 'added', 'dense_sites',
   # Composed of what is.
   'parts', 'parts_and_brightness', 'parts_from_a_twentieth', 'shifts', 'flips', 'most_of_it',

@@ -8,6 +8,7 @@ from pecft_jax.continual.adapters.aper import aper as aper
 from pecft_jax.continual.adapters.cada import cada as cada
 from pecft_jax.continual.adapters.ease import ease as ease
 from pecft_jax.continual.adapters.lae import lae as lae
+from pecft_jax.continual.adapters.moe_adapters import moe_adapters as moe_adapters
 from pecft_jax.continual.adapters.mos import mos as mos
 from pecft_jax.continual.adapters.sema import sema as sema
 from pecft_jax.continual.adapters.ssiat import ssiat as ssiat

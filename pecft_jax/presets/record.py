@@ -39,6 +39,7 @@ class ValueRange(NamedTuple):
 
 UNIT_RANGE = ValueRange((0.0,), (1.0,))  # Pixels in 0..1 as they are.
 CIFAR_RANGE = ValueRange((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+CLIP_RANGE = ValueRange((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 class Preset(NamedTuple):

@@ -1,6 +1,6 @@
 """Mixtures of adapters: experts of a branch, weighted for each example by a router."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ class Mixture(NamedTuple):
 
 
 # The argument of a sublayer site that is read.
-_ARGUMENT: Mapping[str, int] = {'normed': 0, 'residual': 1}
+ARGUMENT: Mapping[str, int] = {'normed': 0, 'residual': 1}
 
 
 def mixed(
@@ -61,19 +61,34 @@ def mixed(
     if site.kind != 'sublayer' or site.path not in delta:
       return next_fn(*args)
     mixture, y = delta[site.path], next_fn(*args)
-    gate = gates(mixture, args[_ARGUMENT[read]]).astype(y.dtype)
+    gate = gates(mixture, args[ARGUMENT[read]]).astype(y.dtype)
 
-    def add(total, expert):
-      adapter, weight = expert
+    def one(adapter):
       # An adapter reads what goes into the branch or what comes out, and adds to it.
-      out = run_one({site.path: adapter}, site, lambda *_: y, *args)
-      return total + weight[:, None, None] * (out - y), None
+      return run_one({site.path: adapter}, site, lambda *_: y, *args) - y
 
-    # Experts are recomputed in the backward pass: only their common input is stored.
-    add = jax.checkpoint(add, prevent_cse=False)
-    return y + jax.lax.scan(add, jnp.zeros_like(y), (mixture.experts.adapter, gate.T))[0]
+    return y + weighted(one, mixture.experts.adapter, gate)
 
   return PeftTransform(init, intercept)
+
+
+def weighted(one: Callable[[Any], Array], experts: Any, gate: Array) -> Array:
+  """The sum of what experts add to a branch, each times its weight [B, T, D].
+
+  Args:
+    one: `(expert) -> [B, T, D]`
+    experts: a pytree with leading axis E.
+    gate: [B, E], in the dtype of the branch.
+  """
+
+  def add(total, expert):
+    each, weight = expert
+    return total + weight[:, None, None] * one(each), None
+
+  # Experts are recomputed in the backward pass: only their common input is stored.
+  add = jax.checkpoint(add, prevent_cse=False)
+  first = jax.eval_shape(one, jax.tree.map(lambda a: a[0], experts))
+  return jax.lax.scan(add, jnp.zeros(first.shape, first.dtype), (experts, gate.T))[0]
 
 
 def gates(mixture: Mixture, x: Array) -> Array:
@@ -86,7 +101,7 @@ def gates(mixture: Mixture, x: Array) -> Array:
 
 def mean_token(args: Sequence[Array], read: Read) -> Array:
   """The mean of what is read at a sublayer site [B, D] float32, without gradient."""
-  return jax.lax.stop_gradient(args[_ARGUMENT[read]]).astype(jnp.float32).mean(1)
+  return jax.lax.stop_gradient(args[ARGUMENT[read]]).astype(jnp.float32).mean(1)
 
 
 def slots_of(backbone: Backbone, peft: PeftTransform, experts: int, growing: int) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Novelty of data: autoencoders, and the mean and spread of their errors.
 
-As the representation descriptors of SEMA (Wang et al., 2025, arXiv:2403.18886).
+As the representation descriptors of SEMA (Wang et al., 2025, arXiv:2403.18886), and the selector of
+MoE-Adapters (Yu et al., 2024, arXiv:2403.11549).
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from pecft_jax.typing import Array, Key
 
 
 class Descriptor(NamedTuple):
-  """A linear autoencoder of mean tokens."""
+  """An autoencoder of two linear layers."""
 
   down: Array  # [D, H], uniform in +-sqrt(1 / D) at init.
   down_bias: Array  # [H], zeros at init.
@@ -46,6 +47,17 @@ def reconstruction_errors(coder: Descriptor, tokens: Array) -> Array:
   code = jnp.matmul(tokens, coder.down, precision='highest') + coder.down_bias
   again = jnp.matmul(code, coder.up, precision='highest') + coder.up_bias
   return jnp.square(again - tokens).mean(-1)
+
+
+def bounded_errors(coder: Descriptor, features: Array) -> Array:
+  """The mean squared error [B] on the sigmoid of features [B, D], with a ReLU and a sigmoid.
+
+  With s = sigmoid(h) it is that of sigmoid(relu(s W_down + b_down) W_up + b_up) from s.
+  """
+  inputs = jax.nn.sigmoid(features.astype(jnp.float32))
+  code = jax.nn.relu(jnp.matmul(inputs, coder.down, precision='highest') + coder.down_bias)
+  again = jax.nn.sigmoid(jnp.matmul(code, coder.up, precision='highest') + coder.up_bias)
+  return jnp.square(again - inputs).mean(-1)
 
 
 def z_scores(errors: Spread, new: Array) -> Array:

@@ -10,7 +10,8 @@ def features(images, adapters=None, scale=0.1):
 
   Args:
     images: uint8 [B, 8, 8, 1]
-    adapters: `{site path: (down, down_bias, up, up_bias)}`, which read what the MLP reads.
+    adapters: `{site path: (down, down_bias, up, up_bias)}`, which read what the MLP reads; or a
+      function `(stream [B, T, D]) -> [B, T, D]` of what its norm reads, which is added as it is.
     scale: of what they add.
   """
   w, adapters = wide(weights()), adapters or {}
@@ -38,5 +39,7 @@ def block(w, x, adapter, scale):
   out = x + hidden @ w['mlp']['fc2']['kernel'] + w['mlp']['fc2']['bias']
   if adapter is None:
     return out
+  if callable(adapter):
+    return out + adapter(x)
   down, down_bias, up, up_bias = adapter
   return out + scale * (torch.relu(y @ down + down_bias) @ up + up_bias)

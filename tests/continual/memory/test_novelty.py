@@ -5,6 +5,7 @@ import numpy as np
 from pecft_jax.continual.memory.novelty import (
   Descriptor,
   Spread,
+  bounded_errors,
   fresh_descriptor,
   reconstruction_errors,
   with_errors,
@@ -19,6 +20,17 @@ def test_errors_are_those_of_a_linear_autoencoder():
   want = (((x @ down + b) @ up + c - x) ** 2).mean(1)
   coder = Descriptor(*map(jnp.float32, (down, b, up, c)))
   np.testing.assert_allclose(reconstruction_errors(coder, jnp.float32(x)), want, rtol=1e-5)
+
+
+def test_bounded_errors_are_those_of_an_autoencoder_of_sigmoids():
+  rng = np.random.default_rng(3)
+  down, up = rng.normal(size=(6, 4)), rng.normal(size=(4, 6))
+  b, c, h = rng.normal(size=4), rng.normal(size=6), rng.normal(size=(5, 6))
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+  s = sigmoid(h)
+  want = ((sigmoid(np.maximum(s @ down + b, 0) @ up + c) - s) ** 2).mean(1)
+  coder = Descriptor(*map(jnp.float32, (down, b, up, c)))
+  np.testing.assert_allclose(bounded_errors(coder, jnp.float32(h)), want, rtol=1e-5)
 
 
 def test_z_scores_are_deviations_from_the_errors_of_training():
