@@ -14,6 +14,7 @@ from pecft_jax.about import About
 from pecft_jax.assignments import assign, options_of
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.heads import HEADS
+from pecft_jax.local import local_path
 from pecft_jax.paths import unknown
 from pecft_jax.peft import PEFTS
 from pecft_jax.settings import defaults_of
@@ -95,7 +96,8 @@ class Choice(NamedTuple):
 
   Attributes:
     method: its name.
-    peft: name of the transform; the method's own where it is None.
+    peft: name of the transform, or the directory of an adapter of huggingface/peft, which training
+      starts from; the method's own where it is None.
     wrap: names of wrappers, the first innermost.
     options: arguments by the name of a part; those of parts that are not used are ignored.
     head: name of the head; the method's own where it is None.
@@ -117,12 +119,14 @@ class Choice(NamedTuple):
     parts: dict[str, Any] = {}
     if self.peft is not None:
       _check_takes_peft(factory, self.method, self.peft)
+    if _is_adapter(self.peft):
+      parts['peft'] = _started_from(self.peft, backbone)
     if self.head is not None:
       _check_takes_head(factory, self.method, self.head)
       parts['head'] = find('head', self.head)(**self.options.get(self.head, {}))
     trained = self.transform
     # The method's own stays None, unless it has options.
-    if trained is not None and (self.peft is not None or self.options.get(trained)):
+    if 'peft' not in parts and trained and (self.peft is not None or self.options.get(trained)):
       parts['peft'] = find('transform', trained)(**self.options.get(trained, {}))
     arguments = {**parts, **self.options.get(self.method, {})}
     method = _called('method', self.method, factory, (backbone, capacity), arguments)
@@ -185,7 +189,7 @@ def choose(
 
   Args:
     method: of `METHODS`, or `package.module:name`, as all names.
-    peft: of `PEFTS`; the method's own default where None.
+    peft: of `PEFTS`, or a directory as in `Choice`; the method's own default where None.
     head: of `HEADS`; the method's own default where None.
     wrap: of `WRAPPERS`, the first innermost; `'ewc,derpp'` or a sequence.
     set: options as `NAME.option=value`, of parts that are in use.
@@ -218,7 +222,7 @@ def choose(
   if head is not None:
     _check_takes_head(parts[method], method, head)
     parts[head] = find('head', head)
-  if choice.transform is not None:
+  if choice.transform is not None and not _is_adapter(peft):
     parts[choice.transform] = find('transform', choice.transform)
   known = [name for registry in REGISTRIES.values() for name in registry]
   for name, values in assign(set, parts, known).items():
@@ -257,6 +261,21 @@ def _check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
     for option in values:
       if option not in (accepted := options_of(known[name])):
         raise unknown(f'option of {name}', option, accepted)
+
+
+def _is_adapter(name: str | None) -> bool:
+  """Whether a name is that of a directory with an adapter of huggingface/peft."""
+  if not name or name in PEFTS or ':' in name:
+    return False
+  return (local_path(name) / 'adapter_config.json').is_file()
+
+
+def _started_from(directory: str, backbone: Backbone) -> PeftTransform:
+  from pecft_jax.interop import load_hf_peft
+  from pecft_jax.peft import starting_from
+
+  found = load_hf_peft(directory, backbone)
+  return starting_from(found.delta, found.peft)
 
 
 def own_transform(method: Factory) -> str | None:

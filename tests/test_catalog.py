@@ -2,14 +2,16 @@ import json
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from pecft_jax.backbones import vit
+from pecft_jax.backbones import pretrained, vit
 from pecft_jax.catalog import choose, find, own_transform
 from pecft_jax.continual import METHODS, ease, ewc
+from pecft_jax.interop import save_hf_peft
 from pecft_jax.listing import listing
-from pecft_jax.peft import PEFTS
-from pecft_jax.typing import Capacity
+from pecft_jax.peft import PEFTS, lora
+from pecft_jax.typing import Adapted, Capacity
 
 CAPACITY = Capacity(2, 4)
 MODEL = vit(
@@ -145,3 +147,17 @@ def test_listings_tell_family_and_papers():
     {'title': 'Learning to prompt for continual learning', 'arxiv': '2112.08654'}
   ]
   assert set(listing('benchmarks')) == {'split_cifar100', 'split_digits', 'your_images'}
+
+
+def test_a_directory_with_an_adapter_is_what_training_starts_from(tmp_path, monkeypatch):
+  model = pretrained('vit_glyphs16')
+  peft = lora(r'attn/q$', rank=2)
+  delta = peft.init(jax.random.key(0), model.backbone.sites, model.params)
+  delta = jax.tree.map(lambda leaf: leaf + 0.5, delta)
+  save_hf_peft(tmp_path / 'mine', model.backbone, Adapted(peft, delta, None), model.params)
+  monkeypatch.chdir(tmp_path)
+  method = choose('finetune', peft='./mine').build(model.backbone, Capacity(2, 4))
+  params, _ = method.init(jax.random.key(1), model.params)
+  jax.tree.map(np.testing.assert_array_equal, params['delta'], delta)
+  with pytest.raises(ValueError, match='not in use'):
+    choose('finetune', peft='./mine', set=['lora.rank=4'])

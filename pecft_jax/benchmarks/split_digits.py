@@ -52,7 +52,8 @@ def experiment(
 
   Args:
     method: what learns (pecft list methods).
-    peft: what is trained of the backbone (pecft list peft); the method's own by default.
+    peft: what is trained of the backbone (pecft list peft), or the directory of an adapter of
+      huggingface/peft to start from; the method's own by default.
     head: what classifies features (pecft list heads); the method's own by default.
     wrap: wrappers around the method, the first innermost, as in ewc,derpp.
     set: options of these by name, as in ewc.strength=10; may be given several times.

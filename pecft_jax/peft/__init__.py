@@ -92,6 +92,7 @@ from pecft_jax.peft.spectral.c3a import C3aDelta as C3aDelta
 from pecft_jax.peft.spectral.c3a import c3a as c3a
 from pecft_jax.peft.spectral.fourierft import FourierftDelta as FourierftDelta
 from pecft_jax.peft.spectral.fourierft import fourierft as fourierft
+from pecft_jax.peft.starting import starting_from as starting_from
 from pecft_jax.peft.tokens.prefix import PrefixDelta as PrefixDelta
 from pecft_jax.peft.tokens.prefix import prefix as prefix
 from pecft_jax.peft.tokens.prompt import PromptDelta as PromptDelta
