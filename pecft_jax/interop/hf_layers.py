@@ -77,27 +77,25 @@ def only(layer: Layer, why: str) -> Any:
   return layer.parts[0].piece
 
 
-def alike(layer: Layer, what: str) -> Any:
-  """The piece of a layer whose inputs are changed, which all of q, k and v must do alike.
+def alike(layer: Layer, what: str, of: Callable[[Any], Any]) -> np.ndarray:
+  """The array of a layer whose inputs are changed, which all of q, k and v must do alike.
+
+  Args:
+    layer: with at most one part for each third.
+    what: is done with the inputs.
+    of: `(piece) -> array`
 
   Raises:
     ValueError: where they differ, or not all of them are adapted.
   """
   check_one_each(layer)
-  if layer.thirds == 1:
-    return layer.parts[0].piece
-  leaves = [part.piece.leaf for part in layer.parts]
-  equal = all(
-    np.array_equal(np.asarray(one), np.asarray(other))
-    for leaf in leaves
-    for one, other in zip(leaves[0], leaf, strict=True)
-  )
-  if len(leaves) < 3 or not equal:
+  arrays = [array(of(part.piece)) for part in layer.parts]
+  if len(arrays) < layer.thirds or any(not np.array_equal(arrays[0], each) for each in arrays):
     raise ValueError(
       f'{layer.name} is q, k and v in one layer, with one {what} of its inputs: expected the same '
       'at all three'
     )
-  return layer.parts[0].piece
+  return arrays[0]
 
 
 def same(values: Iterable[tuple[str, Any]], what: str) -> Any:
@@ -130,6 +128,20 @@ def cuts(name: str, places: Sequence[Place], width: int) -> list[tuple[Place, sl
     raise ValueError(f'{name} has {width} outputs: expected as many for each of q, k and v')
   each = width // 3
   return [(p, slice((p.third or 0) * each, ((p.third or 0) + 1) * each)) for p in places]
+
+
+def split(
+  places: Sequence[tuple[Place, slice]], b: np.ndarray
+) -> Iterator[tuple[str, np.ndarray, slice]]:
+  """The sites of a product A B, each with its ranks [R] bool and its columns of B [R, d_out].
+
+  Where not all of q, k and v were adapted, the rows of the others are zeros; a site without any
+  rank is left out. All ranks are those of each site where B is zeros throughout.
+  """
+  for place, cut in places:
+    rows = b[:, cut].any(1) if b.any() else np.ones(len(b), bool)
+    if rows.any():
+      yield place.path, rows, cut
 
 
 def each_layer(

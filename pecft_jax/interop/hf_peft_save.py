@@ -7,6 +7,7 @@ save, and files are here.
 
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,8 @@ def save_hf_peft(
   written = kind.write(layers, Model(backbone, naming, frozen))
   config = _named(kind, layers, written, backbone, naming)
   config['modules_to_save'] = None if adapted.head is None else [naming.head]
+  if written.bare:  # Without a task, peft puts prompts nowhere.
+    config['task_type'] = 'CAUSAL_LM' if adapted.head is None else 'SEQ_CLS'
   tensors = _prefixed(written)
   if adapted.head is not None:
     at = f'{SHARED if written.bare else PREFIX}{naming.head}'
@@ -96,16 +99,17 @@ def save_hf_peft(
 
 def _one_type(pieces: Sequence[Piece], kinds: Mapping[type, HfType]) -> HfType:
   """The type of an adapter with all of these leaves."""
-  leaves = {type(piece.leaf) for piece in pieces}
-  found = {_type_of(leaf, kinds).peft_type: _type_of(leaf, kinds) for leaf in leaves}
+  leaves = {type(piece.leaf): piece.leaf for piece in pieces}
+  found = {
+    kind.peft_type: kind
+    for leaf in leaves.values()
+    for each, kind in kinds.items()
+    if isinstance(leaf, each)
+  }
   if len(found) > 1:
     names = sorted(leaf.__name__ for leaf in leaves)
     raise ValueError(f'huggingface/peft has no mixture of {names} in one adapter: save one each')
   return next(iter(found.values()))
-
-
-def _type_of(leaf: type, kinds: Mapping[type, HfType]) -> HfType:
-  return next(kind for each, kind in kinds.items() if issubclass(leaf, each))
 
 
 def _layers(kind: HfType, pieces: Sequence[Piece], naming: Naming) -> list[Layer]:
@@ -130,7 +134,10 @@ def _named(
   if kind.kind not in ('linear', 'norm'):
     return config
   names = [layer.name for layer in layers]
-  config.setdefault('target_modules', sorted(names))
+  config['target_modules'] = sorted(names)
+  if kind.kind == 'norm' and any('.' not in name for name in names):
+    # In a list, timm's `norm` would also be the end of other names; an expression is a whole one.
+    config['target_modules'] = '|'.join(map(re.escape, sorted(names)))
   if kind.kind == 'linear' and _last_part_is_enough(
     names, config.get('feedforward_modules', ()), backbone, naming
   ):

@@ -1,8 +1,17 @@
 """The types of adapters of huggingface/peft that can be written and read; each is one line."""
 
 from pecft_jax.interop.hf_type import HfType
+from pecft_jax.interop.types.adalora import ADALORA as ADALORA
+from pecft_jax.interop.types.hira import HIRA as HIRA
 from pecft_jax.interop.types.ia3 import IA3 as IA3
+from pecft_jax.interop.types.ln_tuning import LN_TUNING as LN_TUNING
 from pecft_jax.interop.types.lora import LORA as LORA
+from pecft_jax.interop.types.miss import MISS as MISS
+from pecft_jax.interop.types.prefix_tuning import CARTRIDGE as CARTRIDGE
+from pecft_jax.interop.types.prefix_tuning import PREFIX_TUNING as PREFIX_TUNING
+from pecft_jax.interop.types.prompt_tuning import P_TUNING as P_TUNING
+from pecft_jax.interop.types.prompt_tuning import PROMPT_TUNING as PROMPT_TUNING
+from pecft_jax.interop.types.vera import VERA as VERA
 
 TYPES: dict[str, HfType] = {
   each.peft_type: each

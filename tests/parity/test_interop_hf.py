@@ -15,7 +15,24 @@ import pytest
 from pecft_jax.backbones import decoder, load_llama, load_timm, vit
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.interop.hf_types import REFUSED, TYPES
-from pecft_jax.peft import at_layers, chain, dora, ia3, lora, pissa, rslora
+from pecft_jax.peft import (
+  adalora,
+  at_layers,
+  chain,
+  dora,
+  hira,
+  ia3,
+  ln_tuning,
+  lora,
+  lora_xs,
+  miss,
+  pissa,
+  prefix,
+  prompt_tuning,
+  rslora,
+  select_weights,
+  vera,
+)
 from pecft_jax.typing import Adapted, LinearHead
 
 torch = pytest.importorskip('torch')
@@ -125,12 +142,25 @@ VIT = {
   'pissa': pissa(r'attn/(k|out)$', 2),
   'ia3': ia3(),
   'ia3 of mlps': ia3(outputs='fc1', inputs='fc2'),
+  'lora_xs': lora_xs(r'attn/(k|out)$', 2),
+  'adalora': adalora(r'attn/(q|v)$|fc1', 3, 2, alpha=5.0),
+  'vera': vera(r'attn/(q|v)$', 5),
+  'vera everywhere': vera(r'attn|mlp', 5, seed=3, fan_in=60),
+  'hira': hira(r'attn/(q|v)$|fc1', 3),
+  'miss': miss(r'attn/(q|v)$|fc2', 3),
+  'ln_tuning': ln_tuning(),
+  'one norm': select_weights(r'block_1/ln2/scale'),
 }
 LLAMA = {
   'lora on q and v': lora(r'attn/(q|v)$', 2, alpha=5.0),
   'lora everywhere': rslora(r'attn|mlp', 3),
   'dora': dora(r'attn/(k|out)$', 2),
   'ia3': ia3(),
+  'adalora': adalora(r'attn/(q|v)$|down', 3, 2, alpha=5.0),
+  'vera': vera(r'attn|mlp', 5, fan_in=24),
+  'hira': hira(r'attn/(q|v)$|up', 3),
+  'miss': miss(r'attn/(q|v)$|up', 3),
+  'ln_tuning': ln_tuning(),
 }
 CASES = [('images', name) for name in VIT] + [('texts', name) for name in LLAMA]
 
@@ -164,6 +194,81 @@ def test_what_we_write_comes_back(saved):
   chex.assert_trees_all_equal_structs(own, back.delta)
 
 
+@pytest.fixture(scope='module')
+def whole_texts(texts):
+  """Without padding: before prompts, transformers cannot tell where a padded text ends."""
+  theirs, ours, params, x, _ = texts
+  ids = jnp.where(x == PAD, 1, x)
+
+  def logits(model):
+    with torch.no_grad():
+      return model(input_ids=torch.tensor(np.asarray(ids)).long()).logits.numpy()
+
+  return theirs, ours, params, ids, logits
+
+
+@pytest.fixture(scope='module')
+def next_words(whole_texts):
+  """The same with a language-model head, whose predictions of the next word are compared."""
+  theirs, ours, params, ids, logits = whole_texts
+  whole = theirs()
+  kernel = torch.randn(37, 24, generator=torch.Generator().manual_seed(0))
+
+  def with_head():
+    model = transformers.LlamaForCausalLM(whole.config).eval()
+    model.model = theirs().model
+    model.lm_head.weight = torch.nn.Parameter(kernel.clone())
+    return model
+
+  head = LinearHead(jnp.asarray(kernel.numpy().T), jnp.zeros(37))
+  return with_head, ours, params, ids, lambda model: logits(model)[:, -1], head
+
+
+def test_their_library_computes_the_same_with_a_prompt_that_we_write(whole_texts, tmp_path):
+  theirs, ours, params, x, logits = whole_texts
+  found = adapted(ours, params, prompt_tuning(4))
+  save_hf_peft(tmp_path / 'adapter', ours, found, params)
+  model = hf.PeftModel.from_pretrained(theirs(), tmp_path / 'adapter').eval()
+  want = our_logits(ours, params, found, x)
+  assert np.abs(logits(theirs()) - want).max() > 0.1
+  np.testing.assert_allclose(logits(model), want, atol=ATOL)
+
+
+@pytest.mark.parametrize('peft', [prompt_tuning(4), prefix(length=4)])
+def test_their_library_predicts_the_same_words(peft, next_words, tmp_path):
+  theirs, ours, params, x, logits, head = next_words
+  found = adapted(ours, params, peft)._replace(head=None)
+  save_hf_peft(tmp_path / 'adapter', ours, found, params)
+  model = hf.PeftModel.from_pretrained(theirs(), tmp_path / 'adapter').eval()
+  want = our_logits(ours, params, found._replace(head=head), x)
+  assert np.abs(logits(theirs()) - want).max() > 0.1
+  np.testing.assert_allclose(logits(model), want, atol=ATOL)
+  back = load_hf_peft(tmp_path / 'adapter', ours)._replace(head=head)
+  np.testing.assert_allclose(our_logits(ours, params, back, x), want, atol=ATOL)
+
+
+THEIR_PROMPTS = {
+  'prompt': dict(cls='PromptTuningConfig'),
+  'encoder': dict(cls='PromptEncoderConfig', encoder_hidden_size=8),
+  'prefix': dict(cls='PrefixTuningConfig'),
+  'prefix with an mlp': dict(
+    cls='PrefixTuningConfig', prefix_projection=True, encoder_hidden_size=8
+  ),
+  'cartridge': dict(cls='CartridgeConfig'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', THEIR_PROMPTS)
+def test_we_predict_the_same_words_with_what_they_write(case, next_words, tmp_path):
+  theirs, ours, params, x, logits, head = next_words
+  options = dict(THEIR_PROMPTS[case])
+  config = getattr(hf, options.pop('cls'))(num_virtual_tokens=3, task_type='CAUSAL_LM', **options)
+  model = hf.get_peft_model(theirs(), config).eval()
+  model.save_pretrained(tmp_path)
+  found = load_hf_peft(tmp_path, ours)._replace(head=head)
+  np.testing.assert_allclose(our_logits(ours, params, found, x), logits(model), atol=ATOL)
+
+
 THEIRS = {
   'lora': dict(cls='LoraConfig', r=2, lora_alpha=5, target_modules=['qkv', 'fc1']),
   'rslora with patterns': dict(
@@ -185,6 +290,14 @@ THEIRS = {
     alpha_pattern={r'[12]\.mlp\.fc\d': 5, '^mlp.fc1': 99, 'lp.fc2': 99, 'attn.(qkv|proj)': 3},
   ),
   'a negative alpha': dict(cls='LoraConfig', lora_alpha=-4, target_modules=['fc1']),
+  'adalora': dict(
+    cls='AdaLoraConfig', init_r=4, target_r=2, lora_alpha=5, total_step=9, tfinal=2,
+    target_modules=['qkv', 'fc1'],
+  ),
+  'vera': dict(cls='VeraConfig', r=4, target_modules=['qkv', 'fc1']),
+  'hira': dict(cls='HiraConfig', r=3, target_modules=['qkv', 'fc1'], rank_pattern={'fc1': 2}),
+  'miss': dict(cls='MissConfig', r=4, target_modules=['qkv', 'fc1']),
+  'ln_tuning': dict(cls='LNTuningConfig', target_modules=['norm1', 'norm2']),
   'ia3': dict(cls='IA3Config', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
 }  # fmt: skip
 

@@ -1,16 +1,19 @@
-"""LORA: LoRA, rsLoRA, DoRA, and PiSSA once the part of the start is taken off."""
+"""LORA: LoRA, rsLoRA, DoRA, and transforms that are a product of two factors once they are trained.
+
+PiSSA is written with the part of the start taken off, which doubles its rank; that one and LoRA-XS
+are plain LoRAs when they are read again."""
 
 import collections
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.backbones.core.finite import check_finite
-from pecft_jax.interop.hf_layers import array, cuts, exactly, joined, of_length, ranks_of
+from pecft_jax.interop.hf_layers import array, cuts, exactly, joined, of_length, ranks_of, split
 from pecft_jax.interop.hf_peft_config import (
   check_rank,
   finite,
@@ -27,9 +30,10 @@ from pecft_jax.interop.pieces import Piece
 from pecft_jax.interop.transforms import pattern_of
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.peft.lowrank.lora_xs import LoraXsDelta
 from pecft_jax.peft.lowrank.pissa import PissaDelta
 from pecft_jax.peft.weights import read as weights_of
-from pecft_jax.typing import Delta, Params, PeftTransform
+from pecft_jax.typing import Delta, Kept, Params, PeftTransform
 
 # Entries of LORA that change the function; ADALORA has the same.
 ONLY: Mapping[str, tuple[Any, ...]] = {
@@ -116,32 +120,60 @@ def scale_of(config: Lora, name: str, rank: int) -> float:
   return alpha / (math.sqrt(rank) if config.stabilised else rank)
 
 
+class _Form(NamedTuple):
+  """A leaf that is a product A B.
+
+  Attributes:
+    factors: `(leaf) -> (a [d_in, r], b [r, d_out])`
+    like: `(a, b) -> leaf` with this product.
+  """
+
+  factors: Callable[[Any], tuple[Any, Any]]
+  like: Callable[[Any, Any], Any]
+
+
+def _less_start(leaf: PissaDelta) -> tuple[np.ndarray, np.ndarray]:
+  """The product now less that of the start, of rank 2 r."""
+  start = leaf.start.value
+  a = np.concatenate([array(leaf.a), array(start.a)], 1)
+  return a, np.concatenate([array(leaf.b), -array(start.b)])
+
+
+_FORMS: Mapping[type, _Form] = {
+  LoraDelta: _Form(lambda leaf: (leaf.a, leaf.b), lambda a, b: LoraDelta(a, b)),
+  DoraDelta: _Form(
+    lambda leaf: (leaf.a, leaf.b), lambda a, b: DoraDelta(a, b, jnp.ones(b.shape[1]))
+  ),
+  PissaDelta: _Form(
+    _less_start,
+    lambda a, b: PissaDelta(a, b, Kept(LoraDelta(jnp.zeros_like(a), jnp.zeros_like(b)))),
+  ),
+  LoraXsDelta: _Form(
+    lambda leaf: (leaf.a.value, array(leaf.core) @ array(leaf.b.value)),
+    lambda a, b: LoraXsDelta(jnp.eye(a.shape[1]), Kept(a), Kept(b)),
+  ),
+}
+
+
 def scale_in(piece: Piece) -> float:
   """The scale of A B of a transform, measured by merging a tiny adapter.
 
   Transforms do not expose it. With A B = [[1], [0]] a weight [[0], [1]]
   becomes [[scale], [1]], in DoRA times a norm.
   """
-  rank = piece.leaf.a.shape[1]
+  form = _FORMS[type(piece.leaf)]
+  rank = form.factors(piece.leaf)[0].shape[1]
+  if isinstance(piece.leaf, PissaDelta):
+    rank //= 2
   a, b = jnp.zeros((2, rank)).at[0, 0].set(1), jnp.zeros((rank, 1)).at[0, 0].set(1)
-  tiny = piece.leaf._replace(a=a, b=b)
-  if isinstance(tiny, DoraDelta):
-    tiny = tiny._replace(magnitude=jnp.ones(1))
-  if isinstance(tiny, PissaDelta):
-    tiny = tiny._replace(start=type(tiny.start)(LoraDelta(jnp.zeros_like(a), jnp.zeros_like(b))))
-  merged = piece.probe(tiny, {'kernel': jnp.asarray([[0.0], [1.0]])})
+  merged = piece.probe(form.like(a, b), {'kernel': jnp.asarray([[0.0], [1.0]])})
   return float(merged.main[0, 0] / merged.main[1, 0])
 
 
 def _factors(piece: Piece, scale: float) -> tuple[np.ndarray, np.ndarray]:
-  """A and B at a common scale; of PiSSA the product now less that of the start, of rank 2 r."""
-  leaf, ratio = piece.leaf, np.float32(scale_in(piece) / scale)
-  a, b = array(leaf.a), array(leaf.b)
-  if isinstance(leaf, PissaDelta):
-    start = leaf.start.value
-    a = np.concatenate([a, array(start.a)], 1)
-    b = np.concatenate([b, -array(start.b)])
-  return a, b * ratio
+  """A and B at a common scale."""
+  a, b = map(array, _FORMS[type(piece.leaf)].factors(piece.leaf))
+  return a, b * np.float32(scale_in(piece) / scale)
 
 
 def _write(layers: Sequence[Layer], model: Model) -> Written:
@@ -150,6 +182,8 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
   scale = scale_in(layers[0].parts[0].piece)
   tensors, ranks = {}, {}
   doras = [isinstance(layer.leaf, DoraDelta) for layer in layers]
+  if any(doras) and not all(doras):
+    raise ValueError('huggingface/peft has magnitudes at all layers of an adapter or at none')
   for layer, has_magnitude in zip(layers, doras, strict=True):
     a, b = joined(layer, lambda piece: _factors(piece, scale))
     tensors[f'{layer.name}.lora_A.weight'] = a.T
@@ -202,15 +236,14 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
       )
     a, b = a.T, b.T * np.float32(scale_of(settings, name, len(a)) / common)
     check_finite(f'{name}.lora_B.weight times its scale', b)
-    for place, cut in cuts(name, found.places[name], b.shape[1]):
-      if magnitude:
-        own_part = of_length(name, magnitude[0], b.shape[1])[cut]
-        delta[place.path] = DoraDelta(*map(jnp.asarray, (a, b[:, cut], own_part)))
-        continue
-      # Where not all of q, k and v were adapted, the rows of the others are zeros.
-      rows = b[:, cut].any(1) if b.any() else np.ones(len(b), bool)
-      if rows.any():
-        delta[place.path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
+    sites = cuts(name, found.places[name], b.shape[1])
+    if magnitude:
+      of_length(name, magnitude[0], b.shape[1])
+      for place, cut in sites:
+        delta[place.path] = DoraDelta(*map(jnp.asarray, (a, b[:, cut], magnitude[0][cut])))
+      continue
+    for path, rows, cut in split(sites, b):
+      delta[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
   # alpha / r is then the scale, whether or not it was stabilised in the file.
   most = collections.Counter(leaf.a.shape[1] for leaf in delta.values()).most_common(1)[0][0]
   pattern, alpha = pattern_of(delta), common * most
@@ -221,8 +254,8 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
 
 LORA = HfType(
   'LORA',
-  ('lora', 'rslora', 'dora', 'pissa'),
-  (LoraDelta, DoraDelta, PissaDelta),
+  ('lora', 'rslora', 'dora', 'pissa', 'lora_xs'),
+  tuple(_FORMS),
   Keys(
     read=(
       'r', 'lora_alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora', 'use_dora', 'lora_dropout',

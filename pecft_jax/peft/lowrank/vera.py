@@ -34,7 +34,12 @@ class VeraDelta(NamedTuple):
 )
 @recorded
 def vera(
-  pattern: str = r'attn/(q|v)$', rank: int = 256, *, seed: int = 0, fan_in: int | None = None
+  pattern: str = r'attn/(q|v)$',
+  rank: int = 256,
+  *,
+  seed: int = 0,
+  fan_in: int | None = None,
+  factors: tuple[Array, Array] | None = None,
 ) -> PeftTransform:
   """Rescales one random low-rank product at matching linear sites.
 
@@ -48,10 +53,12 @@ def vera(
     seed: of the random factors.
     fan_in: the largest d_in among the sites, which fixes the scale of A; may be left out where all
       have the same.
+    factors: A [d_in, r] and B [r, d_out] of the largest site in the place of those of the seed, as
+      of an adapter that another library trained.
 
   Raises:
-    ValueError: for a rank below 1; at init, if sites differ in d_in and
-      `fan_in` is not the largest.
+    ValueError: for a rank below 1, or factors of another rank; at init, if sites differ in d_in and
+      `fan_in` is not the largest, or factors are smaller than a site.
 
   >>> import jax
   >>> from pecft_jax.peft import vera
@@ -65,7 +72,13 @@ def vera(
   at_least(1, rank=rank, fan_in=fan_in)
   at_least(0, seed=seed)
 
-  def factors(w: Array) -> tuple[Array, Array]:
+  if factors is not None and (factors[0].shape[1], factors[1].shape[0]) != (rank, rank):
+    shapes = [list(each.shape) for each in factors]
+    raise ValueError(f'expected factors [d_in, {rank}] and [{rank}, d_out], got {shapes}')
+
+  def factors_at(w: Array) -> tuple[Array, Array]:
+    if factors is not None:
+      return factors[0][: w.shape[0]], factors[1][:, : w.shape[1]]
     return shared_factors(seed, rank, *w.shape, fan_in=fan_in or w.shape[0])
 
   def init_one(key, spec, weights):
@@ -73,19 +86,22 @@ def vera(
     return VeraDelta(jnp.full(rank, 0.1, jnp.float32), jnp.zeros(weights.main.shape[1]))
 
   def run(delta, next_fn, x, w, b):
-    first, second = factors(w)
+    first, second = factors_at(w)
     inner, outer = delta.inner.astype(x.dtype), delta.outer.astype(x.dtype)
     return next_fn(x, w, b) + product(product(x, first) * inner, second) * outer
 
   def update(delta, w):
-    first, second = factors(w)
+    first, second = factors_at(w)
     return jnp.matmul(first * delta.inner, second * delta.outer, precision='highest')
 
   each = per_site('linear', pattern, init_one, run, update=update)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
-    widths = {spec.args[1].shape[0] for spec in matching_sites(sites, 'linear', pattern)}
-    if (fan_in is None and len(widths) > 1) or (fan_in or max(widths)) < max(widths):
+    found = matching_sites(sites, 'linear', pattern)
+    widths = {spec.args[1].shape[0] for spec in found}
+    if factors is not None:
+      _check_size(factors, found)
+    elif (fan_in is None and len(widths) > 1) or (fan_in or max(widths)) < max(widths):
       raise ValueError(
         f'sites have inputs of widths {sorted(widths)}: vera() needs fan_in={max(widths)}, '
         f'got {fan_in}'
@@ -93,6 +109,16 @@ def vera(
     return each.init(key, sites, params)
 
   return each._replace(init=init)
+
+
+def _check_size(factors: tuple[Array, Array], specs: Sequence[SiteSpec]) -> None:
+  for spec in specs:
+    d_in, d_out = spec.args[1].shape
+    if d_in > factors[0].shape[0] or d_out > factors[1].shape[1]:
+      raise ValueError(
+        f'{spec.site.path}: its weight [{d_in}, {d_out}] is larger than the factors, '
+        f'{list(factors[0].shape)} and {list(factors[1].shape)}'
+      )
 
 
 def shared_factors(
