@@ -117,7 +117,7 @@ def _layers(kind: HfType, pieces: Sequence[Piece], naming: Naming) -> list[Layer
   parts: dict[str, list[Part]] = {}
   for piece in pieces:
     path = piece.path.rpartition('/')[0] if kind.replaces else piece.path
-    if path in naming.convolutions:
+    if path in naming.convolutions and not kind.replaces:
       raise ValueError(f'{path!r} is no linear layer of {naming.model}: leave it out')
     name, third = naming.of(path) if kind.kind in ('linear', 'norm') else (path, None)
     parts.setdefault(name, []).append(Part(third, piece))
