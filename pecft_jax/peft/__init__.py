@@ -87,6 +87,8 @@ from pecft_jax.peft.selective.select import linear_probe as linear_probe
 from pecft_jax.peft.selective.select import ln_tuning as ln_tuning
 from pecft_jax.peft.selective.select import partial as partial
 from pecft_jax.peft.selective.select import select_weights as select_weights
+from pecft_jax.peft.selective.shira import ShiraDelta as ShiraDelta
+from pecft_jax.peft.selective.shira import shira as shira
 from pecft_jax.peft.sites import per_site as per_site
 from pecft_jax.peft.spectral.c3a import C3aDelta as C3aDelta
 from pecft_jax.peft.spectral.c3a import c3a as c3a
