@@ -53,6 +53,8 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'routed_lora': ('routed_lora.strength', (0.01, 1.0)),
   'olora': ('olora.orthogonality', (0.5, 5.0)),
   'ewclora': ('ewclora.strength', (1e4, 1e6)),
+  'cllora': ('cllora.distillation', (1.0, 5.0)),
+  'online_lora': ('online_lora.strength', (20.0, 2000.0)),
   'l2p': ('l2p.pull', (0.1, 1.0)),
   'cprompt': ('cprompt.consistency', (0.1, 1.0)),
   'hide_prompt': ('hide_prompt.contrast', (0.01, 0.1)),

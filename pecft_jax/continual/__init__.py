@@ -28,6 +28,7 @@ from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.keeplora import keeplora as keeplora
 from pecft_jax.continual.lowrank.lorasub import lorasub as lorasub
 from pecft_jax.continual.lowrank.olora import olora as olora
+from pecft_jax.continual.lowrank.online_lora import online_lora as online_lora
 from pecft_jax.continual.lowrank.routed_lora import routed_lora as routed_lora
 from pecft_jax.continual.lowrank.sdlora import sdlora as sdlora
 from pecft_jax.continual.lowrank.slao import slao as slao
