@@ -16,6 +16,13 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
+# Where Python is told to leave no compiled modules behind, each process of the tests would compile
+# them again; they go where they do not stay.
+if os.environ.pop('PYTHONDONTWRITEBYTECODE', ''):
+  _MODULES = tempfile.mkdtemp(prefix='modules-')
+  atexit.register(shutil.rmtree, _MODULES, ignore_errors=True)
+  os.environ['PYTHONPYCACHEPREFIX'] = _MODULES
+
 # Most of the suite's time goes into compiling: without LLVM's optimizations, with the emitters that
 # are done first, and with programs as one module each (they are too small to be split), it is less
 # than half as long. What is set already is left alone.

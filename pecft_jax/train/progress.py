@@ -118,6 +118,7 @@ class Reporter:
     self._costs = phase_costs(experiment, method, keeping=keeping)
     tasks = range(len(experiment.scenario.tasks))
     self._batches = [phase_batches(experiment, method, t) for t in tasks]
+    self._before = self._sums()
     self._pace = Pace()
     self._loss: float | None = None
     self._show: Show = lambda shown, now: None
@@ -142,7 +143,7 @@ class Reporter:
     batches, costs = self._done(position)
     kind, now = _kind(position), time.monotonic()
     self._pace.told(kind, batches.get(kind, 0), costs.get(kind, 0.0), now, settled=settled)
-    total = self._totals()
+    _, total = self._before[-1]
     spent, everything = sum(costs.values()), sum(total.values()) or 1.0
     seconds = self._pace.left({name: cost - costs.get(name, 0.0) for name, cost in total.items()})
     inside = self._inside(position)
@@ -150,18 +151,21 @@ class Reporter:
     left = '' if seconds is None else f'{_clock(seconds)} left'
     self._show(Shown(self._name, spent / everything, task, inside, left), now)
 
-  def _totals(self) -> dict[str, float]:
-    """Costs of the whole run by kind."""
-    out: dict[str, float] = {}
-    for costs in self._costs:
-      for phase, cost in costs.items():
-        out[_KINDS.get(phase, phase)] = out.get(_KINDS.get(phase, phase), 0.0) + cost
+  def _sums(self) -> list[tuple[dict[str, int], dict[str, float]]]:
+    """Batches and costs by kind, of the tasks before each one, and of the whole run."""
+    out: list[tuple[dict[str, int], dict[str, float]]] = [({}, {})]
+    for task_batches, task_costs in zip(self._batches, self._costs, strict=True):
+      batches, costs = map(dict, out[-1])
+      for phase, cost in task_costs.items():
+        kind = _KINDS.get(phase, phase)
+        batches[kind] = batches.get(kind, 0) + task_batches.get(phase, 0)
+        costs[kind] = costs.get(kind, 0.0) + cost
+      out.append((batches, costs))
     return out
 
   def _done(self, position: Position) -> tuple[dict[str, int], dict[str, float]]:
     """Batches and costs that are done, by kind."""
-    batches: dict[str, int] = {}
-    costs: dict[str, float] = {}
+    batches, costs = map(dict, self._before[position.task])
 
     def add(t: int, phase: str, done: int | None = None) -> None:
       of = self._batches[t].get(phase, 0)
@@ -170,9 +174,6 @@ class Reporter:
       batches[kind] = batches.get(kind, 0) + number
       costs[kind] = costs.get(kind, 0.0) + cost * number / max(1, of)
 
-    for t in range(position.task):
-      for phase in self._costs[t]:
-        add(t, phase)
     for phase in self._order[: self._order.index(position.phase)]:
       add(position.task, phase)
       if phase == 'train':

@@ -318,22 +318,38 @@ def life(method, frozen, some):
   return start, (params, memory)
 
 
-# Every pair around sequential fine-tuning; around others each alone, and inside the one after it.
-PAIRS = [('finetune', inner, outer) for inner in WRAPPERS for outer in WRAPPERS]
+def changed(wrapper: str) -> tuple[str, ...]:
+  """The fields of a method that a wrapper changes: what others meet inside or around it."""
+  one, other = method_of('finetune'), method_of(f'{wrapper}(finetune)')
+  fields = zip(one._fields, one, other, strict=True)
+  return tuple(name for name, a, b in fields if name not in ('name', 'settings') and a is not b)
+
+
+def pairs_of_kinds() -> list[tuple[str, str]]:
+  """Inner and outer wrapper: one of each kind inside one of each, not always the same of a kind."""
+  kinds: dict[tuple[str, ...], list[str]] = {}
+  for wrapper in WRAPPERS:
+    kinds.setdefault(changed(wrapper), []).append(wrapper)
+  return [
+    (inner[i % len(inner)], outer[j % len(outer)])
+    for j, inner in enumerate(kinds.values())
+    for i, outer in enumerate(kinds.values())
+  ]
+
+
+# Around others than sequential fine-tuning, each inside the one after it.
+PAIRS = [('finetune', *pair) for pair in pairs_of_kinds()]
 PAIRS += [
   (name, inner, outer)
   for name in ('l2p: beside lora', 'olora')
-  for before, outer in itertools.pairwise([*WRAPPERS, next(iter(WRAPPERS))])
-  for inner in (None, before)
+  for inner, outer in itertools.pairwise([*WRAPPERS, next(iter(WRAPPERS))])
 ]
 
 
 @pytest.mark.parametrize(('name', 'inner', 'outer'), PAIRS)
 def test_wrappers_nest_in_any_order(name, inner, outer):
-  method = method_of(f'{outer}({name})' if inner is None else f'{outer}({inner}({name}))')
-  name = method_of(name).name
-  names = f'{outer}({name})' if inner is None else f'{outer}({inner}({name}))'
-  assert method.name == names
+  method = method_of(f'{outer}({inner}({name}))')
+  assert method.name == f'{outer}({inner}({method_of(name).name}))'
   frozen = jax.eval_shape(backbone_of(method).init, jax.random.key(0))
   some = batch(method.inputs.shape, CLASSES[0], 0)
   start, end = jax.eval_shape(lambda f, b: life(method, f, b), frozen, some)

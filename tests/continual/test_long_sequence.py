@@ -57,8 +57,9 @@ def test_twenty_tasks_compile_nothing_after_the_second(case, compiled, tmp_path)
   name, settings = CASES[case]
   model = tiny_world('adapters' if 'attention' in needs_of(name) else '').model
   method = tiny(name, model.backbone, CAPACITY)
-  # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch.
-  training = TRAINING._replace(epochs=1, log_every=2, **settings)
+  # A batch holds fewer than the smallest task has, so that two tasks show every kind of batch;
+  # an evaluation has far fewer batches than there are test sets, which takes a third of the time.
+  training = TRAINING._replace(epochs=1, log_every=2, eval_batch_size=16, **settings)
   experiment = Experiment(model, scenario(), method, training)
   after = []  # Compiled up to the end of each task.
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from distributed.devices import report_of
-from distributed.eight_devices import CASES, IN_PARTS, MOVING
+from distributed.eight_devices import CASES, IN_PARTS, MOVING, layouts_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +24,9 @@ def _assert_near(distances):
   assert not far
 
 
-@pytest.mark.parametrize('layout', ['data 8', 'data 4, model 2', 'fsdp'])
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+  ('case', 'layout'), [(case, layout) for case in CASES for layout in layouts_of(case)]
+)
 def test_eight_devices_agree_with_one(case, layout, found):
   got = found['runs'][case][layout]
   assert got['accuracy']

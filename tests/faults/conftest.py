@@ -8,7 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from run_fixtures import shared_steps
 from tiny_runs import outcome
+
+from pecft_jax.cli import main
+
+__all__ = ('shared_steps',)
 
 HERE = pathlib.Path(__file__).parent
 # Later than anything here lasts: checkpoints at the ends of tasks alone.
@@ -60,8 +65,27 @@ def finish(command):
   return run
 
 
-@pytest.fixture(scope='session')
-def whole(shared, finish):
+@pytest.fixture
+def again(shared_steps, monkeypatch, capsys):
+  """`again(method, workdir, *flags)`: exit status and output of the command, in this process.
+
+  The same entry, without the start of a process: for runs that nothing disturbs any more. Runs
+  that are killed are resumed in processes in test_kill.py.
+  """
+  monkeypatch.setenv('COLUMNS', '400')
+  monkeypatch.delenv('PECFT_TEST_FAULT', raising=False)
+
+  def run(method, workdir, *flags):
+    capsys.readouterr()
+    file = str(HERE / 'tiny.py')
+    status = main(['run', file, '--workdir', str(workdir), '--method', method, *flags])
+    return status, ''.join(capsys.readouterr())
+
+  return run
+
+
+@pytest.fixture
+def whole(shared, again):
   """`whole(method, *flags)`: the outcome of a run that nothing disturbed."""
 
   def get(method, *flags):
@@ -70,7 +94,7 @@ def whole(shared, finish):
     with open(f'{workdir}.lock', 'w') as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)  # Another worker may be at it.
       if not (workdir / 'report.html').exists():
-        status, said = finish(method, workdir, *flags, *RARELY)
+        status, said = again(method, workdir, *flags, *RARELY)
         assert status == 0, said
       return outcome(workdir)
 

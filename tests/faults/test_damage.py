@@ -63,13 +63,13 @@ DAMAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_it_goes_back_to_the_checkpoint_before(damage, stopped, finish, whole, tmp_path):
+def test_it_goes_back_to_the_checkpoint_before(damage, stopped, again, whole, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(stopped, workdir)
   DAMAGES[damage](workdir / 'checkpoints' / '19')
   bad = inspect_run(workdir, arrays=True)
   assert [each['problem'] is None for each in bad['checkpoints']] == [True, False]
-  status, said = finish(METHOD, workdir, *ALWAYS)
+  status, said = again(METHOD, workdir, *ALWAYS)
   assert status == 0, said
   assert 'checkpoint 19 ' in said
   assert 'going back to checkpoint 18' in said
@@ -78,26 +78,26 @@ def test_it_goes_back_to_the_checkpoint_before(damage, stopped, finish, whole, t
 
 
 @pytest.mark.slow
-def test_an_unfinished_write_is_not_taken_for_a_checkpoint(stopped, finish, whole, tmp_path):
+def test_an_unfinished_write_is_not_taken_for_a_checkpoint(stopped, again, whole, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(stopped, workdir)
   _unfinished(workdir / 'checkpoints' / '19')
   assert list(inspect_run(workdir)['unfinished']) == ['20.orbax-checkpoint-tmp']
-  status, said = finish(METHOD, workdir, *ALWAYS)
+  status, said = again(METHOD, workdir, *ALWAYS)
   assert status == 0, said
   assert 'going back' not in said
   assert outcome(workdir) == whole(METHOD)
 
 
 @pytest.mark.slow
-def test_where_all_are_damaged_it_stops_and_destroys_nothing(stopped, finish, whole, tmp_path):
+def test_where_all_are_damaged_it_stops_and_destroys_nothing(stopped, again, whole, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(stopped, workdir)
   for checkpoint in (workdir / 'checkpoints').iterdir():
     if checkpoint.name.isdigit():
       _truncate(_arrays(checkpoint))
   log = (workdir / 'metrics.jsonl').read_text()
-  status, said = finish(METHOD, workdir, *ALWAYS)
+  status, said = again(METHOD, workdir, *ALWAYS)
   assert status == 1, said
   assert f'no checkpoint in {workdir / "checkpoints"} is good: checkpoint 19 ' in said
   assert 'bring a good one back from a copy, or choose another --workdir' in said
@@ -105,5 +105,5 @@ def test_where_all_are_damaged_it_stops_and_destroys_nothing(stopped, finish, wh
   assert (workdir / 'metrics.jsonl').read_text() == log
   # A run without its checkpoints is not begun again in silence.
   (workdir / 'checkpoints').rename(workdir / 'evidence')
-  status, said = finish(METHOD, workdir, *ALWAYS)
+  status, said = again(METHOD, workdir, *ALWAYS)
   assert status == 1 and 'are gone' in said, said

@@ -24,7 +24,7 @@ WRITES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('write', WRITES)
-def test_a_full_disk_ends_the_run_which_then_resumes(write, finish, whole, tmp_path):
+def test_a_full_disk_ends_the_run_which_then_resumes(write, finish, again, whole, tmp_path):
   fault, flags, where = WRITES[write]
   expected = whole('ease')
   workdir = tmp_path / 'run'
@@ -39,7 +39,7 @@ def test_a_full_disk_ends_the_run_which_then_resumes(write, finish, whole, tmp_p
   assert not [each for each in left['checkpoints'] if each['problem']]
   if write == 'a checkpoint':
     assert [each['tick'] for each in left['checkpoints']] == [5, 6]
-  status, said = finish('ease', workdir, *flags)
+  status, said = again('ease', workdir, *flags)
   assert status == 0, said
   assert outcome(workdir) == expected
   assert not inspect_run(workdir, arrays=True)['problems']

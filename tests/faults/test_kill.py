@@ -127,7 +127,7 @@ def _hits(workdir: pathlib.Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_killed_commands_end_alike(method, command, finish, whole, kills, tmp_path):
+def test_killed_commands_end_alike(method, command, again, whole, kills, tmp_path):
   rng = np.random.default_rng(len(method))
   expected, places = whole(method), _first_places_of(method) if kills is None else places_of(method)
   least, hits, runs = kills or 0, collections.Counter(), 0
@@ -145,7 +145,7 @@ def test_killed_commands_end_alike(method, command, finish, whole, kills, tmp_pa
       assert outcome(workdir) == expected
       runs += 1
       workdir = tmp_path / str(runs)
-  status, said = finish(method, workdir, *ALWAYS)
+  status, said = again(method, workdir, *ALWAYS)
   assert status == 0, said
   assert outcome(workdir) == expected
   assert all(name.isdigit() for name in os.listdir(workdir / 'checkpoints'))

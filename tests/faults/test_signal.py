@@ -23,7 +23,7 @@ def _rows(workdir) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(number, command, finish, whole, tmp_path):
+def test_a_signal_saves_and_stops(number, command, again, whole, tmp_path):
   expected = whole(METHOD, *EPOCHS)
   workdir = tmp_path / 'run'
   process = command(METHOD, workdir, *EPOCHS, *RARELY)
@@ -46,13 +46,13 @@ def test_a_signal_saves_and_stops(number, command, finish, whole, tmp_path):
   (checkpoint,) = stopped['checkpoints']
   assert (checkpoint['task'], checkpoint['phase']) == (0, 'train')
   assert checkpoint['rows'] == stopped['log']['rows'] >= 5
-  status, said = finish(METHOD, workdir, *EPOCHS, *RARELY)
+  status, said = again(METHOD, workdir, *EPOCHS, *RARELY)
   assert status == 0, said
   assert outcome(workdir) == expected
 
 
 @pytest.mark.slow
-def test_a_second_signal_does_not_wait(command, finish, whole, tmp_path):
+def test_a_second_signal_does_not_wait(command, again, whole, tmp_path):
   workdir = tmp_path / 'run'
   process = command(METHOD, workdir, *EPOCHS, *RARELY)
   while process.poll() is None and _rows(workdir) < 5:
@@ -61,7 +61,7 @@ def test_a_second_signal_does_not_wait(command, finish, whole, tmp_path):
   process.send_signal(signal.SIGTERM)
   process.communicate(timeout=60)
   assert process.returncode in (-signal.SIGTERM, 143)  # It may just have been done.
-  status, said = finish(METHOD, workdir, *EPOCHS, *RARELY)
+  status, said = again(METHOD, workdir, *EPOCHS, *RARELY)
   assert status == 0, said
   assert json.loads((workdir / 'results.json').read_text())['status'] == 'done'
   assert outcome(workdir) == whole(METHOD, *EPOCHS)

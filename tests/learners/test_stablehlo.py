@@ -45,3 +45,15 @@ def test_a_process_without_this_library_runs_it(run_of, tmp_path):
   assert said['outputs']['shape'] == ['B', '4']
   assert (said['classes'], said['learned']) == (['0', '1', '2', '3'], [True] * 4)
   assert 'jax.export.deserialize' in (tmp_path / 'a' / 'README.md').read_text()
+
+
+def test_a_program_takes_any_number_of_examples(run_of, tmp_path):
+  experiment, directory = run_of('ease')
+  learner = load_run(directory, model=experiment.model)
+  save_stablehlo(learner, tmp_path / 'program')
+  program = jax.export.deserialize((tmp_path / 'program' / 'predict.stablehlo').read_bytes())
+  arrays = load_file(tmp_path / 'program' / 'arrays.safetensors')
+  images = experiment.scenario.tasks[0].test.inputs
+  for size in (1, 4):
+    expected = learner.predict(images[:size])
+    np.testing.assert_allclose(program.call(arrays, images[:size]), expected, rtol=1e-5, atol=1e-5)

@@ -1,21 +1,28 @@
 """What holds for runs of every method, of all wrappers around one, and of all transforms in one.
 
 Of what is registered nothing is left out: wrappers stand around each other, transforms in a chain.
+All that is said of one method stands together here, as it is compiled once for all of that.
 """
 
 import functools
+import json
 
+import jax
+import numpy as np
 import pytest
+from safetensors.flax import load_file
 from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment
 
 from pecft_jax.continual.plan import has_phase, plan_of
+from pecft_jax.learners import load_bundle, load_run, save_bundle, save_stablehlo
 from pecft_jax.train import Experiment, Stopped, run, run_seeds, sgd
 from pecft_jax.typing import ContinualMethod
 
 TASKS, SEED = 2, 3
 CACHED = 'l2p with cached queries'
-METHODS = (*METHOD_NAMES, ALL_WRAPPERS, CACHED)
+LEARNERS = (*METHOD_NAMES, ALL_WRAPPERS)
+METHODS = (*LEARNERS, CACHED)
 
 
 @functools.cache
@@ -29,14 +36,20 @@ def experiment_of(case: str) -> Experiment:
 
 
 @pytest.fixture(scope='module')
+def case(request):
+  """The name of what is run; module scope keeps the tests of one together."""
+  return request.param
+
+
+@pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """`whole(case)`: the outcome of a run that nothing disturbed."""
+  """`whole(case)`: directory of a run that nothing disturbed, with all checkpoints."""
 
   @functools.cache
   def get(case):
-    workdir = tmp_path_factory.mktemp('whole')
-    run(experiment_of(case), workdir, silent())
-    return outcome(workdir)
+    workdir = tmp_path_factory.mktemp('whole') / 'run'
+    run(experiment_of(case), workdir, silent(keep_tasks=True))
+    return workdir
 
   return get
 
@@ -51,9 +64,9 @@ def phases_of(method: ContinualMethod) -> set[tuple[int, str]]:
   return {(task, name) for name, task in {**last, 'evaluate': TASKS - 1}.items()}
 
 
-@pytest.mark.parametrize('case', (*METHODS, *ALL_PEFTS))
+@pytest.mark.parametrize('case', (*METHODS, *ALL_PEFTS), indirect=True)
 def test_a_run_that_stops_in_every_phase_ends_as_if_it_had_not(case, whole, stop_in, tmp_path):
-  experiment, expected = experiment_of(case), whole(case)
+  experiment, expected = experiment_of(case), outcome(whole(case))
   phases = phases_of(experiment.method)
   stops = len(phases)
   stop_in(phases)
@@ -66,9 +79,9 @@ def test_a_run_that_stops_in_every_phase_ends_as_if_it_had_not(case, whole, stop
   assert set(expected['results']['compilations'].values()) == {1}
 
 
-@pytest.mark.parametrize('case', METHODS)
+@pytest.mark.parametrize('case', METHODS, indirect=True)
 def test_seeds_side_by_side_end_as_single_runs_do(case, whole, tmp_path):
-  experiment, expected = experiment_of(case), whole(case)
+  experiment, expected = experiment_of(case), outcome(whole(case))
   other, same = run_seeds(experiment, (SEED + 1, SEED), tmp_path, silent())
   assert other['state_sha256'] != same['state_sha256'] or not experiment.method.trains(0)
   rows = outcome(tmp_path / f'seed_{SEED}')['rows']
@@ -81,3 +94,45 @@ def test_seeds_side_by_side_end_as_single_runs_do(case, whole, tmp_path):
   for key in (*matrices, 'metrics', 'seed', 'identity', 'status'):
     assert same[key] == expected['results'][key], key
   assert set(same['compilations'].values()) == {1}
+
+
+def right(learner, split):
+  """The share of a split that is answered right."""
+  answers = learner.predict(split.inputs[split.rows], batch_size=5)
+  return float((answers.argmax(-1) == split.labels).mean())
+
+
+@pytest.mark.parametrize('case', LEARNERS, indirect=True)
+def test_what_was_learned_predicts_alike_from_a_run_a_bundle_and_a_program(case, whole, tmp_path):
+  experiment, directory = experiment_of(case), whole(case)
+  learner = load_run(directory, model=experiment.model)
+  inputs = experiment.scenario.tasks[0].test.inputs[:3]
+  answers = learner.predict(inputs, batch_size=5)
+
+  save_bundle(learner, tmp_path / 'bundle', weights=False)
+  again = load_bundle(tmp_path / 'bundle', model=experiment.model)
+  np.testing.assert_array_equal(again.predict(inputs, batch_size=5), answers)
+  assert (again.classes, again.facts) == (learner.classes, learner.facts)
+  save_bundle(again, tmp_path / 'copy', weights=False)
+  states = [(tmp_path / place / 'state.safetensors').read_bytes() for place in ('bundle', 'copy')]
+  assert states[0] == states[1]
+
+  save_stablehlo(learner, tmp_path / 'program')
+  program = jax.export.deserialize((tmp_path / 'program' / 'predict.stablehlo').read_bytes())
+  arrays = load_file(tmp_path / 'program' / 'arrays.safetensors')
+  # It is compiled apart, and may add up in another order.
+  np.testing.assert_allclose(program.call(arrays, inputs), answers, rtol=1e-5, atol=1e-5)
+
+  if not experiment.method.capacity.problem.classes:
+    return
+  matrix = json.loads((directory / 'results.json').read_text())['accuracy_matrix']
+  for tasks, each in ((1, load_run(directory, 1, model=experiment.model)), (2, learner)):
+    assert each.tasks == tasks
+    assert each.classes == experiment.scenario.class_names[: 2 * tasks]
+    shares = [right(each, task.test) for task in experiment.scenario.tasks[:tasks]]
+    np.testing.assert_allclose(shares, matrix[tasks - 1][:tasks], rtol=1e-6)
+  found = learner.features(inputs, batch_size=5)
+  assert found.shape == (3, found.shape[1])
+  assert np.isfinite(found).all()
+  chances = learner.probabilities(inputs, batch_size=5)
+  np.testing.assert_allclose(chances.sum(-1), 1, rtol=1e-6)
