@@ -1,10 +1,12 @@
 """Families of low-rank updates beside the same layers in huggingface/peft."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_peft_hf import (  # Skips this module, too, where torch or peft is missing.
   RANK,
+  X,
   assert_same_gradients,
   assert_same_outputs,
   found,
@@ -14,6 +16,7 @@ from test_peft_hf import (  # Skips this module, too, where torch or peft is mis
   torch,
 )
 
+from pecft_jax.backbones.core.layers import linear
 from pecft_jax.peft import (
   DeloraDelta,
   HiraDelta,
@@ -24,10 +27,13 @@ from pecft_jax.peft import (
   hira,
   lora_fa,
   miss,
+  orthonormal_lora,
   randlora,
+  weight_sites,
 )
 from pecft_jax.peft.lowrank.randlora import combined, random_bases
-from pecft_jax.typing import Kept
+from pecft_jax.peft.starts import STARTS
+from pecft_jax.typing import Kept, Site
 
 LAYERS = ('fc1', 'fc2')
 
@@ -104,3 +110,39 @@ def test_randlora_on_a_square_layer():
   small, large = array(adapted.randlora_A)[:, 0], array(adapted.randlora_B)
   got = 640 / RANK * combined(delta, small, large, wide=True)
   np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_orthonormal_lora():
+  config = hf.LoraConfig(r=3, lora_alpha=6.0, init_lora_weights='olora', target_modules=['0'])
+  layer = torch.nn.Linear(11, 7)
+  w, bias = (jnp.asarray(p.detach().numpy().T) for p in (layer.weight, layer.bias))
+  model = hf.get_peft_model(torch.nn.Sequential(layer), config)
+  params = {'fc': {'w': w, 'b': bias}}
+  peft = orthonormal_lora('fc', rank=3, alpha=6.0)
+  delta = peft.init(jax.random.key(0), weight_sites(params), params)
+  np.testing.assert_allclose(
+    delta['fc'].a @ delta['fc'].b,
+    found(model, '0', 'lora_A') @ found(model, '0', 'lora_B'),
+    atol=1e-5,
+  )
+  with torch.no_grad():
+    for p in model.parameters():
+      if p.requires_grad:
+        p.add_(0.3 * torch.randn(p.shape))
+    want = model(torch.tensor(X)).numpy()
+  moved = delta['fc']._replace(a=found(model, '0', 'lora_A'), b=found(model, '0', 'lora_B'))
+  got = peft.intercept({'fc': moved}, Site('linear', 'fc'), linear, X, w, bias)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('start', ['gaussian', 'orthogonal'])
+def test_starts_of_lora_have_their_moments(start):
+  layer = torch.nn.Sequential(torch.nn.Linear(400, 300))
+  torch.manual_seed(0)
+  model = hf.get_peft_model(
+    layer, hf.LoraConfig(r=8, init_lora_weights=start, target_modules=['0'])
+  )
+  own = STARTS[start](jax.random.key(0), 400, 300, 8)
+  for factor, part in zip(own, ('lora_A', 'lora_B'), strict=True):
+    want = float(np.std(found(model, '0', part)))
+    assert float(np.std(factor)) == pytest.approx(want, rel=0.05)

@@ -14,8 +14,17 @@ from safetensors.numpy import load_file
 
 from pecft_jax.backbones import cards, decoder, load_llama, read_llama_config, save_llama
 from pecft_jax.backbones.families.decoder.rope import Rope
-from pecft_jax.peft import lora, prompt
+from pecft_jax.peft import (
+  LlamaAdapterDelta,
+  PTuningDelta,
+  at_layers,
+  llama_adapter,
+  lora,
+  p_tuning,
+  prompt,
+)
 from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.tokens.p_tuning import Layer
 from pecft_jax.peft.tokens.prompt import PromptDelta
 from pecft_jax.typing import PeftTransform
 
@@ -217,6 +226,65 @@ def test_prompt_tuning_agrees(pair, ids, copy):
     want = theirs(**torch_inputs(whole)).logits.numpy()[:, 4:]
   features = pair.ours.apply(pair.params, whole, delta, peft=prompt(length=4))
   np.testing.assert_allclose(features.tokens @ pair.head['kernel'], want, atol=ATOL)
+
+
+def test_p_tuning_agrees_in_outputs_and_gradients(pair, ids, copy):
+  config = hf.PromptEncoderConfig(
+    task_type='CAUSAL_LM', num_virtual_tokens=4, encoder_hidden_size=9
+  )
+  theirs = perturbed(hf.get_peft_model(copy, config))
+  encoder = theirs.prompt_encoder['default']
+  array = lambda tensor: jnp.asarray(tensor.detach().numpy())
+  layers = [encoder.mlp_head[at] for at in (0, 2, 4)]
+  leaf = PTuningDelta(
+    array(encoder.embedding.weight),
+    *(Layer(array(each.weight).T, array(each.bias)) for each in layers),
+  )
+  whole, peft = ids[:2], p_tuning(length=4, hidden=9)
+  start = peft.init(jax.random.key(0), pair.ours.sites, pair.params)['encoder']
+  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, leaf)
+  want = theirs(**torch_inputs(whole)).logits[:, 4:]
+
+  def logits(leaf):
+    features = pair.ours.apply(pair.params, whole, {'encoder': leaf}, peft=peft)
+    return features.tokens @ pair.head['kernel']
+
+  np.testing.assert_allclose(logits(leaf), want.detach().numpy(), atol=ATOL)
+  want.square().mean().backward()
+  grads = jax.grad(lambda leaf: jnp.square(logits(leaf)).mean())(leaf)
+  np.testing.assert_allclose(grads.embeddings, encoder.embedding.weight.grad.numpy(), atol=ATOL)
+  for grad, layer in zip(grads[1:], layers, strict=True):
+    np.testing.assert_allclose(grad.kernel, layer.weight.grad.numpy().T, atol=ATOL)
+    np.testing.assert_allclose(grad.bias, layer.bias.grad.numpy(), atol=ATOL)
+
+
+def test_llama_adapter_agrees(pair, ids, copy):
+  """Their prompts through their projections are our keys and values."""
+  theirs = perturbed(
+    hf.get_peft_model(
+      copy, hf.AdaptionPromptConfig(task_type='CAUSAL_LM', adapter_len=4, adapter_layers=2)
+    )
+  )
+  delta = {}
+  for i in (1, 2):
+    layer = theirs.get_submodule(f'base_model.model.model.layers.{i}.self_attn')
+    project = lambda own, prompt=layer.adaption_prompt: jnp.asarray(
+      own(prompt).detach().numpy().reshape(4, 2, 4)
+    )
+    delta[f'block_{i}/attn'] = LlamaAdapterDelta(
+      project(layer.model.k_proj),
+      project(layer.model.v_proj),
+      jnp.asarray(layer.adaption_gate.detach().numpy()),
+    )
+  peft = at_layers(llama_adapter(length=4), [1, 2])
+  start = peft.init(jax.random.key(0), pair.ours.sites, pair.params)
+  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, delta)
+  whole = ids[:2]
+  with torch.no_grad():
+    want = theirs(**torch_inputs(whole)).logits.numpy()
+  apply = lambda delta: pair.ours.apply(pair.params, whole, delta, peft=peft).tokens
+  assert np.abs(apply(delta) - apply(start)).max() > 0.01
+  np.testing.assert_allclose(apply(delta) @ pair.head['kernel'], want, atol=ATOL)
 
 
 def test_one_step_of_adamw_agrees(pair, ids, copy):

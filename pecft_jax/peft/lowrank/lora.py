@@ -1,18 +1,19 @@
 """LoRA: low-rank updates of linear layers (Hu et al., 2021, arXiv:2106.09685).
 
 With `rank_stabilised`, the scale is alpha / sqrt(r) (Kalajdzievski, 2023, arXiv:2312.03732).
+Inits other than that of the published code: see `pecft_jax.peft.starts`.
 """
 
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.starts import STARTS, Start, check_start, uniform
 from pecft_jax.peft.weights import Weights
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
@@ -42,6 +43,7 @@ def lora(
   *,
   rank_stabilised: bool = False,
   dropout: float = 0.0,
+  start: Start = 'uniform',
 ) -> PeftTransform:
   """Adds a low-rank product to matching linear sites.
 
@@ -54,9 +56,12 @@ def lora(
     alpha: the update is scaled by alpha / r; 2 r by default.
     rank_stabilised: scale by alpha / sqrt(r).
     dropout: share of the entries of x that A does not see in training.
+    start: factors at init, with A B = 0. `uniform`: A uniform in +-sqrt(1 / d_in), B zero;
+      `gaussian`: A normal with deviation 1 / r, B zero; `orthogonal`: both normal, in orthogonal
+      halves of the rank; `zero_a`: A zero, B uniform in +-sqrt(1 / r).
 
   Raises:
-    ValueError: for a rank below 1, or a dropout outside [0, 1).
+    ValueError: for a rank below 1, an odd one with `orthogonal`, or a dropout outside [0, 1).
 
   >>> import jax
   >>> from pecft_jax.peft import lora
@@ -76,9 +81,11 @@ def lora(
     del w
     return scale * jnp.matmul(delta.a, delta.b, precision='highest')
 
+  check_start(start, rank)
+
   def init_one(key, spec, weights):
     del spec
-    return init_lora(key, weights, rank)
+    return LoraDelta(*STARTS[start](key, *weights.main.shape, rank))
 
   return per_site('linear', pattern, init_one, run, dropout=dropout, update=update)
 
@@ -132,10 +139,7 @@ def lora_scale(rank: int, alpha: float | None, *, rank_stabilised: bool) -> floa
 
 def init_lora(key: Key, weights: Weights, rank: int) -> LoraDelta:
   """A random, B zero. Consumes the key."""
-  d_in, d_out = weights.main.shape
-  bound = math.sqrt(1 / d_in)
-  a = jax.random.uniform(key, (d_in, rank), minval=-bound, maxval=bound)
-  return LoraDelta(a, jnp.zeros((rank, d_out)))
+  return LoraDelta(*uniform(key, *weights.main.shape, rank))
 
 
 def low_rank(delta: LoraDelta, x: Array) -> Array:

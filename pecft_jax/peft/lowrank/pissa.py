@@ -2,6 +2,7 @@
 arXiv:2404.02948).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -70,11 +71,33 @@ def pissa(
   above(0, alpha=alpha)
   scale = 1.0 if alpha is None else alpha / rank
 
+  def part(path: str, w: Array) -> tuple[Array, Array]:
+    u, s, v = leading_part(path, w, rank)
+    root = jnp.sqrt(s / scale)
+    return u * root, root[:, None] * v
+
+  return trained_part(pattern, part, scale, dropout)
+
+
+def trained_part(
+  pattern: str,
+  part: Callable[[str, Array], tuple[Array, Array]],
+  scale: float,
+  dropout: float,
+) -> PeftTransform:
+  """Trains a low-rank part of each weight, as a transform whose leaves are `PissaDelta`.
+
+  Args:
+    pattern: regex searched in the site path.
+    part: `(path, w [d_in, d_out]) -> (A [d_in, r], B [r, d_out])` at init, of which
+      scale x A B is taken off the frozen weight.
+    scale: of both products.
+    dropout: share of the entries of x that A does not see in training.
+  """
+
   def init_one(key, spec, weights):
     del key  # Deterministic: read off the weights.
-    u, s, v = leading_part(spec.site.path, weights.main, rank)
-    root = jnp.sqrt(s / scale)
-    a, b = u * root, root[:, None] * v
+    a, b = part(spec.site.path, weights.main)
     return PissaDelta(a, b, Kept(LoraDelta(jnp.copy(a), jnp.copy(b))))
 
   def run(delta, next_fn, x, w, b, drop=no_drop):
