@@ -39,10 +39,12 @@ class LohaDelta(NamedTuple):
 @about(
   'transform',
   'low-rank',
-  Paper('FedPara: low-rank Hadamard product for communication-efficient federated learning',
-        '2108.06098'),
+  Paper(
+    'FedPara: low-rank Hadamard product for communication-efficient federated learning',
+    '2108.06098',
+  ),
   tiny=lambda: loha(rank=2),
-)  # fmt: skip
+)
 @recorded
 def loha(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = None) -> PeftTransform:
   """Adds the entrywise product of two low-rank products to matching linear sites.

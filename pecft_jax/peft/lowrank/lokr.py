@@ -36,11 +36,13 @@ class LokrDelta(NamedTuple):
 @about(
   'transform',
   'low-rank',
-  Paper('Navigating text-to-image customization: from LyCORIS fine-tuning to model evaluation',
-        '2309.14859'),
+  Paper(
+    'Navigating text-to-image customization: from LyCORIS fine-tuning to model evaluation',
+    '2309.14859',
+  ),
   Paper('KronA: parameter efficient tuning with Kronecker adapter', '2212.10650'),
   tiny=lambda: lokr(rank=1, factor=2),
-)  # fmt: skip
+)
 @recorded
 def lokr(
   pattern: str = r'attn/(q|v)$',

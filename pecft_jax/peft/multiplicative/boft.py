@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
-from pecft_jax.peft.multiplicative.oft import cayley, count_blocks, turned
+from pecft_jax.peft.multiplicative.oft import cayley, turned
 from pecft_jax.peft.sites import per_site
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
@@ -36,12 +36,12 @@ class BoftDelta(NamedTuple):
 def boft(pattern: str = r'attn/(q|v)$', block: int = 4, factors: int = 1) -> PeftTransform:
   """Rotates the inputs of matching linear sites by a butterfly, and scales the outputs.
 
-  R = T_(m-1) ... T_1 T_0. Each T_i rotates blocks of n inputs by C = (I - A) (I + A)^-1, where
-  A = (M - M^T) / 2 and M is the block's n x n numbers. T_0 takes neighbours; T_i mixes groups of
-  2^i n inputs: it takes them as the even-numbered runs of n / 2, then the odd-numbered, puts these
-  back, and so reaches inputs that T_(i-1) left apart. With one factor there is no such order. A
-  site has m d_in n + d_out numbers. Hugging Face's peft (`BOFT`) has blocks of 4 and one factor;
-  without its CUDA extension it uses one factor, whatever it is asked for.
+  R = T_(m-1) ... T_1 T_0. Each factor rotates sets of n inputs by C = (I - A) (I + A)^-1, where
+  A = (M - M^T) / 2 and M is the n x n numbers of a set. The sets of T_0 are blocks of neighbours.
+  T_i works on groups of 2^i n inputs: a set is the k-th run of n / 2 inputs of a group's first half
+  and the k-th of its second half, so m factors mix 2^(m-1) n inputs. A site has m d_in n + d_out
+  numbers. Hugging Face's peft (`BOFT`) has n = 4 and m = 1; without its CUDA extension m is 1
+  whatever it is asked for.
 
   In a chain `boft` goes before parts that change the bias: only then is merging it exact.
 
@@ -76,8 +76,7 @@ def boft(pattern: str = r'attn/(q|v)$', block: int = 4, factors: int = 1) -> Pef
         f'{spec.site.path}: expected 2^(factors - 1) x block to divide its {d_in} inputs, got '
         f'block={block}, factors={factors}'
       )
-    blocks = count_blocks(spec.site.path, d_in, block)
-    return BoftDelta(jnp.zeros((factors, blocks, block, block)), jnp.ones(d_out))
+    return BoftDelta(jnp.zeros((factors, d_in // block, block, block)), jnp.ones(d_out))
 
   def rotated(delta, x):
     turns = cayley((delta.r - delta.r.swapaxes(-1, -2)) / 2)

@@ -28,10 +28,13 @@ class HraDelta(NamedTuple):
 @about(
   'transform',
   'multiplicative',
-  Paper('Bridging the gap between low-rank and orthogonal adaptation via Householder reflection '
-        'adaptation', '2405.17484'),
+  Paper(
+    'Bridging the gap between low-rank and orthogonal adaptation via Householder reflection '
+    'adaptation',
+    '2405.17484',
+  ),
   tiny=lambda: hra(rank=2),
-)  # fmt: skip
+)
 @recorded
 def hra(pattern: str = r'attn/(q|v)$', rank: int = 8) -> PeftTransform:
   """Reflects the inputs of matching linear sites along trained directions.

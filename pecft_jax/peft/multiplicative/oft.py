@@ -70,7 +70,12 @@ def oft(
 
   def init_one(key, spec, weights):
     del key  # Deterministic.
-    blocks = count_blocks(spec.site.path, weights.main.shape[0], block)
+    blocks, rest = divmod(weights.main.shape[0], block)
+    if rest:
+      raise ValueError(
+        f'{spec.site.path}: expected a block that divides its {weights.main.shape[0]} inputs, got '
+        f'{block}'
+      )
     return OftDelta(jnp.zeros((1 if shared else blocks, block * (block - 1) // 2)))
 
   def turns(delta):
@@ -86,13 +91,6 @@ def oft(
     return jnp.matmul(each, rows, precision='highest').reshape(w.shape)
 
   return per_site('linear', pattern, init_one, run, update=update)
-
-
-def count_blocks(path: str, size: int, block: int) -> int:
-  """The number of blocks of a layer's inputs. Raises ValueError where they don't divide it."""
-  if size % block:
-    raise ValueError(f'{path}: expected a block that divides its {size} inputs, got {block}')
-  return size // block
 
 
 def turned(x: Array, turns: Array, precision: str | None = None) -> Array:

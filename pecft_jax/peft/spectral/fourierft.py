@@ -44,13 +44,12 @@ def fourierft(
 ) -> PeftTransform:
   """Adds a matrix of few frequencies to matching linear sites.
 
-  dW^T = scale Re(IDFT2(F)), with the mean over the d_in d_out entries in the inverse transform,
-  and F [d_out, d_in] zero except at n places, which the seed draws for each shape and all sites of
-  a shape share. A site has n numbers; dW is formed by a fast Fourier transform in float32.
-  The places are no part of the delta, and those that torch's generator gives: keep the seed with a
-  saved delta. Hugging Face's peft (`FOURIERFT`) has n = 1000, scaling 150, `random_loc_seed` 777,
-  and coefficients of N(0, 1), which is not where the frozen model is; with `spread=0` a fresh delta
-  leaves it as it is.
+  dW^T = scale Re(IDFT2(F)), where the inverse transform divides by d_in d_out and F [d_out, d_in]
+  is zero except at n places, which all sites of one shape share. A site has n numbers; dW is formed
+  by a fast Fourier transform in float32. The places are not part of the delta: they are drawn
+  again from the seed, as torch's generator draws them, so keep the seed with a saved delta. Hugging
+  Face's peft (`FOURIERFT`) has n = 1000, scaling 150, `random_loc_seed` 777 and coefficients of
+  N(0, 1), so that a fresh delta changes the model; with `spread=0` it does not.
 
   Args:
     pattern: regex searched in the site path.

@@ -12,18 +12,15 @@ LAYER = random_layer(D, OUT)
 
 
 def factor(i, numbers):
-  """T_i as a matrix: which inputs each block rotates, written out."""
-  t, group, half = np.zeros((D, D)), BLOCK << i, BLOCK // 2
+  """T_i as a matrix: the k-th runs of both halves of each group are rotated together."""
+  t, half = np.zeros((D, D)), BLOCK // 2
   for place, m in enumerate(np.asarray(numbers, np.float64)):
+    group, k = divmod(place, 1 << i)
+    first = (BLOCK << i) * group + half * k
+    runs = first, first + (BLOCK << i) // 2
+    both = np.concatenate([np.arange(run, run + half) for run in runs])
     a = (m - m.T) / 2
-    first = place * BLOCK // group * group  # Of the group.
-    run = place * 2 % (group // half)  # Of the block's two runs of half a block in its group.
-    near = [first + half * at + j for at in (run, run + 1) for j in range(half)]
-    # Runs are dealt to the first and to the second half of a group in turn.
-    dealt = [first + (k - first) // half % 2 * (group // 2) + (k - first) // half // 2 * half
-             + (k - first) % half for k in near]  # fmt: skip
-    t[np.ix_(dealt if i else near, dealt if i else near)] = (
-      np.eye(BLOCK) - a) @ np.linalg.inv(np.eye(BLOCK) + a)  # fmt: skip
+    t[np.ix_(both, both)] = (np.eye(BLOCK) - a) @ np.linalg.inv(np.eye(BLOCK) + a)
   return t
 
 
