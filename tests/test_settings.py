@@ -459,6 +459,7 @@ PARTS = {
   'recipe_of', 'method_of', 'added', 'dense_sites',
   # Composed of what is.
   'parts', 'parts_and_brightness', 'parts_from_a_twentieth', 'shifts', 'flips', 'most_of_it',
+  'shifts_and_brightness',
   'of_heads', 'of_identity',
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ A method or wrapper has one line here. `METHODS` and `WRAPPERS` are all of them 
 """
 
 from pecft_jax import about as _about
+from pecft_jax.continual.adapters.acl import acl as acl
 from pecft_jax.continual.adapters.aper import aper as aper
 from pecft_jax.continual.adapters.cada import cada as cada
 from pecft_jax.continual.adapters.ease import ease as ease

@@ -58,6 +58,15 @@ def shifts(side: int) -> Augmentation:
   return compose(random_crop(side // 8), horizontal_flip())
 
 
+def shifts_and_brightness(side: int) -> Augmentation:
+  """As `shifts`, and the brightness changes by up to 63 / 255.
+
+  >>> shifts_and_brightness(32).uniforms
+  4
+  """
+  return compose(shifts(side), brightness(63 / 255))
+
+
 def flips(side: int) -> Augmentation:
   """Flips alone.
 

@@ -18,7 +18,7 @@ from .tiny import CAPACITY, CLASSES, MODEL, RECIPE, TOY, batch, env, frozen_of, 
 
 FC = lora('fc$', rank=2)
 TAKES = [name for name, factory in METHODS.items() if 'head' in defaults_of(factory)]
-A_HEAD_PER_TASK = {'progressive_prompts', 'sprompts'}  # They have no head on one feature.
+A_HEAD_PER_TASK = {'acl', 'progressive_prompts', 'sprompts'}  # They have no head on one feature.
 KINDS = [name for name in tinies(HEADS) if name != 'linear']
 FROZEN = jax.eval_shape(MODEL.init, jax.random.key(0))
 

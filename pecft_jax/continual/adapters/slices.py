@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pecft_jax.continual.core import abstract_delta
 from pecft_jax.peft.adapters.bottleneck import BottleneckDelta
@@ -42,6 +43,11 @@ def need_adapters(name: str, backbone: Backbone, peft: PeftTransform) -> dict[st
 def with_slot(bank: Any, delta: Any, index: Array) -> Any:
   """A bank [T, ...] with a delta in one slot."""
   return jax.tree.map(lambda slots, new: slots.at[index].set(new), bank, delta)
+
+
+def slot_of(bank: Any, now: Any, i: Array, index: Array) -> Any:
+  """Slot i of a bank [T, ...]; that of the current task, of number `index`, is still trained."""
+  return jax.tree.map(lambda slots, new: jnp.where(i == index, new, slots[i]), bank, now)
 
 
 def side_by_side(bank: Any) -> Any:

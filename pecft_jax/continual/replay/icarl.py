@@ -2,8 +2,6 @@
 arXiv:1611.07725).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -14,11 +12,10 @@ from pecft_jax.continual.core import (
   model,
   new_head,
   only,
-  raw,
   unit,
 )
-from pecft_jax.continual.memory import sample as sampling
-from pecft_jax.continual.memory.herding import blocks, fetched, herded, moved, no_exemplars
+from pecft_jax.continual.memory import exemplars
+from pecft_jax.continual.memory.herding import no_exemplars
 from pecft_jax.continual.memory.statistics import class_sums
 from pecft_jax.heads import linear
 from pecft_jax.peft.lowrank.lora import lora
@@ -30,10 +27,7 @@ from pecft_jax.typing import (
   Backbone,
   Capacity,
   ContinualMethod,
-  Gather,
   Head,
-  Joined,
-  Once,
   Output,
   PeftTransform,
 )
@@ -103,7 +97,7 @@ def icarl(
   peft = lora() if peft is None else peft
   head = linear() if head is None else head
   net, spec = model(backbone, peft), backbone.inputs
-  nothing_gathered = lambda: _nothing_gathered(size, candidates, classes, width)
+  nothing_gathered = lambda: exemplars.nothing_gathered(size, candidates, classes, width)
 
   def init(key, frozen):
     params = {'delta': net.init(key, frozen), 'head': new_head(head, key, backbone, capacity)}
@@ -142,15 +136,7 @@ def icarl(
 
   def consolidate(params, memory, env, batch):
     features = features_of(params, env, batch.x)
-    sums, counts = class_sums(features, batch.y, batch.valid, classes)
-    items = features, batch.y, batch.index
-    kept = sampling.offer(memory['candidates'], items, batch.valid, batch.index)
-    return {
-      **memory,
-      'sums': memory['sums'] + sums,
-      'counts': memory['counts'] + counts,
-      'candidates': kept,
-    }
+    return exemplars.gathered(memory, features, batch, classes)
 
   def end_task(params, memory, env):
     buffer = memory['buffer']
@@ -178,10 +164,10 @@ def icarl(
     masked=False,
     loss=loss,
     consolidate=consolidate,
-    phases=_choice(size),
+    phases=exemplars.choice(size),
     end_task=end_task,
     predict=predict,
-    joined=_joined(size, classes),
+    joined=exemplars.joined(size, classes),
     adapted=adapted,
     transforms={'delta': peft},
     head=head,
@@ -191,55 +177,3 @@ def icarl(
 def binary_cross_entropy(logits: Array, targets: Array) -> Array:
   """-(q log p + (1 - q) log(1 - p)) for each entry, with p = sigmoid(logits), q = targets."""
   return jax.nn.softplus(logits) - targets * logits
-
-
-def _nothing_gathered(size: int, candidates: int, classes: int, width: int) -> dict[str, Any]:
-  """Empty statistics that a task fills until exemplars are chosen."""
-  number = jax.ShapeDtypeStruct((), jnp.int32)
-  item = jax.ShapeDtypeStruct((width,), jnp.float32), number, number
-  return {
-    'sums': jnp.zeros((classes, width)),
-    'counts': jnp.zeros(classes),
-    'candidates': sampling.empty(candidates, item),
-    'rows': jnp.full(size, -1, jnp.int32),
-  }
-
-
-def _choice(size: int) -> tuple[Once, Gather]:
-  """The phases that choose exemplars, and fetch them."""
-
-  def herd(params, memory, env, key):
-    """Makes blocks for the new classes, and chooses the rows of the data that fill them."""
-    del key
-    task = env.task
-    old, new = blocks(size, task.past), blocks(size, task.seen)
-    means = memory['sums'] / jnp.maximum(memory['counts'], 1)[:, None]
-    chosen = herded(memory['candidates'], means, new, task.classes)
-    rows = jnp.where(chosen >= 0, memory['candidates'].items[2][chosen], -1)
-    buffer = moved(memory['buffer'], old, new, task.past & ~task.classes)
-    return params, {**memory, 'buffer': buffer, 'rows': rows}
-
-  def fetch(params, memory, env, batch):
-    del params, env
-    index = jnp.where(batch.valid, batch.index, -1)
-    items = {'x': raw(batch.x)}
-    return {**memory, 'buffer': fetched(memory['buffer'], memory['rows'], items, batch.y, index)}
-
-  return Once('herd', herd, after='consolidate'), Gather('fetch', fetch, after='herd')
-
-
-def _joined(size: int, classes: int) -> Joined:
-  """Every stored exemplar once; of a class with fewer than its share, some again."""
-
-  def count(task):
-    past = int(task.past.sum())
-    return past * (size // past) if past else 0
-
-  def read(memory, env, slot):
-    buffer, own = memory['buffer'], blocks(size, env.task.past)
-    many = (buffer.label[:, None] == jnp.arange(classes)).sum(0)  # [C]
-    owner = own.owner[slot]
-    at = own.start[owner] + own.place[slot] % jnp.maximum(many[owner], 1)
-    return buffer.items['x'][at], buffer.label[at]
-
-  return Joined(count, read)
