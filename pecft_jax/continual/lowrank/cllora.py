@@ -90,7 +90,7 @@ def _default_peft() -> PeftTransform:
       'detached',
       False,
       "the head that is trained makes the teacher's logits, too, and gets gradients through them, "
-      'so that it can lower the distillation loss by making old and new answers flat',
+      'so that the loss also falls by moving the old answers towards the new ones',
       'JiangpengHe/CL-LoRA, yaoyz96/low-rank-cl',
     ),
   ),
