@@ -2,11 +2,18 @@
 
 from pecft_jax.interop.hf_type import HfType
 from pecft_jax.interop.types.adalora import ADALORA as ADALORA
+from pecft_jax.interop.types.boft import BOFT as BOFT
+from pecft_jax.interop.types.c3a import C3A as C3A
+from pecft_jax.interop.types.fourierft import FOURIERFT as FOURIERFT
 from pecft_jax.interop.types.hira import HIRA as HIRA
+from pecft_jax.interop.types.hra import HRA as HRA
 from pecft_jax.interop.types.ia3 import IA3 as IA3
 from pecft_jax.interop.types.ln_tuning import LN_TUNING as LN_TUNING
+from pecft_jax.interop.types.loha import LOHA as LOHA
+from pecft_jax.interop.types.lokr import LOKR as LOKR
 from pecft_jax.interop.types.lora import LORA as LORA
 from pecft_jax.interop.types.miss import MISS as MISS
+from pecft_jax.interop.types.oft import OFT as OFT
 from pecft_jax.interop.types.prefix_tuning import CARTRIDGE as CARTRIDGE
 from pecft_jax.interop.types.prefix_tuning import PREFIX_TUNING as PREFIX_TUNING
 from pecft_jax.interop.types.prompt_tuning import P_TUNING as P_TUNING

@@ -70,10 +70,9 @@ def _leaves(
     raise _unknown('one site alone, with no path', kinds)
   for key, value in node.items():
     if isinstance(value, tuple(kinds)):
-      first, axes = _first(value)
-      if first.ndim != axes:
+      if (shape := _of_bank(value)) is not None:
         raise ValueError(
-          f'{key} has leading axes {list(first.shape)}: of a bank, save one slot, take(delta, i)'
+          f'{key} has leading axes {shape}: of a bank, save one slot, take(delta, i)'
         )
       yield parts, key, value
     elif isinstance(value, Mapping):
@@ -82,12 +81,13 @@ def _leaves(
       raise _unknown(type(value).__name__ if hasattr(value, '_fields') else 'plain arrays', kinds)
 
 
-def _first(leaf: Any) -> tuple[Any, int]:
-  """The first array of a leaf, and how many axes it has at one site."""
-  if not hasattr(leaf, '_fields'):
-    return leaf, leaf.ndim
-  axes = getattr(type(leaf), 'AXES', {}).get(leaf._fields[0])
-  return leaf[0], leaf[0].ndim if axes is None else len(axes)
+def _of_bank(leaf: Any) -> list[int] | None:
+  """The shape of the first array, where all arrays have more axes than at one site."""
+  axes = getattr(type(leaf), 'AXES', {})
+  arrays = {name: getattr(leaf, name) for name in axes if hasattr(getattr(leaf, name), 'ndim')}
+  if not arrays or any(array.ndim <= len(axes[name]) for name, array in arrays.items()):
+    return None
+  return list(next(iter(arrays.values())).shape)
 
 
 def _unknown(kind: str, kinds: Mapping[type, Sequence[str]]) -> ValueError:

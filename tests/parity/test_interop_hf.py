@@ -18,14 +18,21 @@ from pecft_jax.interop.hf_types import REFUSED, TYPES
 from pecft_jax.peft import (
   adalora,
   at_layers,
+  boft,
+  c3a,
   chain,
   dora,
+  fourierft,
   hira,
+  hra,
   ia3,
   ln_tuning,
+  loha,
+  lokr,
   lora,
   lora_xs,
   miss,
+  oft,
   pissa,
   prefix,
   prompt_tuning,
@@ -149,6 +156,15 @@ VIT = {
   'hira': hira(r'attn/(q|v)$|fc1', 3),
   'miss': miss(r'attn/(q|v)$|fc2', 3),
   'ln_tuning': ln_tuning(),
+  'loha': loha(r'attn/(q|v)$|fc2', 2, alpha=3.0),
+  'lokr': lokr('fc|out', 2, alpha=3.0),
+  'lokr of two products': lokr('fc|out', 1, factor=10, decompose_both=True),
+  'oft': oft('fc|out', 4),
+  'oft, exact and shared': oft('fc|out', 5, terms=None, shared=True),
+  'boft': boft('fc|out', 4),
+  'hra': hra('fc|out', 4),
+  'c3a': c3a(r'attn/(q|v)$|out', 5),
+  'fourierft': fourierft('fc|out', 40, seed=5),
   'one norm': select_weights(r'block_1/ln2/scale'),
 }
 LLAMA = {
@@ -161,6 +177,13 @@ LLAMA = {
   'hira': hira(r'attn/(q|v)$|up', 3),
   'miss': miss(r'attn/(q|v)$|up', 3),
   'ln_tuning': ln_tuning(),
+  'loha': loha(rank=2),
+  'lokr': lokr(rank=2),
+  'oft': oft(block=4),
+  'boft': boft(r'attn/(k|v)$', block=4),
+  'hra': hra(rank=4),
+  'c3a': c3a(block=4),
+  'fourierft': fourierft(count=30),
 }
 CASES = [('images', name) for name in VIT] + [('texts', name) for name in LLAMA]
 
@@ -297,6 +320,25 @@ THEIRS = {
   'vera': dict(cls='VeraConfig', r=4, target_modules=['qkv', 'fc1']),
   'hira': dict(cls='HiraConfig', r=3, target_modules=['qkv', 'fc1'], rank_pattern={'fc1': 2}),
   'miss': dict(cls='MissConfig', r=4, target_modules=['qkv', 'fc1']),
+  'loha': dict(
+    cls='LoHaConfig', r=2, alpha=3, target_modules=['qkv', 'fc1'], rank_pattern={'fc1': 3},
+    alpha_pattern={'qkv': 5},
+  ),
+  'lokr': dict(
+    cls='LoKrConfig', r=2, alpha=3, target_modules=['fc1', 'fc2'], alpha_pattern={'fc1': 5},
+  ),
+  'lokr of two products': dict(
+    cls='LoKrConfig', r=1, target_modules=['fc1', 'fc2'], decompose_both=True, decompose_factor=10
+  ),
+  'oft': dict(cls='OFTConfig', oft_block_size=4, target_modules=['qkv', 'fc1']),
+  'oft, exact': dict(
+    cls='OFTConfig', oft_block_size=5, target_modules=['qkv', 'fc1'], use_cayley_neumann=False,
+    block_share=True,
+  ),
+  'boft': dict(cls='BOFTConfig', boft_block_size=4, target_modules=['qkv', 'fc1']),
+  'hra': dict(cls='HRAConfig', r=4, target_modules=['qkv', 'fc1']),
+  'c3a': dict(cls='C3AConfig', block_size=5, target_modules=['qkv', 'fc1']),
+  'fourierft': dict(cls='FourierFTConfig', n_frequency=30, target_modules=['fc1', 'fc2']),
   'ln_tuning': dict(cls='LNTuningConfig', target_modules=['norm1', 'norm2']),
   'ia3': dict(cls='IA3Config', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
 }  # fmt: skip

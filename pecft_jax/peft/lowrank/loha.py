@@ -91,11 +91,11 @@ def loha(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = Non
     )
 
   def run(delta, next_fn, x, w, b):
-    d_in, d_out = delta.a1.shape[0], delta.b1.shape[1]
-    if rank**2 * (d_in + d_out) < d_in * d_out:
+    (d_in, own), d_out = delta.a1.shape, delta.b1.shape[1]
+    if own**2 * (d_in + d_out) < d_in * d_out:
       # Row i of the left factor is the outer product of rows i of A1 and A2; so for columns.
-      left = (delta.a1[:, :, None] * delta.a2[:, None, :]).reshape(d_in, rank**2)
-      right = (delta.b1[:, None, :] * delta.b2[None, :, :]).reshape(rank**2, d_out)
+      left = (delta.a1[:, :, None] * delta.a2[:, None, :]).reshape(d_in, own**2)
+      right = (delta.b1[:, None, :] * delta.b2[None, :, :]).reshape(own**2, d_out)
       extra = product(product(x, left), right) * jnp.asarray(scale, x.dtype)
     else:
       extra = product(x, update(delta, w))
