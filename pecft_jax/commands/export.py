@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pecft_jax.commands.learned import Which, learner_of
 from pecft_jax.interop import naming_of, save_hf_peft
+from pecft_jax.interop.check import check_saved
 from pecft_jax.learners import Learner, NotRemade, save_bundle, save_stablehlo
 from pecft_jax.learners.from_settings import made_from
 from pecft_jax.local import local_path
@@ -67,6 +68,7 @@ def _save_hf_peft(learner: Learner, out: pathlib.Path, weights: bool) -> None:
   card = card_of(learner, adapted.head is not None)
   facts = {**facts, 'tasks': learner.tasks}
   save_hf_peft(out, model.backbone, adapted, model.params, card=card, facts=facts)
+  check_saved(out, model.backbone, adapted, model.params)
 
 
 def _hf_peft_needs(learner: Learner, weights: bool) -> str:

@@ -135,11 +135,16 @@ def _sorted(
     common = kind.shared and re.fullmatch(rf'({re.escape(SHARED)})?({kind.shared})', name)
     if not own and not common:
       raise ValueError(f'{name} is no tensor of an adapter of type {kind.peft_type}')
+    if own and own[2] in kind.integers:
+      if not np.issubdtype(tensor.dtype, np.integer):
+        raise ValueError(f'{name} has dtype {tensor.dtype}, expected whole numbers')
+      parts.setdefault(own[1], {})[own[2]] = tensor
+      continue
     check_finite(name, tensor)
-    if common:
-      shared[common[2]] = np.asarray(tensor, np.float32)
-    elif own:
+    if own:
       parts.setdefault(own[1], {})[own[2]] = np.asarray(tensor, np.float32)
+    elif common:
+      shared[common[2]] = np.asarray(tensor, np.float32)
   return parts, shared
 
 

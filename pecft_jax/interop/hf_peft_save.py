@@ -89,12 +89,18 @@ def save_hf_peft(
     tensors[f'{at}.weight'] = np.asarray(adapted.head.kernel).T
     tensors[f'{at}.bias'] = np.asarray(adapted.head.bias)
   directory.mkdir(parents=True, exist_ok=True)
-  contiguous = {name: np.ascontiguousarray(a, np.float32) for name, a in tensors.items()}
+  contiguous = {name: _stored(tensor) for name, tensor in tensors.items()}
   (directory / TENSORS).write_bytes(save(contiguous, metadata={'format': 'pt'}))
   (directory / CONFIG).write_text(json.dumps({**_DEFAULTS, **config}, indent=2) + '\n')
   write_base(directory, backbone, frozen, {} if facts is None else facts)
   if card:
     (directory / MODEL_CARD).write_text(card, encoding='utf-8')
+
+
+def _stored(tensor: Any) -> np.ndarray:
+  """Contiguous; float32, or integers as they are."""
+  whole = np.issubdtype(tensor.dtype, np.integer)
+  return np.ascontiguousarray(tensor, None if whole else np.float32)
 
 
 def _one_type(pieces: Sequence[Piece], kinds: Mapping[type, HfType]) -> HfType:

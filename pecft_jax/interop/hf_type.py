@@ -138,6 +138,7 @@ class HfType(NamedTuple):
       by site.
     shared: regular expression of the tensors that all layers share, without `base_model.`, or that
       have no prefix; None where there are none.
+    integers: suffixes of the tensors that are whole numbers.
     ranked: names of leaves' fields with the axis of the rank, which may differ between sites.
   """
 
@@ -151,4 +152,5 @@ class HfType(NamedTuple):
   kind: str = 'linear'
   replaces: bool = False
   shared: str | None = None
+  integers: tuple[str, ...] = ()
   ranked: Mapping[str, int] = {}

@@ -4,6 +4,7 @@ from pecft_jax.interop.hf_type import HfType
 from pecft_jax.interop.types.adalora import ADALORA as ADALORA
 from pecft_jax.interop.types.boft import BOFT as BOFT
 from pecft_jax.interop.types.c3a import C3A as C3A
+from pecft_jax.interop.types.delora import DELORA as DELORA
 from pecft_jax.interop.types.fourierft import FOURIERFT as FOURIERFT
 from pecft_jax.interop.types.hira import HIRA as HIRA
 from pecft_jax.interop.types.hra import HRA as HRA
@@ -18,6 +19,8 @@ from pecft_jax.interop.types.prefix_tuning import CARTRIDGE as CARTRIDGE
 from pecft_jax.interop.types.prefix_tuning import PREFIX_TUNING as PREFIX_TUNING
 from pecft_jax.interop.types.prompt_tuning import P_TUNING as P_TUNING
 from pecft_jax.interop.types.prompt_tuning import PROMPT_TUNING as PROMPT_TUNING
+from pecft_jax.interop.types.randlora import RANDLORA as RANDLORA
+from pecft_jax.interop.types.shira import SHIRA as SHIRA
 from pecft_jax.interop.types.vera import VERA as VERA
 
 TYPES: dict[str, HfType] = {

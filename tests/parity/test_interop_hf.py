@@ -21,6 +21,7 @@ from pecft_jax.peft import (
   boft,
   c3a,
   chain,
+  delora,
   dora,
   fourierft,
   hira,
@@ -30,14 +31,17 @@ from pecft_jax.peft import (
   loha,
   lokr,
   lora,
+  lora_fa,
   lora_xs,
   miss,
   oft,
   pissa,
   prefix,
   prompt_tuning,
+  randlora,
   rslora,
   select_weights,
+  shira,
   vera,
 )
 from pecft_jax.typing import Adapted, LinearHead
@@ -120,7 +124,7 @@ def texts(tmp_path_factory):
 def adapted(ours, params, peft):
   """A delta and a head of random numbers."""
   shaken = lambda tree, key: jax.tree.map(
-    lambda a, k: a + 0.2 * jax.random.normal(k, a.shape),
+    lambda a, k: a + 0.2 * jax.random.normal(k, a.shape) if a.dtype == jnp.float32 else a,
     tree,
     jax.tree.unflatten(
       jax.tree.structure(tree), list(jax.random.split(key, len(jax.tree.leaves(tree))))
@@ -165,6 +169,10 @@ VIT = {
   'hra': hra('fc|out', 4),
   'c3a': c3a(r'attn/(q|v)$|out', 5),
   'fourierft': fourierft('fc|out', 40, seed=5),
+  'lora_fa': lora_fa(r'attn/(q|v)$', 2),
+  'delora': delora('fc|out', 3),
+  'randlora': randlora('fc|out', 7, 10.0, seed=3),
+  'shira': shira('fc|out', 2),
   'one norm': select_weights(r'block_1/ln2/scale'),
 }
 LLAMA = {
@@ -178,6 +186,9 @@ LLAMA = {
   'miss': miss(r'attn/(q|v)$|up', 3),
   'ln_tuning': ln_tuning(),
   'loha': loha(rank=2),
+  'delora': delora(rank=2),
+  'randlora': randlora(rank=5, alpha=10.0),
+  'shira': shira(rank=2),
   'lokr': lokr(rank=2),
   'oft': oft(block=4),
   'boft': boft(r'attn/(k|v)$', block=4),
@@ -339,6 +350,11 @@ THEIRS = {
   'hra': dict(cls='HRAConfig', r=4, target_modules=['qkv', 'fc1']),
   'c3a': dict(cls='C3AConfig', block_size=5, target_modules=['qkv', 'fc1']),
   'fourierft': dict(cls='FourierFTConfig', n_frequency=30, target_modules=['fc1', 'fc2']),
+  'delora': dict(cls='DeloraConfig', r=3, target_modules=['fc1', 'fc2']),
+  'randlora': dict(
+    cls='RandLoraConfig', r=6, randlora_alpha=6, target_modules=['fc1', 'fc2']
+  ),
+  'shira': dict(cls='ShiraConfig', r=2, target_modules=['fc1', 'fc2']),
   'ln_tuning': dict(cls='LNTuningConfig', target_modules=['norm1', 'norm2']),
   'ia3': dict(cls='IA3Config', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """LORA: LoRA, rsLoRA, DoRA, and transforms that are a product of two factors once they are trained.
 
-PiSSA is written with the part of the start taken off, which doubles its rank; that one and LoRA-XS
-are plain LoRAs when they are read again."""
+PiSSA is written with the part of the start taken off, which doubles its rank; that one, LoRA-FA
+and LoRA-XS are plain LoRAs when they are read again."""
 
 import collections
 import math
@@ -30,6 +30,7 @@ from pecft_jax.interop.pieces import Piece
 from pecft_jax.interop.transforms import pattern_of
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
 from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.peft.lowrank.lora_fa import LoraFaDelta
 from pecft_jax.peft.lowrank.lora_xs import LoraXsDelta
 from pecft_jax.peft.lowrank.pissa import PissaDelta
 from pecft_jax.peft.weights import read as weights_of
@@ -148,6 +149,7 @@ _FORMS: Mapping[type, _Form] = {
     _less_start,
     lambda a, b: PissaDelta(a, b, Kept(LoraDelta(jnp.zeros_like(a), jnp.zeros_like(b)))),
   ),
+  LoraFaDelta: _Form(lambda leaf: (leaf.a.value, leaf.b), lambda a, b: LoraFaDelta(b, Kept(a))),
   LoraXsDelta: _Form(
     lambda leaf: (leaf.a.value, array(leaf.core) @ array(leaf.b.value)),
     lambda a, b: LoraXsDelta(jnp.eye(a.shape[1]), Kept(a), Kept(b)),
@@ -254,7 +256,7 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
 
 LORA = HfType(
   'LORA',
-  ('lora', 'rslora', 'dora', 'pissa', 'lora_xs'),
+  ('lora', 'rslora', 'dora', 'pissa', 'lora_fa', 'lora_xs'),
   tuple(_FORMS),
   Keys(
     read=(

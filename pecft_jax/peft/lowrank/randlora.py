@@ -45,6 +45,7 @@ def randlora(
   *,
   seed: int = 0,
   dropout: float = 0.0,
+  bases: tuple[Array, Array] | None = None,
 ) -> PeftTransform:
   """Rescales random low-rank products that add up to an update of full rank.
 
@@ -61,10 +62,12 @@ def randlora(
     alpha: the update is scaled by alpha / r; 20 r by default.
     seed: of the random bases.
     dropout: share of the entries of x that the update does not see in training.
+    bases: A [r, m] and B [M, n, r] of the largest sides in the place of those of the seed, as of an
+      adapter that another library trained.
 
   Raises:
     ValueError: for a rank below 1, a negative seed, or a dropout outside [0, 1); at init, for a
-      rank above the smaller side of a weight.
+      rank above the smaller side of a weight, or a weight larger than the bases.
 
   >>> import jax
   >>> from pecft_jax.peft import randlora
@@ -83,14 +86,23 @@ def randlora(
   def init_one(key, spec, weights):
     del key  # Nothing trained is random.
     check_rank(spec.site.path, weights.main, rank)
-    small = min(weights.main.shape)
+    small, large = sorted(weights.main.shape)
+    if bases is not None and (small > bases[0].shape[1] or large > bases[1].shape[0]):
+      raise ValueError(
+        f'{spec.site.path}: its weight {list(weights.main.shape)} is larger than the bases, '
+        f'{list(bases[0].shape)} and {list(bases[1].shape)}'
+      )
     count = math.ceil(small / rank)
     return RandloraDelta(
       jnp.zeros((rank, count)), jnp.full((count, small), 1 / max(count, small), jnp.float32)
     )
 
   def update(delta, w):
-    small, large = random_bases(seed, rank, min(w.shape), max(w.shape))
+    m, size = sorted(w.shape)
+    if bases is None:
+      small, large = random_bases(seed, rank, m, size)
+    else:
+      small, large = bases[0][:, :m], bases[1][:size, : math.ceil(m / rank)]
     return scale * combined(delta, small, large, w.shape[0] <= w.shape[1])
 
   def run(delta, next_fn, x, w, b, drop=no_drop):

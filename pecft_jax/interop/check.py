@@ -1,0 +1,49 @@
+"""Whether an adapter on disk is the one that was to be written."""
+
+import pathlib
+
+import numpy as np
+
+from pecft_jax.interop.hf_peft_load import load_hf_peft
+from pecft_jax.paths import named_leaves
+from pecft_jax.typing import Adapted, Backbone, Params
+
+_RTOL = 1e-5  # Scales, and turns of prefixes, are applied in another order.
+
+
+def check_saved(
+  directory: str | pathlib.Path, backbone: Backbone, adapted: Adapted, params: Params
+) -> None:
+  """Reads an adapter that was written, and compares what it does to the weights.
+
+  Prompts and prefixes, which do nothing to weights, are compared themselves.
+
+  Args:
+    directory: that `save_hf_peft` wrote.
+    backbone: that is adapted.
+    adapted: what was given to `save_hf_peft`.
+    params: the backbone's weights.
+
+  Raises:
+    ValueError: if it cannot be read, or differs by more than rounding; names the weight.
+  """
+  again = load_hf_peft(directory, backbone, params=params)
+  trees = [
+    each.delta if each.peft.merge is None else each.peft.merge(each.delta, params)
+    for each in (adapted, again)
+  ]
+  pairs = [dict(named_leaves({'weights': tree, 'head': head})) for tree, head in zip(
+    trees, (adapted.head, again.head), strict=True
+  )]  # fmt: skip
+  if pairs[0].keys() != pairs[1].keys():
+    raise ValueError(
+      f'{directory} was not written as it should: it reads back as '
+      f'{sorted(pairs[0].keys() ^ pairs[1].keys())[:3]} differ'
+    )
+  for name, want in pairs[0].items():
+    want, got = np.asarray(want, np.float32), np.asarray(pairs[1][name], np.float32)  # noqa: PLW2901
+    gap = float(np.abs(want - got).max(initial=0)) if want.shape == got.shape else np.inf
+    if not gap <= _RTOL * max(1.0, float(np.abs(want).max(initial=0))):
+      raise ValueError(
+        f'{directory} was not written as it should: {name} differs by {gap:.1e} when it is read'
+      )
