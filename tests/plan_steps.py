@@ -16,13 +16,17 @@ from pecft_jax.typing import Backbone, Capacity, Env
 
 CAPACITY = Capacity(tasks=3, classes=12)
 RECIPE = adam(1e-3)
+DEPTHS = {'small': 2, 'one block': 1}
 
 
 @functools.cache
 def backbone_of(name: str) -> Backbone:
   """A small ViT, or the backbone of a card."""
-  if name == 'small':
-    return vit(image_size=32, patch=8, width=96, depth=2, heads=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+  if name in DEPTHS:
+    return vit(
+      image_size=32, patch=8, width=96, depth=DEPTHS[name], heads=3, mean=(0.5,) * 3,
+      std=(0.5,) * 3,
+    )  # fmt: skip
   return architecture(name)
 
 

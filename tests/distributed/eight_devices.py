@@ -74,12 +74,14 @@ def layouts_of(case: str) -> tuple[str, ...]:
 
   In `fsdp`, batches are split as in `data 8`, which therefore shows little more: it is left to the
   transformer, to cases that are looked at further, and to the first with each hook and each kind of
-  phase.
+  phase. Variants of a method, whose hooks are its own with other options, run in one layout.
   """
   if case in (*IN_ALL, *MOVING):
     return LAYOUTS
   before = {kind for each in CASES[: CASES.index(case)] for kind in _kinds(each)}
-  return LAYOUTS if _kinds(case) - before else LAYOUTS[1:]
+  if _kinds(case) - before:
+    return LAYOUTS
+  return (KEEPING,) if ':' in case else LAYOUTS[1:]
 
 
 def layouts() -> dict[str, Layout]:

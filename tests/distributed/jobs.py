@@ -38,7 +38,6 @@ def start(
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(cache / f'{processes}x{devices}'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'XLA_FLAGS': xla,
     'PYTHONPATH': os.pathsep.join(
       [str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]

@@ -1,5 +1,6 @@
 """Several processes compute what one does, end together, and resume in any number."""
 
+import functools
 import json
 import pathlib
 import signal
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_runs import outcome, tiny_experiment
 
-from distributed.jobs import finish, run_job, start
+from distributed.jobs import TESTS, finish, run_job, start
+from pecft_jax.cli import main
 from pecft_jax.paths import named_leaves
 from pecft_jax.train import compile_steps, one_device
 from pecft_jax.workdir.checkpoint import Checkpoints
@@ -28,16 +30,28 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory, cache):
-  """`alone(method, *flags)`: work directory of the run of one process with one device."""
-  done: dict[tuple[str, ...], pathlib.Path] = {}
+def here():
+  """`here(workdir, *flags)`: runs the command that jobs run, in this process, with one device."""
 
+  def go(workdir: pathlib.Path, *flags: str) -> None:
+    assert main(['run', str(TESTS / 'tiny_file.py'), '--workdir', str(workdir), *flags]) == 0
+
+  names = 'jax_persistent_cache_min_compile_time_secs', 'jax_persistent_cache_min_entry_size_bytes'
+  before = {name: jax.config.values[name] for name in names}
+  yield go
+  for name, value in before.items():  # That file sets them.
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, here):
+  """`alone(method, *flags)`: work directory of the run of one process with one device."""
+
+  @functools.cache
   def get(method: str, *flags: str) -> pathlib.Path:
-    key = (method, *flags)
-    if key not in done:
-      done[key] = tmp_path_factory.mktemp('alone')
-      run_job(1, done[key], '--method', method, *flags, cache=cache)
-    return done[key]
+    workdir = tmp_path_factory.mktemp('alone')
+    here(workdir, '--method', method, *flags)
+    return workdir
 
   return get
 
@@ -171,8 +185,8 @@ def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(alone, c
   _assert_equal_runs(tmp_path, whole, 'derpp(finetune)')
 
 
-def test_an_error_in_the_first_process_is_told_by_all(alone, cache, tmp_path):
-  run_job(1, tmp_path, cache=cache)
+def test_an_error_in_the_first_process_is_told_by_all(here, cache, tmp_path):
+  here(tmp_path)
   job = start(2, tmp_path, '--epochs', '3', cache=cache)
   printed = finish(job, 60)
   for process, text in zip(job, printed, strict=True):

@@ -65,13 +65,13 @@ def places_of(method: str) -> tuple[str, ...]:
 
 
 def _first_places_of(method: str) -> tuple[str, ...]:
-  """The places of one of a few methods but for those of a kind that one before it has."""
+  """The places of one of a few methods but for phases of a kind that was had before."""
   before = FEW[: FEW.index(method)]
-  if not before:
-    return places_of(method)
   had = {_kind(step) for name in before for step in _phases(name)}
-  steps = [step for step in _phases(method) if _kind(step) not in had]
-  return tuple(step if isinstance(step, str) else step.name for step in steps)
+  firsts = {_kind(step): step for step in reversed(_phases(method)) if _kind(step) not in had}
+  steps = [step for step in _phases(method) if step in firsts.values()]
+  names = tuple(step if isinstance(step, str) else step.name for step in steps)
+  return names if before else ('start', 'write', *names, 'evaluate')
 
 
 def test_methods_killed_by_default_have_every_kind_of_phase():
