@@ -61,6 +61,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'hide_lora': ('hide_lora.contrast', (0.001, 0.01)),
   'ewc': ('ewc.strength', (10.0, 1000.0)),
   'ovor': ('ovor.strength', (0.01, 0.1)),
+  'loda': ('loda.balance', (1.0, 3.0)),
   'lorasub': ('lorasub.strength', (0.05, 0.5)),
   'splitlora': ('splitlora.balance', (5.0, 20.0)),
   'slao': ('slao.power', (0.5, 1.0)),

@@ -27,6 +27,7 @@ from pecft_jax.continual.lowrank.gpm import gpm as gpm
 from pecft_jax.continual.lowrank.hide_lora import hide_lora as hide_lora
 from pecft_jax.continual.lowrank.inflora import inflora as inflora
 from pecft_jax.continual.lowrank.keeplora import keeplora as keeplora
+from pecft_jax.continual.lowrank.loda import loda as loda
 from pecft_jax.continual.lowrank.lorasub import lorasub as lorasub
 from pecft_jax.continual.lowrank.olora import olora as olora
 from pecft_jax.continual.lowrank.online_lora import online_lora as online_lora
