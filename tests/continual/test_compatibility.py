@@ -78,14 +78,14 @@ def kind_of(peft: str) -> tuple[Any, ...]:
 def stepping() -> list[tuple[str, str]]:
   """Methods with the transforms that they take a step with.
 
-  Fine-tuning and all wrappers do with every transform. The others do with one of each kind, not
-  always with the same: all that differs within a kind is in functions that no method looks into.
+  Fine-tuning does with every transform. The others do with one of each kind, not always with the
+  same: all that differs within a kind is in functions that no method looks into.
   """
   kinds: dict[Any, list[str]] = {}
   for peft in sorted(TINIES):
     kinds.setdefault(kind_of(peft), []).append(peft)
-  pairs = [(name, peft) for name in ('finetune', ALL_WRAPPERS) for peft in sorted(TINIES)]
-  others = enumerate(name for name in TAKES if name != 'finetune')
+  pairs = [('finetune', peft) for peft in sorted(TINIES)]
+  others = enumerate([*(name for name in TAKES if name != 'finetune'), ALL_WRAPPERS])
   return pairs + [(name, all_[i % len(all_)]) for i, name in others for all_ in kinds.values()]
 
 
