@@ -104,6 +104,8 @@ from pecft_jax.peft.spectral.c3a import c3a as c3a
 from pecft_jax.peft.spectral.fourierft import FourierftDelta as FourierftDelta
 from pecft_jax.peft.spectral.fourierft import fourierft as fourierft
 from pecft_jax.peft.starting import starting_from as starting_from
+from pecft_jax.peft.tokens.gated_prefix import GatedPrefixDelta as GatedPrefixDelta
+from pecft_jax.peft.tokens.gated_prefix import gated_prefix as gated_prefix
 from pecft_jax.peft.tokens.llama_adapter import LlamaAdapterDelta as LlamaAdapterDelta
 from pecft_jax.peft.tokens.llama_adapter import llama_adapter as llama_adapter
 from pecft_jax.peft.tokens.p_tuning import PTuningDelta as PTuningDelta
