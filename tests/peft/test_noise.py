@@ -1,5 +1,7 @@
 """Dropout of transforms: in training alone, unbiased, and the same wherever it is computed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,21 @@ from pecft_jax.peft import (
   at_layers,
   bank,
   chain,
+  compacter,
+  compacter_pp,
+  delora,
+  hira,
   houlsby,
   linear_probe,
   lora,
+  lora_fa,
+  lora_xs,
+  milora,
+  miss,
+  orthonormal_lora,
   parallel_adapter,
   pfeiffer,
+  randlora,
   rslora,
   take,
   weight_sites,
@@ -30,6 +42,8 @@ NOISY = {
   'lora': lora('attn|mlp', 3, dropout=RATE),
   'houlsby': houlsby(5, dropout=RATE),
   'adaptformer': adaptformer(5, 1.0, dropout=RATE),
+  'compacter': compacter(6, 2, dropout=RATE),
+  'miss': miss('attn|mlp', 5, dropout=RATE),
   'chain': chain(a=lora('attn', 2, dropout=RATE), b=adaptformer(5, 1.0), c=linear_probe()),
   'layers': at_layers(lora('attn', 2, dropout=RATE), [1]),
   'bank': bank(lora('attn/q$', 2, dropout=RATE), 2),
@@ -116,15 +130,21 @@ def test_sites_and_slots_are_dropped_apart(tiny):
   assert len(keys) == 2 * len(delta) > 4
 
 
-@pytest.mark.parametrize(
-  'factory', [lora, rslora, houlsby, pfeiffer, parallel_adapter, adaptformer]
-)
+FACTORIES = [
+  lora, rslora, lora_fa, lora_xs, delora, milora, orthonormal_lora,
+  *(functools.partial(factory, rank=2) for factory in (hira, miss, randlora)),
+  houlsby, pfeiffer, parallel_adapter, adaptformer, compacter, compacter_pp,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('factory', FACTORIES)
 def test_every_factory_hands_its_dropout_on(factory, tiny):
   init = lambda key: factory().init(key, tiny.model.sites, tiny.params)
   delta = jax.eval_shape(init, KEY)
   noisy = jax.eval_shape(factory(dropout=RATE).with_dropout, delta, KEY)
   assert noisy.keys() == delta.keys()
-  assert all(isinstance(leaf, Noisy) for leaf in noisy.values())
+  # What sites share, as the matrices of Compacter, has no noise of its own.
+  assert all(isinstance(leaf, Noisy) for path, leaf in noisy.items() if 'block_' in path)
 
 
 def test_without_dropout_there_is_no_noise(tiny):
