@@ -49,8 +49,9 @@ def delora(
 
   Each of the r components is divided by its norm, so that the update relative to the rows of W is
   at most `strength` in Frobenius norm, whatever the rate of A and B. Norms below 1e-4 count as
-  1e-4. Trained are r (d_in + d_out) + 1 numbers at each site, kept d_in. Hugging Face's
-  defaults: r = 8, strength 15.
+  1e-4. The update has its full size as soon as B is not zero, after one step: where losses jump
+  there, start with a smaller strength. Trained are r (d_in + d_out) + 1 numbers at each site, kept
+  d_in. Hugging Face's defaults: r = 8, strength 15.
 
   Args:
     pattern: regex searched in the site path.
