@@ -45,6 +45,12 @@ def cases(tiny_decoder, decoder_params, texts):
   return case
 
 
+@pytest.fixture(scope='module')
+def frozen_tokens(tiny_decoder, decoder_params, texts):
+  """What the model computes without a delta."""
+  return tiny_decoder.apply(decoder_params, texts).tokens
+
+
 @pytest.fixture
 def case(cases, name):
   return cases(name)
@@ -60,8 +66,10 @@ def close(got, want):
 
 
 @every_peft
-def test_starts_as_the_frozen_model_where_promised(tiny_decoder, decoder_params, texts, case, name):
-  frozen = tiny_decoder.apply(decoder_params, texts).tokens
+def test_starts_as_the_frozen_model_where_promised(
+  tiny_decoder, decoder_params, texts, case, name, frozen_tokens
+):
+  frozen = frozen_tokens
   start = tiny_decoder.apply(decoder_params, texts, case.start, peft=case.peft).tokens
   if ABOUT[name].identity:
     close(start, frozen)

@@ -69,6 +69,12 @@ def _case(model, name, box):
   return Case(peft, start, delta, model.apply(box.tiny.params, box.tiny.images, delta, peft=peft))
 
 
+@functools.cache
+def _frozen(model, box):
+  """Features of the model without a delta."""
+  return model.apply(box.tiny.params, box.tiny.images)
+
+
 def close(a, b, atol=2e-5):
   chex.assert_trees_all_equal_structs(a, b)
   for (name, x), y in zip(named_leaves(a), jax.tree.leaves(b), strict=True):
@@ -83,7 +89,7 @@ def equal(a, b):
 
 @every_peft
 def test_starts_as_the_frozen_model_where_promised(tiny, case, name):
-  frozen = tiny.model.apply(tiny.params, tiny.images)
+  frozen = _frozen(tiny.model, _Box(tiny))
   start = tiny.model.apply(tiny.params, tiny.images, case.start, peft=case.peft)
   if about_of(PEFTS[name.partition(':')[0]]).identity:
     close(start, frozen, atol=1e-6)
@@ -93,14 +99,14 @@ def test_starts_as_the_frozen_model_where_promised(tiny, case, name):
 
 @every_peft
 def test_noise_in_the_delta_changes_the_output(tiny, case):
-  frozen = tiny.model.apply(tiny.params, tiny.images)
+  frozen = _frozen(tiny.model, _Box(tiny))
   changed = np.abs(case.features.pooled - frozen.pooled).max() > 1e-3
   assert changed == bool(jax.tree.leaves(case.start))  # A linear probe trains nothing here.
 
 
 @every_peft
 def test_keeps_the_shape_of_the_token_stream(tiny, case):
-  frozen = tiny.model.apply(tiny.params, tiny.images)
+  frozen = _frozen(tiny.model, _Box(tiny))
   assert case.features.tokens.shape == frozen.tokens.shape
 
 
