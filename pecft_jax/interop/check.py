@@ -1,9 +1,12 @@
 """Whether an adapter on disk is the one that was to be written."""
 
 import pathlib
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from pecft_jax.inputs import TokenIds
 from pecft_jax.interop.hf_peft_load import load_hf_peft
 from pecft_jax.paths import named_leaves
 from pecft_jax.typing import Adapted, Backbone, Params
@@ -16,7 +19,7 @@ def check_saved(
 ) -> None:
   """Reads an adapter that was written, and compares what it does to the weights.
 
-  Prompts and prefixes, which do nothing to weights, are compared themselves.
+  Prompts and prefixes, which do nothing to weights, are compared by the feature of a short text.
 
   Args:
     directory: that `save_hf_peft` wrote.
@@ -28,10 +31,7 @@ def check_saved(
     ValueError: if it cannot be read, or differs by more than rounding; names the weight.
   """
   again = load_hf_peft(directory, backbone, params=params)
-  trees = [
-    each.delta if each.peft.merge is None else each.peft.merge(each.delta, params)
-    for each in (adapted, again)
-  ]
+  trees = [_effect(each, backbone, params) for each in (adapted, again)]
   pairs = [dict(named_leaves({'weights': tree, 'head': head})) for tree, head in zip(
     trees, (adapted.head, again.head), strict=True
   )]  # fmt: skip
@@ -47,3 +47,15 @@ def check_saved(
       raise ValueError(
         f'{directory} was not written as it should: {name} differs by {gap:.1e} when it is read'
       )
+
+
+def _effect(adapted: Adapted, backbone: Backbone, params: Params) -> Any:
+  """The merged weights, or the feature of a text."""
+  peft, delta, _ = adapted
+  if peft.merge is not None:
+    return peft.merge(delta, params)
+  assert isinstance(backbone.inputs, TokenIds), 'prompts are written for models of text'
+  # Two ids of any vocabulary in turn, neither of them that of padding.
+  ids = np.arange(min(8, *backbone.inputs.shape)) % 2 + (backbone.inputs.pad in (0, 1)) * 2
+  ids = jnp.asarray(ids[None], jnp.int32)
+  return {'pooled': backbone.apply(params, ids, delta, peft=peft).pooled}

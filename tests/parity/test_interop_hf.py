@@ -27,6 +27,7 @@ from pecft_jax.peft import (
   hira,
   hra,
   ia3,
+  krona,
   ln_tuning,
   loha,
   lokr,
@@ -35,8 +36,10 @@ from pecft_jax.peft import (
   lora_xs,
   miss,
   oft,
+  p_tuning,
   pissa,
   prefix,
+  prefix_mlp,
   prompt_tuning,
   randlora,
   rslora,
@@ -162,6 +165,7 @@ VIT = {
   'ln_tuning': ln_tuning(),
   'loha': loha(r'attn/(q|v)$|fc2', 2, alpha=3.0),
   'lokr': lokr('fc|out', 2, alpha=3.0),
+  'krona': krona('fc|out', scale=0.5),
   'lokr of two products': lokr('fc|out', 1, factor=10, decompose_both=True),
   'oft': oft('fc|out', 4),
   'oft, exact and shared': oft('fc|out', 5, terms=None, shared=True),
@@ -268,7 +272,9 @@ def test_their_library_computes_the_same_with_a_prompt_that_we_write(whole_texts
   np.testing.assert_allclose(logits(model), want, atol=ATOL)
 
 
-@pytest.mark.parametrize('peft', [prompt_tuning(4), prefix(length=4)])
+@pytest.mark.parametrize(
+  'peft', [prompt_tuning(4), p_tuning(4), prefix(length=4), prefix_mlp(length=4, hidden=8)]
+)
 def test_their_library_predicts_the_same_words(peft, next_words, tmp_path):
   theirs, ours, params, x, logits, head = next_words
   found = adapted(ours, params, peft)._replace(head=None)

@@ -1,6 +1,6 @@
 """LOKR: a Kronecker product, of which one or both factors may be products themselves.
 
-KronA's is the same with whole factors.
+KronA's is the same with whole factors, and is read as such.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,24 @@ from pecft_jax.interop.hf_peft_config import finite, given, one_of, patterns, sw
 from pecft_jax.interop.hf_type import Found, HfType, Keys, Layer, Model, Written
 from pecft_jax.interop.pieces import Piece
 from pecft_jax.interop.transforms import pattern_of
+from pecft_jax.peft.lowrank.krona import KronaDelta
 from pecft_jax.peft.lowrank.lokr import LokrDelta, LokrFactors, lokr
 from pecft_jax.typing import Delta, PeftTransform
 
+_WHOLE = 1 << 20
 _ONE = 'there, a Kronecker product is of all three together'
 
 
+def _option(piece: Piece, name: str) -> Any:
+  """An argument of `lokr`; KronA's factors are whole, as those of a rank that is large enough."""
+  if isinstance(piece.leaf, KronaDelta) and name != 'factor':
+    return {'rank': _WHOLE, 'decompose_both': False}[name]
+  return piece.option(name)
+
+
 def _scale(piece: Piece) -> float:
+  if isinstance(piece.leaf, KronaDelta):
+    return piece.option('scale')
   alpha, rank = piece.option('alpha'), piece.option('rank')
   return 1.0 if alpha is None else alpha / rank
 
@@ -28,15 +39,16 @@ def _scale(piece: Piece) -> float:
 def _write(layers: Sequence[Layer], model: Model) -> Written:
   del model
   pieces = {layer.name: only(layer, _ONE) for layer in layers}
-  option = lambda name: same(((at, piece.option(name)) for at, piece in pieces.items()), name)
+  option = lambda name: same(((at, _option(piece, name)) for at, piece in pieces.items()), name)
   rank, factor, both = option('rank'), option('factor'), option('decompose_both')
   # One scale for all, that of the first site; the ratios to it go into the second factor.
   scale = _scale(next(iter(pieces.values())))
   tensors: dict[str, np.ndarray] = {}
   for name, piece in pieces.items():
     ratio = np.float32(_scale(piece) / scale)
-    tensors |= _factor(f'{name}.lokr_w1', piece.leaf.c, np.float32(1))
-    tensors |= _factor(f'{name}.lokr_w2', piece.leaf.d, ratio)
+    first, second = piece.leaf
+    tensors |= _factor(f'{name}.lokr_w1', first, np.float32(1))
+    tensors |= _factor(f'{name}.lokr_w2', second, ratio)
   return Written(tensors, {
     'r': rank,
     'alpha': tidy(scale * rank),
@@ -95,8 +107,8 @@ def _read_factor(name: str, tensors: Mapping[str, np.ndarray], which: str) -> An
 
 LOKR = HfType(
   'LOKR',
-  ('lokr',),
-  (LokrDelta,),
+  ('lokr', 'krona'),
+  (LokrDelta, KronaDelta),
   Keys(
     read=('r', 'alpha', 'rank_pattern', 'alpha_pattern', 'decompose_both', 'decompose_factor'),
     free=(

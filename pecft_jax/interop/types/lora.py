@@ -256,7 +256,7 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
 
 LORA = HfType(
   'LORA',
-  ('lora', 'rslora', 'dora', 'pissa', 'lora_fa', 'lora_xs'),
+  ('lora', 'rslora', 'dora', 'pissa', 'milora', 'orthonormal_lora', 'lora_fa', 'lora_xs'),
   tuple(_FORMS),
   Keys(
     read=(

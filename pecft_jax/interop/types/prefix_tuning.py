@@ -2,7 +2,7 @@
 
 There the first word of a text comes after the prefix; here it is at position 0, so what a query
 sees of the keys differs by a turn of as many positions as the prefix is long. Keys are turned when
-they are written, and back when they are read, in float64.
+they are written, and back when they are read, in float64. What a network made is written as it is.
 
 transformers' LlamaForSequenceClassification takes no keys from outside since version 5: an adapter
 with a classifier needs an older one there.
@@ -20,12 +20,15 @@ from pecft_jax.interop.hf_type import Found, HfType, Keys, Layer, Model, Written
 from pecft_jax.interop.transforms import pattern_of
 from pecft_jax.interop.types.prompt_tuning import NAME, check_texts, of_model
 from pecft_jax.peft.tokens.prefix import PrefixDelta, prefix
+from pecft_jax.peft.tokens.prefix_mlp import SHARED, PrefixEncoder, PrefixHead, flat
 from pecft_jax.typing import Delta, PeftTransform
 
 
 def _write(layers: Sequence[Layer], model: Model) -> Written:
   check_texts(model, 'PREFIX_TUNING')
   leaves = {layer.name: layer.leaf for layer in layers}
+  if SHARED in leaves:
+    leaves = flat(leaves)
   places = _sites(model)
   if leaves.keys() != places.keys() or any(len(layer.parts) > 1 for layer in layers):
     raise ValueError(
@@ -37,9 +40,9 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
   length, heads, size = next(iter(shapes))
   pairs = [(_turned(array(leaves[at].k), length, model), array(leaves[at].v)) for at in places]
   # [P, 2 L, H, K], key and value of a layer after one another.
-  flat = np.stack([each for pair in pairs for each in pair], 1).reshape(length, -1)
+  tensor = np.stack([each for pair in pairs for each in pair], 1).reshape(length, -1)
   config = of_model(length, heads * size, heads, model)
-  return Written({}, {**config, 'prefix_projection': False}, bare={NAME: flat})
+  return Written({}, {**config, 'prefix_projection': False}, bare={NAME: tensor})
 
 
 def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
@@ -49,8 +52,8 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
   heads, size = next(iter(places.values()))
   if NAME not in found.shared:
     raise ValueError(f'it has no tensor {NAME}')
-  flat = of_shape(NAME, found.shared[NAME], (length, 2 * len(places) * heads * size))
-  each = flat.reshape(length, 2 * len(places), heads, size)
+  tensor = of_shape(NAME, found.shared[NAME], (length, 2 * len(places) * heads * size))
+  each = tensor.reshape(length, 2 * len(places), heads, size)
   delta: Delta = {
     at: PrefixDelta(
       jnp.asarray(_turned(each[:, 2 * i], -length, model)), jnp.asarray(each[:, 2 * i + 1])
@@ -85,8 +88,8 @@ def _turned(keys: np.ndarray, positions: int, model: Model) -> np.ndarray:
 
 PREFIX_TUNING = HfType(
   'PREFIX_TUNING',
-  ('prefix',),
-  (PrefixDelta,),
+  ('prefix', 'prefix_mlp'),
+  (PrefixDelta, PrefixEncoder, PrefixHead),
   Keys(
     read=('num_virtual_tokens',),
     free=(

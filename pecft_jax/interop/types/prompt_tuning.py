@@ -1,6 +1,7 @@
 """PROMPT_TUNING and P_TUNING: learned tokens before a text.
 
-The file of P_TUNING holds what its encoder gave, which is the same function of a text.
+The file of P_TUNING holds what its network made, which is the same function of a text; so it is
+written as a prompt, and read as one.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pecft_jax.inputs import TokenIds
 from pecft_jax.interop.hf_layers import array, of_shape
 from pecft_jax.interop.hf_peft_config import whole
 from pecft_jax.interop.hf_type import Found, HfType, Keys, Layer, Model, Written
+from pecft_jax.peft.tokens.p_tuning import PTuningDelta, encoded
 from pecft_jax.peft.tokens.prompt import PromptDelta, prompt_tuning
 from pecft_jax.typing import Delta, PeftTransform
 
@@ -47,7 +49,10 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
       'huggingface/peft has one prompt, at the input of the model, got prompts at '
       f'{[layer.name for layer in layers]}'
     )
-  tokens = array(layers[0].leaf.tokens)
+  leaf = layers[0].leaf
+  if isinstance(leaf, PTuningDelta):
+    leaf = encoded({SITE: leaf})[SITE]
+  tokens = array(leaf.tokens)
   return Written({}, of_model(*tokens.shape, 1, model), bare={NAME: tokens})
 
 
@@ -62,8 +67,8 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
 
 PROMPT_TUNING = HfType(
   'PROMPT_TUNING',
-  ('prompt_tuning',),
-  (PromptDelta,),
+  ('prompt_tuning', 'vpt_shallow', 'p_tuning'),
+  (PromptDelta, PTuningDelta),
   Keys(
     read=('num_virtual_tokens',),
     free=(
