@@ -102,7 +102,7 @@ def dropped(key: Key, delta: Delta, density: float) -> Delta:
   Yu et al., 2023, arXiv:2311.03099.
 
   Args:
-    key: consumed.
+    key: [], consumed.
     delta: of any transform; what is `Kept` stays.
     density: the probability that an entry is left, in (0, 1].
 
