@@ -94,7 +94,7 @@ def test_every_option_is_one_of_a_part_in_use(name):
 def test_methods_and_wrappers_have_a_preset():
   known = {part for found in presets().values() for part in (found.method, *found.wrap)}
   # Bounds have the recipe of what they are compared with; EMR merges models as they come; of both
-  # methods called C-LoRA the authors published no code.
+  # methods called C-LoRA no code of the authors was found.
   bounds = {'joint', 'language_model', 'masked_probe', 'single_task'}
   assert {*METHODS, *WRAPPERS} - known == {'emr', 'clora', 'routed_lora'} | bounds
 

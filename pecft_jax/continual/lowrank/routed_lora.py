@@ -62,10 +62,11 @@ def routed_lora(
   |R_old R_new^T|^2 (eq. 26): rows of the two are at right angles, and so are the columns of the
   paper, whose matrices are transposed. The state does not grow with tasks.
 
-  Two methods are called C-LoRA; the other one, by Smith et al., is `clora`. The authors published
-  no code, and the equations were read in accounts of the paper, not in the paper itself. Unverified
-  are that eq. 26 takes R_old itself for the basis of past tasks, the default of `strength`, what
-  R_new starts at (accounts say near zero), the sites, the rank and the training softmax.
+  Two methods are called C-LoRA; the other one, by Smith et al., is `clora`. No code of the authors
+  was found, and the equations were read in accounts of the paper, not in the paper itself.
+  Unverified are that eq. 26 takes R_old itself for the basis of past tasks, the default of
+  `strength`, what R_new starts at (accounts say near zero), the sites, the rank and the training
+  softmax.
 
   Args:
     backbone: frozen.
