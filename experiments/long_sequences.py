@@ -91,8 +91,8 @@ def measured(case: str, tasks: int, folder: pathlib.Path) -> dict[str, Any]:
   training = Training(adam(1e-3, clip=1.0), epochs=1, batch_size=15, log_every=10**6)
   seconds, memory, compiled, count = [], [], [], [0]
 
-  def compiles(event: str, _: float, **details: Any) -> None:
-    del details
+  def compiles(event: str, duration_secs: float, **details: Any) -> None:
+    del duration_secs, details
     count[0] += 'backend_compile' in event
 
   def note(row: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ def texts(flags: argparse.Namespace) -> World:
   from pecft_jax.backbones import pretrained
 
   model = pretrained(flags.backbone, flags.weights)
-  inputs = model.backbone.inputs
+  inputs: Any = model.backbone.inputs
   settings: Any = {
     'length': inputs.shape[0] if flags.length is None else flags.length,
     'pad': inputs.pad,
@@ -121,7 +121,8 @@ def next_token_loss(model: Any, source: Any, peft: Any, delta: Any) -> float:
   import jax
   import jax.numpy as jnp
 
-  pad = model.backbone.inputs.pad
+  inputs: Any = model.backbone.inputs  # `TokenIds`
+  pad = inputs.pad
 
   @jax.jit
   def sums(params: Any, delta: Any, x: Any) -> tuple[Any, Any]:

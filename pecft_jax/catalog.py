@@ -119,7 +119,7 @@ class Choice(NamedTuple):
     parts: dict[str, Any] = {}
     if self.peft is not None:
       _check_takes_peft(factory, self.method, self.peft)
-    if _is_adapter(self.peft):
+    if self.peft is not None and _is_adapter(self.peft):
       parts['peft'] = _started_from(self.peft, backbone)
     if self.head is not None:
       _check_takes_head(factory, self.method, self.head)

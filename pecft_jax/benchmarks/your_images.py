@@ -15,6 +15,7 @@ from pecft_jax import data
 from pecft_jax.backbones import architecture, pretrained
 from pecft_jax.catalog import Repeated, choose, references_named
 from pecft_jax.data import ImageFiles, Source
+from pecft_jax.data.source import input_shape
 from pecft_jax.data.table_files import read_table
 from pecft_jax.local import local_path
 from pecft_jax.presets import preset as preset_by_name
@@ -202,12 +203,12 @@ def _sources(
 def _fitted(source: Source, options: dict[str, Any]) -> Source:
   """Images of an array, in the size and the channels that the backbone reads."""
   size, channels = options['size'], options['channels']
-  if tuple(source.inputs.shape[1:]) == (size, size, channels):
+  shape = input_shape(source)
+  if shape == (size, size, channels):
     return source
-  if source.inputs.shape[-1] != channels and not options['convert']:
+  if shape[-1] != channels and not options['convert']:
     raise ValueError(
-      f'{source.name}: expected {channels} channels, got {source.inputs.shape[-1]}; '
-      '--convert repeats grey'
+      f'{source.name}: expected {channels} channels, got {shape[-1]}; --convert repeats grey'
     )
   return data.resize(source, size, channels)
 

@@ -33,7 +33,9 @@ def joined(layer: Layer, factors: Callable[[Any], tuple[Any, Any]]) -> Factors:
     layer: with one part or more.
     factors: `(piece) -> (a [d_in, r], b [r, d_out])`
   """
-  pairs = [(part.third or 0, *map(array, factors(part.piece))) for part in layer.parts]
+  pairs: list[tuple[int, Any, Any]] = [
+    (part.third or 0, *map(array, factors(part.piece))) for part in layer.parts
+  ]
   b = np.zeros((sum(len(b) for _, _, b in pairs), layer.thirds, pairs[0][2].shape[1]), np.float32)
   row = 0
   for third, _, own in pairs:
@@ -139,7 +141,7 @@ def split(
   rank is left out. All ranks are those of each site where B is zeros throughout.
   """
   for place, cut in places:
-    rows = b[:, cut].any(1) if b.any() else np.ones(len(b), bool)
+    rows = np.asarray(b[:, cut].any(1) if b.any() else np.ones(len(b), bool))
     if rows.any():
       yield place.path, rows, cut
 

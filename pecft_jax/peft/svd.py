@@ -32,7 +32,8 @@ def trailing_part(path: str, w: Array, rank: int) -> tuple[Array, Array, Array]:
 def decomposed(path: str, w: Array, rank: int = 1) -> tuple[Array, Array, Array]:
   """U [d_in, q], S [q] and V^T [q, d_out], with q the smaller side of W, which is >= rank."""
   check_rank(path, w, rank)
-  return jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+  u, s, v = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+  return u, s, v
 
 
 def check_rank(path: str, w: Array, rank: int) -> None:

@@ -155,7 +155,7 @@ class Reporter:
     """Batches and costs by kind, of the tasks before each one, and of the whole run."""
     out: list[tuple[dict[str, int], dict[str, float]]] = [({}, {})]
     for task_batches, task_costs in zip(self._batches, self._costs, strict=True):
-      batches, costs = map(dict, out[-1])
+      batches, costs = dict(out[-1][0]), dict(out[-1][1])
       for phase, cost in task_costs.items():
         kind = _KINDS.get(phase, phase)
         batches[kind] = batches.get(kind, 0) + task_batches.get(phase, 0)
@@ -165,7 +165,8 @@ class Reporter:
 
   def _done(self, position: Position) -> tuple[dict[str, int], dict[str, float]]:
     """Batches and costs that are done, by kind."""
-    batches, costs = map(dict, self._before[position.task])
+    before = self._before[position.task]
+    batches, costs = dict(before[0]), dict(before[1])
 
     def add(t: int, phase: str, done: int | None = None) -> None:
       of = self._batches[t].get(phase, 0)

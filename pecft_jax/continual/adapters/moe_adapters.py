@@ -48,6 +48,7 @@ from pecft_jax.typing import (
   ContinualMethod,
   Env,
   Fit,
+  FitLoss,
   Head,
   Key,
   LossHook,
@@ -180,7 +181,6 @@ def moe_adapters(
   paths = list(need_adapters('moe_adapters', backbone, peft))
   need_first_token('moe_adapters', backbone)
   tasks, classes, width = capacity.tasks, capacity.classes, backbone.width
-  select = functools.partial(_select, backbone)
   net = routed_model(backbone, peft, experts, tasks, top_k, read)
 
   fresh = functools.partial(_fresh, paths, width, experts, hidden)
@@ -264,7 +264,11 @@ def moe_adapters(
     masked=True,
     begin_task=begin_task,
     observe=_keep_still,
-    phases=(Fit('select', select, 'train', selector, trains=('coder',), epochs=selector_epochs),),
+    phases=(
+      Fit(
+        'select', _select(backbone), 'train', selector, trains=('coder',), epochs=selector_epochs
+      ),
+    ),
     consolidate=consolidate,
     end_task=end_task,
     predict=on_frozen_features(backbone, answers),
@@ -284,13 +288,16 @@ def _fresh(paths: Sequence[str], width: int, experts: int, hidden: int, key: Key
   return {'router': router, 'coder': fresh_descriptor(key, width, hidden)}
 
 
-def _select(
-  backbone: Backbone, params: Params, memory: Any, env: Env, batch: Batch, key: Key
-) -> Array:
+def _select(backbone: Backbone) -> FitLoss:
   """The mean error of the task's autoencoder."""
-  del memory, key
-  query = frozen_features(backbone, env.frozen, batch.x)
-  return mean_of_valid(bounded_errors(params['coder'], query), batch.valid)
+
+  def select(params: Params, memory: Any, env: Env, batch: Batch | None, key: Key, /) -> Array:
+    del memory, key
+    assert batch is not None  # The fit reads data.
+    query = frozen_features(backbone, env.frozen, batch.x)
+    return mean_of_valid(bounded_errors(params['coder'], query), batch.valid)
+
+  return select
 
 
 def _keep_still(

@@ -119,7 +119,9 @@ def keeplora(
   def init(key, frozen):
     def general(path: str) -> Array:
       w = read(frozen, path).main.astype(jnp.float32)
-      return with_share(jnp.zeros((len(w), len(w))), _gram(w.T if of_outputs else w), kept)
+      return with_share(
+        jnp.zeros((len(w), len(w))), _gram(w.T if of_outputs else w), jnp.asarray(kept)
+      )
 
     state = new_head(head, key, backbone, capacity)
     return {'up': zeros('up'), 'head': state}, {

@@ -89,7 +89,7 @@ def _leaf(p: np.ndarray, middle: np.ndarray, q: np.ndarray, rank: int) -> Adalor
   zeros: Any = lambda: tuple(jnp.zeros(part.shape) for part in (p, middle, q))
   known = Importance(zeros(), zeros())
   mask = Kept(jnp.arange(rank) < rank - more)
-  return AdaloraDelta(*map(jnp.asarray, (p, middle, q)), mask, Kept(known))
+  return AdaloraDelta(jnp.asarray(p), jnp.asarray(middle), jnp.asarray(q), mask, Kept(known))
 
 
 ADALORA = HfType(

@@ -41,7 +41,7 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
     of_length(f'{name}.delora_lambda', strength, 1)
     ranks[name] = len(a)
     delta[place.path] = DeloraDelta(
-      *map(jnp.asarray, (a.T, b.T, strength)), Kept(jnp.asarray(norms))
+      jnp.asarray(a.T), jnp.asarray(b.T), jnp.asarray(strength), Kept(jnp.asarray(norms))
     )
   rank = same(ranks.items(), 'rank')
   return delora(pattern_of(delta), rank), delta

@@ -53,7 +53,7 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
   if isinstance(leaf, PTuningDelta):
     leaf = encoded({SITE: leaf})[SITE]
   tokens = array(leaf.tokens)
-  return Written({}, of_model(*tokens.shape, 1, model), bare={NAME: tokens})
+  return Written({}, of_model(tokens.shape[0], tokens.shape[1], 1, model), bare={NAME: tokens})
 
 
 def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:

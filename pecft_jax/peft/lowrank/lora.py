@@ -85,7 +85,8 @@ def lora(
 
   def init_one(key, spec, weights):
     del spec
-    return LoraDelta(*STARTS[start](key, *weights.main.shape, rank))
+    d_in, d_out = weights.main.shape
+    return LoraDelta(*STARTS[start](key, d_in, d_out, rank))
 
   return per_site('linear', pattern, init_one, run, dropout=dropout, update=update)
 
@@ -139,7 +140,8 @@ def lora_scale(rank: int, alpha: float | None, *, rank_stabilised: bool) -> floa
 
 def init_lora(key: Key, weights: Weights, rank: int) -> LoraDelta:
   """A random, B zero. Consumes the key."""
-  return LoraDelta(*uniform(key, *weights.main.shape, rank))
+  d_in, d_out = weights.main.shape
+  return LoraDelta(*uniform(key, d_in, d_out, rank))
 
 
 def low_rank(delta: LoraDelta, x: Array) -> Array:
