@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,20 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['
 def test_the_licence_is_the_one_that_is_declared():
   assert PROJECT['license'] == 'Apache-2.0'
   assert 'Apache License\n' in (ROOT / 'LICENSE').read_text(encoding='utf-8')
+
+
+def test_nothing_else_lies_at_the_top():
+  if not (ROOT / '.git').exists() or shutil.which('git') is None:
+    pytest.skip('a copy without its history, in which anything may lie about')
+  words = ['git', '-c', 'safe.directory=*', 'ls-files']
+  found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+  if found.returncode:
+    pytest.skip(f'git says: {found.stderr}')
+  assert {line.partition('/')[0] for line in found.stdout.splitlines()} == {
+    '.ci', '.gitignore', '.pre-commit-config.yaml', 'CHANGELOG.md', 'CITATION.cff',
+    'CONTRIBUTING.md', 'LICENSE', 'README.md', 'experiments', 'mkdocs.yml', 'pecft_jax',
+    'pyproject.toml', 'tests',
+  }  # fmt: skip
 
 
 def test_the_version_is_the_same_everywhere(capsys):
