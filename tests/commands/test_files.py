@@ -1,3 +1,4 @@
+import os
 import pathlib
 import sys
 
@@ -75,3 +76,14 @@ def test_modules_of_the_folder_of_the_file_and_of_the_current_one_can_be_named(
   load_experiment(str(there / 'file_of_there.py'))
   for name in ('module_of_here', 'module_of_there'):
     assert find('method', f'{name}:mine').__name__ == 'mine'
+
+
+def test_a_file_that_changes_within_a_second_is_read_anew(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'dont_write_bytecode', False)
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  file = tmp_path / 'changing.py'
+  for number in (3, 4):
+    file.write_text(f'def experiment():\n  return {number}\n')
+    os.utime(file, (10**9, 10**9))
+    assert load_experiment(str(file))() == number
+  sys.modules.pop('changing')
