@@ -72,16 +72,17 @@ def _kinds(case: str) -> set[str]:
 def layouts_of(case: str) -> tuple[str, ...]:
   """Names of the layouts that a case runs in.
 
-  In `fsdp`, batches are split as in `data 8`, which therefore shows little more: it is left to the
-  transformer, to cases that are looked at further, and to the first with each hook and each kind of
-  phase. Variants of a method, whose hooks are its own with other options, run in one layout.
+  The transformer, cases that are looked at further, and the first with each hook and each kind of
+  phase run in all of them. Others share their code with these, and run in one of the two in which
+  weights are split, by turns; those whose kept parts are compared, and variants, in that of
+  `KEEPING`.
   """
   if case in (*IN_ALL, *MOVING):
     return LAYOUTS
-  before = {kind for each in CASES[: CASES.index(case)] for kind in _kinds(each)}
-  if _kinds(case) - before:
+  number = CASES.index(case)
+  if _kinds(case) - {kind for each in CASES[:number] for kind in _kinds(each)}:
     return LAYOUTS
-  return (KEEPING,) if ':' in case else LAYOUTS[1:]
+  return (KEEPING if case in IN_PARTS or ':' in case else LAYOUTS[1 + number % 2],)
 
 
 def layouts() -> dict[str, Layout]:
