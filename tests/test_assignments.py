@@ -55,7 +55,9 @@ def test_values_of_other_types_are_refused(text, hint, message):
 
 def test_options_are_what_is_not_put_in_by_other_means():
   assert list(options_of(ewc)) == ['strength', 'decay']
-  assert list(options_of(l2p)) == ['pool', 'length', 'top_k', 'pull', 'batchwise']
+  assert list(options_of(l2p)) == [
+    'pool', 'length', 'top_k', 'pull', 'select', 'transfer', 'batchwise',
+  ]  # fmt: skip
   assert 'pattern' in options_of(lora)
 
 
