@@ -71,6 +71,12 @@ def methods(peft: PeftTransform | None = None) -> dict[str, Any]:
   return {**found, **wrapped}
 
 
+@functools.cache
+def with_two_transforms() -> tuple[dict[str, Any], dict[str, Any]]:
+  """`methods` with their own transforms, and with another."""
+  return methods(), methods(lora(rank=2, alpha=1.0))
+
+
 def everything() -> dict[str, Any]:
   """Settings of all factories of the library, by name."""
   records = {
@@ -121,7 +127,7 @@ def test_each_argument_of_a_transform_counts(name):
 
 @pytest.mark.parametrize('name', sorted({**OF_CLASSES, **WRAPPERS}))
 def test_each_argument_of_a_method_counts(name):
-  own, other = methods()[name].settings, methods(lora(rank=2, alpha=1.0))[name].settings
+  own, other = (found[name].settings for found in with_two_transforms())
   assert own['name'] == name
   takes_none = name in METHODS and own_transform(METHODS[name]) is None
   assert own.get('peft', own) is not None or takes_none
@@ -460,7 +466,7 @@ PARTS = {
   # Composed of what is.
   'parts', 'parts_and_brightness', 'parts_from_a_twentieth', 'shifts', 'flips', 'most_of_it',
   'shifts_and_brightness',
-  'of_heads', 'of_identity',
+  'of_heads', 'of_identity', 'trained_part',
 }  # fmt: skip
 
 

@@ -35,25 +35,25 @@ TAKES = [
 ALL_WRAPPERS = 'all wrappers'
 
 
-def made_of(kind: type) -> Callable[[Any], bool]:
-  """Whether a delta is records of one kind, and at least one of them."""
+def made_of(kind: type) -> Callable[[str], bool]:
+  """Whether the delta of a transform is records of one kind, and at least one of them."""
 
-  def holds(delta):
-    parts = jax.tree.leaves(delta, is_leaf=lambda part: isinstance(part, kind))
+  def holds(peft):
+    parts = jax.tree.leaves(delta_of(peft), is_leaf=lambda part: isinstance(part, kind))
     return bool(parts) and all(isinstance(part, kind) for part in parts)
 
   return holds
 
 
 # Needs that only some transforms meet, and what is said where one does not.
-MET: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+MET: Mapping[str, tuple[Callable[[str], bool], str]] = {
   'LoRA factors': (made_of(LoraDelta), 'needs a transform whose delta is LoRA'),
   'adapters': (made_of(BottleneckDelta), 'needs a transform whose delta is a bottleneck'),
-  'common places': (
-    lambda delta: not any('index' in path for path, _ in named_leaves(delta)),
-    'trains the same places',
+  'common places': (lambda peft: TINIES[peft]().calibrate is None, 'trains the same places'),
+  'trained delta': (
+    lambda peft: bool(jax.tree.leaves(delta_of(peft))),
+    'trains something of the backbone',
   ),
-  'trained delta': (lambda delta: bool(jax.tree.leaves(delta)), 'trains something of the backbone'),
 }
 
 
@@ -92,7 +92,7 @@ def stepping() -> list[tuple[str, str]]:
 def unmet_by(name: str, peft: str) -> str:
   """What is said where a transform lacks what a method needs; empty where it lacks nothing."""
   needs = needs_of(name) if name in METHODS else ()
-  found = [text for need, (met, text) in MET.items() if need in needs and not met(delta_of(peft))]
+  found = [text for need, (met, text) in MET.items() if need in needs and not met(peft)]
   return '|'.join(found)
 
 
