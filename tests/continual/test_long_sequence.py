@@ -12,7 +12,8 @@ from pecft_jax.typing import Capacity, Parts
 
 TASKS = 20
 CAPACITY = Capacity(TASKS, 2 * TASKS)
-NAMES = without('adapters', 'texts')
+# Variants of a method are its own functions with other options.
+NAMES = tuple(name for name in without('adapters', 'texts') if ':' not in name)
 # Method, and settings of training.
 CASES = {
   **{name: (name, {}) for name in (*NAMES, *WRAPPED_NAMES)},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.flax import load_file
 from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES
-from tiny_runs import TRAINING, outcome, silent, tiny_experiment
+from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_method
 
 from pecft_jax.continual.plan import has_phase, plan_of
 from pecft_jax.learners import load_bundle, load_run, save_bundle, save_stablehlo
@@ -21,7 +21,8 @@ from pecft_jax.typing import ContinualMethod
 
 TASKS, SEED = 2, 3
 CACHED = 'l2p with cached queries'
-LEARNERS = (*METHOD_NAMES, ALL_WRAPPERS)
+# Variants of a method are its own functions with other options.
+LEARNERS = (*(name for name in METHOD_NAMES if ':' not in name), ALL_WRAPPERS)
 METHODS = (*LEARNERS, CACHED)
 
 
@@ -64,7 +65,21 @@ def phases_of(method: ContinualMethod) -> set[tuple[int, str]]:
   return {(task, name) for name, task in {**last, 'evaluate': TASKS - 1}.items()}
 
 
-@pytest.mark.parametrize('case', (*METHODS, *ALL_PEFTS), indirect=True)
+def plan_steps(case: str) -> list[str]:
+  """What the plan of a method consists of, by name and kind."""
+  steps = plan_of(tiny_method(case))
+  return [step if isinstance(step, str) else f'{step.name} {type(step).__name__}' for step in steps]
+
+
+# Variants whose phases are others than their method's.
+VARIANTS = [
+  name
+  for name in METHOD_NAMES
+  if ':' in name and plan_steps(name) != plan_steps(name.partition(':')[0])
+]
+
+
+@pytest.mark.parametrize('case', (*METHODS, *VARIANTS, *ALL_PEFTS), indirect=True)
 def test_a_run_that_stops_in_every_phase_ends_as_if_it_had_not(case, whole, stop_in, tmp_path):
   experiment, expected = experiment_of(case), outcome(whole(case))
   phases = phases_of(experiment.method)
