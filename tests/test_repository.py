@@ -24,12 +24,13 @@ def test_the_licence_is_the_one_that_is_declared():
 
 
 def test_nothing_else_lies_at_the_top():
-  if not (ROOT / '.git').exists() or shutil.which('git') is None:
-    pytest.skip('a copy without its history, in which anything may lie about')
   words = ['git', '-c', 'safe.directory=*', 'ls-files']
-  found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-  if found.returncode:
-    pytest.skip(f'git says: {found.stderr}')
+  there = (ROOT / '.git').exists() and shutil.which('git')
+  found = (
+    subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False) if there else None
+  )
+  if found is None or found.returncode:
+    pytest.skip('git lists no files: in a copy without history anything may lie about')
   assert {line.partition('/')[0] for line in found.stdout.splitlines()} == {
     '.ci', '.gitignore', '.pre-commit-config.yaml', 'CHANGELOG.md', 'CITATION.cff',
     'CONTRIBUTING.md', 'LICENSE', 'README.md', 'experiments', 'mkdocs.yml', 'pecft_jax',
