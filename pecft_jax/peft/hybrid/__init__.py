@@ -1,0 +1,1 @@
+"""Transforms made of others that the literature treats as one."""
