@@ -16,9 +16,11 @@ _compiled = {}
 def shared_steps(monkeypatch):
   """Compiles the functions of each method once for all tests."""
 
-  def shared(method, recipe, layout, frozen, stacked=False, restart=True):
+  def shared(method, recipe, layout, frozen, stacked=False, own_data=False, restart=True):
     if stacked:  # Of as many seeds as come: other shapes in other tests.
-      return _compile_steps(method, recipe, layout, frozen, stacked=True, restart=restart)
+      return _compile_steps(
+        method, recipe, layout, frozen, stacked=True, own_data=own_data, restart=restart
+      )
     # The objects are kept, so that no other has their identity.
     key = (id(method), id(recipe), id(layout.mesh), layout.rules, restart)
     if key not in _compiled:

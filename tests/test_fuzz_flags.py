@@ -56,7 +56,7 @@ def _reach(job):
     stacked=job.stacked,
     restart=job.experiment.training.restart,
   )
-  keys = jax.random.split(jax.random.key(0), len(job.seeds))
+  keys = jax.random.split(jax.random.key(0), len(job.experiments))
   jax.eval_shape(steps.init, keys if job.stacked else keys[0], frozen)
   raise Reached(job)
 
@@ -125,8 +125,8 @@ VALUES = {
   '--learning-rate': (float, lambda job: job.experiment.training.recipe.settings['learning_rate']),
   '--accumulate': (int, lambda job: job.experiment.training.recipe.settings['accumulate']),
   '--tasks': (int, lambda job: len(job.experiment.scenario.tasks)),
-  '--seed': (int, lambda job: job.seeds[0]),
-  '--seeds': (int, lambda job: len(job.seeds)),
+  '--seed': (int, lambda job: job.experiment.seed),
+  '--seeds': (int, lambda job: len(job.experiments)),
   '--save-every': (float, lambda job: job.options.save_every),
   '--method': (str, lambda job: _names(job)[-1]),
   '--peft': (lambda name: recorded_name(REGISTRIES['transform'][name]),

@@ -40,8 +40,7 @@ def report(
 
   if markdown and out is not None:
     raise ValueError('--markdown prints a table, --out names a page: give one of them')
-  # A run of several seeds is replaced by the directories of all of them.
-  dirs = [each for path in map(local_path, dirs) for each in sorted(path.glob('seed_*')) or [path]]
+  dirs = [each for path in map(local_path, dirs) for each in _single_runs(path)]
   _check_different(dirs)
   if markdown:
     print(comparison_markdown(dirs))
@@ -54,6 +53,15 @@ def report(
     page = write_comparison(dirs, out or pathlib.Path('report.html'))
   console.print(f'report: {page}', highlight=False)
   return 0
+
+
+def _single_runs(path: pathlib.Path) -> list[pathlib.Path]:
+  """The directory itself, or those of all seeds or orders that it holds."""
+  from pecft_jax.workdir.claim import read_config
+  from pecft_jax.workdir.lanes import places_together
+
+  names = places_together(read_config(path)) if (path / 'config.json').is_file() else []
+  return [path / name for name in names] or sorted(path.glob('seed_*')) or [path]
 
 
 def _check_different(dirs: Sequence[pathlib.Path]) -> None:

@@ -8,10 +8,9 @@ from pecft_jax.learners.learner import Learned, Learner
 from pecft_jax.learners.parts import check_weights, learned, method_of, placed, weights_from
 from pecft_jax.local import work_directory
 from pecft_jax.paths import named_leaves
-from pecft_jax.train.adapted import place_of_seed
 from pecft_jax.typing import ContinualMethod, Pretrained
 from pecft_jax.workdir.branch import find_after
-from pecft_jax.workdir.claim import read_config
+from pecft_jax.workdir.lanes import lane_of
 from pecft_jax.workdir.stored import read_whole
 
 _BY_HAND = 'give what the experiment was made of: load_run(directory, model=..., method=...)'
@@ -33,10 +32,11 @@ def load_run(
   method of your own, give `model` and `method`. Nothing is written, removed or locked.
 
   Args:
-    directory: the work directory of a run, or of one of its references.
+    directory: the work directory of a run, of one of its references, or of one of several
+      experiments side by side.
     after_task: number of tasks, from 1; by default the last task with a checkpoint. A run keeps
       those of all tasks with `keep_tasks`.
-    seed: which of seeds side by side.
+    seed: which of seeds side by side, where the directory is that of all.
     model: the backbone and its weights; by default read from the files that the run recorded.
     method: that of the run; by default made from its settings.
     layout: devices; the first one by default.
@@ -66,23 +66,22 @@ def load_run(
   >>> learner.predict(images).shape, learner.features(images).shape
   ((4, 2), (4, 8))
   """
-  directory = _of_all_seeds(work_directory(directory))
+  lane = lane_of(work_directory(directory), seed)
   layout = one_device() if layout is None else layout
-  config, path = read_config(directory), directory / 'config.json'
-  at = place_of_seed(directory, seed)
+  config, path = lane.config, lane.record / 'config.json'
   try:
     method = method_of(path, config['method'], model, method)
   except NotRemade as error:
     raise NotRemade(f'{path}: {error}; {_BY_HAND}') from error
   model = weights_from(path, config.get('weights'), method.backbone) if model is None else model
-  check_weights(directory, config['identity'].get('backbone_sha256'), model)
-  tick, contents = find_after(directory, after_task)
-  whole = read_whole(directory / 'checkpoints' / str(tick), contents)
+  check_weights(lane.record, config['identity'].get('backbone_sha256'), model)
+  tick, contents = find_after(lane.directory, after_task)
+  whole = read_whole(lane.directory / 'checkpoints' / str(tick), contents)
   # Optimizer states and keys serve training alone.
   used = lambda name: name.partition('/')[0] in Learned._fields
   leaves = {name: leaf for name, leaf in named_leaves(whole) if used(name)}
-  if at is not None:
-    leaves = {name: leaf[at] for name, leaf in leaves.items()}
+  if lane.index is not None:
+    leaves = {name: leaf[lane.index] for name, leaf in leaves.items()}
   state = learned(f'checkpoint {tick}', leaves, method, model.params)
   names = config.get('class_names') or map(str, config['identity']['class_order'])
   return Learner(
@@ -94,15 +93,3 @@ def load_run(
     facts=config,
     layout=layout,
   )
-
-
-def _of_all_seeds(directory: pathlib.Path) -> pathlib.Path:
-  """The directory with the checkpoints of a seed that was learned side by side with others."""
-  parent = directory.parent
-  if (directory / 'checkpoints').exists() or not (parent / 'config.json').is_file():
-    return directory
-  seeds = read_config(parent).get('seeds_together') or ()
-  if directory.name in {f'seed_{seed}' for seed in seeds}:
-    number = directory.name.removeprefix('seed_')
-    raise ValueError(f'{directory} has its checkpoints in {parent}: name that, with seed {number}')
-  return directory

@@ -102,13 +102,13 @@ def different(runs: Iterable[Run]) -> str | None:
 
 
 def _together(runs: Sequence[Run]) -> str | None:
-  """Says that seeds were learned side by side: each records the time and memory of all of them."""
+  """Says that runs were made side by side: each records the time and memory of all of them."""
   numbers = _seeds_together(runs)
   if not numbers or numbers == [1]:
     return None
   text = ' or '.join(f'{number:g}' for number in numbers)
   compared = '' if len(numbers) == 1 else ', and do not compare'
-  return f'Times and memory are those of {text} seeds learned side by side{compared}'
+  return f'Times and memory are those of {text} runs side by side{compared}'
 
 
 def _seeds_together(runs: Sequence[Run]) -> list[float]:

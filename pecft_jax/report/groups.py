@@ -15,8 +15,8 @@ from pecft_jax.text import listed
 # Parts of config.json that do not make another experiment: how it was started and with which
 # seeds, where it ran, and what was run beside it. The data and weights are in the identity.
 _ASIDE = (
-  'command', 'references', 'identity', 'seeds_together', 'files', 'accepted', 'environment',
-  'resumed',
+  'command', 'references', 'identity', 'seeds_together', 'orders_together', 'files', 'accepted',
+  'environment', 'resumed',
 )  # fmt: skip
 _VOLATILE = ('seed', 'workdir', 'data_dir', 'weights', 'bounds', 'single_task')
 _ROOM = 34  # Longest label beside a figure, in letters.

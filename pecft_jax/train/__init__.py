@@ -12,7 +12,7 @@ from pecft_jax.train.features import class_features
 from pecft_jax.train.job import Stopped
 from pecft_jax.train.many import AdapterLog, Adapters, ManyAdapters, many_adapters
 from pecft_jax.train.options import RunOptions
-from pecft_jax.train.running import run, run_seeds
+from pecft_jax.train.running import run, run_orders, run_seeds
 from pecft_jax.train.step import Steps, compile_steps
 from pecft_jax.train.tuning import Trial, Tuned, combinations, tuned
 from pecft_jax.workdir.branch import Branch
@@ -53,6 +53,7 @@ __all__ = (
   'quarter_cosine',
   'recipe',
   'run',
+  'run_orders',
   'run_seeds',
   'sgd',
   'split_memory',

@@ -15,6 +15,7 @@ from pecft_jax.typing import Adapted, Env
 from pecft_jax.workdir.branch import check_identity, find_after
 from pecft_jax.workdir.checkpoint import read_checkpoint
 from pecft_jax.workdir.claim import check_config, read_config
+from pecft_jax.workdir.lanes import lane_of
 
 
 class After(NamedTuple):
@@ -37,9 +38,9 @@ def adapted_after(
 
   Args:
     experiment: that of the run.
-    workdir: of the run; of seeds side by side, the one with their checkpoints.
+    workdir: of the run, or of one of several side by side.
     tasks: from 1; by default the last task with a checkpoint.
-    seed: which of seeds side by side.
+    seed: which of seeds side by side, where the directory is that of all.
 
   Raises:
     ValueError: if there is no such checkpoint or seed, the run is of another
@@ -71,41 +72,25 @@ def adapted_after(
       f'{method.name} has no single delta that does what its predictions need: expected a method '
       'with `adapted`, such as finetune, or a wrapper around one'
     )
-  place, here = place_of_seed(directory, seed), configuration(experiment)
-  config = read_config(directory)
-  check_config(directory / 'config.json', {key: config.get(key) for key in here}, here)
-  tick, contents = find_after(directory, tasks)
-  check_identity(directory, contents.identity or {}, plain(here['identity']))
-  stacked = place is not None
+  lane, here = lane_of(directory, seed), configuration(experiment)
+  check_config(lane.record / 'config.json', {key: lane.config.get(key) for key in here}, here)
+  tick, contents = find_after(lane.directory, tasks)
+  # Of orders side by side, checkpoints have the identity of the first.
+  known = plain(here['identity']) if lane.index is None else read_config(lane.directory)['identity']
+  check_identity(lane.directory, contents.identity or {}, known)
+  stacked = lane.index is not None
   steps = compile_steps(
     method, experiment.training.recipe, one_device(), experiment.frozen, stacked=stacked
   )
   like = jax.eval_shape(
     steps.init, _key(len(contents.position['seeds']), stacked), experiment.frozen
   )
-  path = directory / 'checkpoints' / str(tick)
+  path = lane.directory / 'checkpoints' / str(tick)
   state, _ = read_checkpoint(path, like, tree_shardings(one_device(), like))
-  if place is not None:
-    state = jax.tree.map(lambda leaf: leaf[place], state)
+  if stacked:
+    state = jax.tree.map(lambda leaf: leaf[lane.index], state)
   env = Env(experiment.frozen, state.task)
   return After(int(state.task.index) + 1, method.adapted(state.params, state.memory, env))
-
-
-def place_of_seed(directory: pathlib.Path, seed: int | None) -> int | None:
-  """Index of a seed among those of one program; None where there is only one.
-
-  Raises:
-    ValueError: for a seed that was not learned, or none where there are several.
-  """
-  config = read_config(directory)
-  seeds, own = config.get('seeds_together'), config.get('seed')
-  if seeds is None:
-    if seed not in (None, own):
-      raise ValueError(f'{directory} has seed {own} alone, got {seed}: leave the seed out')
-    return None
-  if seed not in seeds:
-    raise ValueError(f'{directory} has seeds {seeds}: name one of them, got {seed}')
-  return seeds.index(seed)
 
 
 def _key(seeds: int, stacked: bool) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pecft_jax.train.experiment import Experiment
 from pecft_jax.train.kept import Kept
@@ -22,13 +22,13 @@ class Loop:
   """The context of a run; the state and the position are passed separately.
 
   Attributes:
-    experiment: data and training settings.
+    experiments: that are run side by side, one or several; they differ in their seeds and in the
+      order of their data.
     method: that is run.
-    seeds: learned side by side; the experiment's own is ignored.
     steps: its compiled functions.
     frozen: the backbone's weights, on their devices.
     part: index and count of the parts of a batch, of which this process has one.
-    records: take rows, one for each seed.
+    records: take rows, one for each experiment.
     after_batch: called with state and position when both are consistent: the
       place for checkpoints and stops.
     tell: called with the position, the latest loss, and whether all results so far have arrived
@@ -38,9 +38,8 @@ class Loop:
     clock: seconds from any point in time, without those spent on compiling.
   """
 
-  experiment: Experiment
+  experiments: tuple[Experiment, ...]
   method: ContinualMethod
-  seeds: tuple[int, ...]
   steps: Steps
   frozen: Params
   part: tuple[int, int]
@@ -50,3 +49,18 @@ class Loop:
   kept: Kept | None = None
   tokens: KeptTokens | None = None
   clock: Callable[[], float] = time.perf_counter
+
+  @property
+  def experiment(self) -> Experiment:
+    """The first of them: what they have in common."""
+    return self.experiments[0]
+
+  @property
+  def data(self) -> tuple[Experiment, ...]:
+    """Those with data of their own: the first alone, where all have the same."""
+    return self.experiments if own_data(self.experiments) else self.experiments[:1]
+
+
+def own_data(experiments: Sequence[Experiment]) -> bool:
+  """Whether experiments side by side have different data."""
+  return any(each.scenario is not experiments[0].scenario for each in experiments)

@@ -164,7 +164,9 @@ def _measured(
   tables = _tables(loop, sets, t)
   # Made for the first batch: an evaluation that was resumed after its last one asks nothing.
   parts_of = functools.cache(lambda: part_reader(loop, state, inside=inside))
-  for each in rounds(sets, t):
+  lanes = [rounds(test_sets(other, t), t) for other in loop.data[1:]]
+  for each, *others in zip(rounds(sets, t), *lanes, strict=True):
+    splits = [round.split for round in (each, *others)]
     count = steps_for(len(each.place), size, 1)
     if done >= count:
       done -= count
@@ -173,7 +175,7 @@ def _measured(
     asked = _open_to(loop, state, position, each.sets[0]) if ahead else state
     judge = _on_devices if loop.steps.answer is None else _on_host
     below = below_tests(loop, {test.place: test.split for test in each.sets})
-    for number, batch in enumerate(in_order(loop, each.split, done, below=below), done):
+    for number, batch in enumerate(in_order(loop, splits, done, below=below), done):
       rows = _filled(each, np.arange(number * size, (number + 1) * size))
       places = each.place[rows]
       given = _given(loop, batch, places)
@@ -239,8 +241,10 @@ def _given(loop: Loop, batch: Batch, places: np.ndarray) -> Batch:
   scenario = loop.experiment.scenario
   if scenario.kind != 'task':
     return batch
-  tasks = np.where(places < len(scenario.tasks), places, -1).astype(np.int32)
-  return batch._replace(x=with_given(batch.x, task=place(tasks, loop.steps.batch_sharding)))
+  tasks, sharding = np.where(places < len(scenario.tasks), places, -1), loop.steps.batch_sharding
+  if len(loop.data) > 1:
+    tasks, sharding = np.stack([tasks] * len(loop.data)), loop.steps.train_batch_sharding
+  return batch._replace(x=with_given(batch.x, task=place(tasks.astype(np.int32), sharding)))
 
 
 def _on_devices(

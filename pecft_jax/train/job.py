@@ -1,4 +1,4 @@
-"""One method, run for one or several seeds from its newest checkpoint to its end."""
+"""One method, run on one or several experiments from its newest checkpoint to its end."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from pecft_jax.devices.sharding import (
 from pecft_jax.environment import environment
 from pecft_jax.files import json_line, plain, read_json, write_json
 from pecft_jax.train.compiling import compile_clock
-from pecft_jax.train.context import Loop, NonFiniteLoss
+from pecft_jax.train.context import Loop, NonFiniteLoss, own_data
 from pecft_jax.train.experiment import Experiment, configuration, describe
 from pecft_jax.train.kept import Kept
 from pecft_jax.train.logs import settle
@@ -58,31 +58,34 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-  """A method with its seeds and its work directory.
+  """A method with its experiments and its work directory.
 
   Attributes:
-    experiment: data and training settings.
+    experiments: one, or several side by side, as in `Loop`.
     method: that is run.
     name: for the terminal.
-    seeds: one, or several side by side.
-    stacked: whether states have a leading axis for seeds.
+    stacked: whether states have a leading axis for experiments.
     kept: whether the directory is there after the run.
     directory: holds the checkpoints.
-    outputs: directory of each seed's log and results.
+    outputs: directory of each experiment's log and results.
     options: with a layout.
     stopping: whether this process was asked to stop.
   """
 
-  experiment: Experiment
+  experiments: tuple[Experiment, ...]
   method: ContinualMethod
   name: str
-  seeds: tuple[int, ...]
   stacked: bool
   kept: bool
   directory: pathlib.Path
   outputs: tuple[pathlib.Path, ...]
   options: RunOptions
   stopping: Callable[[], bool]
+
+  @property
+  def experiment(self) -> Experiment:
+    """The first of them: what they have in common."""
+    return self.experiments[0]
 
   @property
   def layout(self) -> Layout:
@@ -105,10 +108,10 @@ class Job:
     self.console.print(f'{self.directory}: {text}', style='yellow', markup=False)
 
   def write(self, state: Any, position: Position, digests: list[Any]) -> list[dict[str, Any]]:
-    """Writes each seed's results.json, and returns their contents."""
+    """Writes each experiment's results.json, and returns their contents."""
     found = []
-    for i, (seed, output, digest) in enumerate(zip(self.seeds, self.outputs, digests, strict=True)):
-      experiment = self.experiment.replace(seed=seed)
+    lanes = zip(self.experiments, self.outputs, digests, strict=True)
+    for i, (experiment, output, digest) in enumerate(lanes):
       each = jax.eval_shape(lambda state, i=i: self.of_seed(state, i), state)
       found.append(
         {
@@ -121,7 +124,7 @@ class Job:
     return found
 
   def of_seed(self, state: Any, i: int) -> Any:
-    """The state of one seed."""
+    """The state of one experiment."""
     return jax.tree.map(lambda leaf: leaf[i], state) if self.stacked else state
 
 
@@ -129,7 +132,7 @@ def run_job(job: Job) -> list[dict[str, Any]]:
   """Runs a method to its end.
 
   Returns:
-    The content of each seed's results.json.
+    The content of each experiment's results.json.
 
   Raises:
     ValueError: if its checkpoints are of another run.
@@ -151,6 +154,7 @@ def _run_to_end(job: Job, compiled: Callable[[], float]) -> list[dict[str, Any]]
     layout,
     experiment.frozen,
     stacked=job.stacked,
+    own_data=own_data(job.experiments),
     restart=experiment.training.restart,
   )
   frozen = place(experiment.frozen, steps.frozen_shardings)
@@ -165,17 +169,17 @@ def _run_to_end(job: Job, compiled: Callable[[], float]) -> list[dict[str, Any]]
     one = jax.eval_shape(lambda state: job.of_seed(state, 0), like)
     job.console.print(describe_rules(layout, one, frozen), markup=False, soft_wrap=True)
   found = checkpoints.newest(like, steps.state_shardings, job.warn)
-  start = Position(seeds=[Findings() for _ in job.seeds])
+  start = Position(seeds=[Findings() for _ in job.experiments])
   state, position = found or (steps.init(key, frozen), start)
   if position.evaluated() < len(experiment.scenario.tasks):
     if not found:
-      job.write(state, position, [None] * len(job.seeds))
+      job.write(state, position, [None] * len(job.experiments))
     try:
       state = _run_from(job, steps, frozen, checkpoints, compiled, state=state, position=position)
     finally:
       checkpoints.wait()
   shutil.rmtree(_parts_in(job), ignore_errors=True)
-  digests = [tree_sha256(job.of_seed(state, i)) for i in range(len(job.seeds))]
+  digests = [tree_sha256(job.of_seed(state, i)) for i in range(len(job.experiments))]
   return job.write(state, position, digests)
 
 
@@ -220,8 +224,8 @@ def _kept(job: Job) -> Kept | None:
     return None
   config: Any = jax.config  # Its attributes are made as jax is imported.
   facts = {
-    'configuration': configuration(job.experiment, job.method),
-    'seeds': [job.seeds, job.stacked],
+    'configurations': [configuration(each, job.method) for each in job.experiments],
+    'seeds': [[each.seed for each in job.experiments], job.stacked],
     'mesh': [dict(job.layout.mesh.shape), str(job.layout.rules)],
     'environment': environment(),
     'files': dict(options.files),
@@ -238,8 +242,9 @@ def _kept(job: Job) -> Kept | None:
 
 
 def _key(job: Job) -> jax.Array:
-  """The key of the run, or one for each seed, on all devices."""
-  data = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in job.seeds])
+  """The key of the run, or one for each experiment, on all devices."""
+  keys = [jax.random.key_data(jax.random.key(each.seed)) for each in job.experiments]
+  data = np.stack(keys)
   data = data if job.stacked else data[0]
   return jax.random.wrap_key_data(place(data, replicated(job.layout)))
 
@@ -288,7 +293,7 @@ def _run_from(
       if boundary or stop or due:
         save(state, position)
       if boundary:
-        job.write(state, position, [None] * len(job.seeds))
+        job.write(state, position, [None] * len(job.experiments))
       if stop:
         if kept is not None:
           kept.settle(every=True)
@@ -296,8 +301,8 @@ def _run_from(
 
     part = batch_part(job.layout)
     loop = Loop(
-      job.experiment, job.method, job.seeds, steps, frozen, part, records, after_batch, reporter,
-      kept, _tokens(job, steps), clock=lambda: time.perf_counter() - compiled(),
+      job.experiments, job.method, steps, frozen, part, records, after_batch, reporter, kept,
+      _tokens(job, steps), clock=lambda: time.perf_counter() - compiled(),
     )  # fmt: skip
     try:
       state = run_tasks(loop, state, position)
@@ -310,7 +315,9 @@ def _run_from(
 
 
 def _tokens(job: Job, steps: Steps) -> KeptTokens | None:
-  """Tokens below the lowest trained block, where some are kept."""
+  """Tokens below the lowest trained block, where some are kept: of data that all share."""
+  if own_data(job.experiments):
+    return None
   options, backbone = job.options, job.experiment.backbone
   limit = None if options.tokens_kept is None else options.tokens_kept * _GIB
   lower = lower_of(job.experiment, job.method, limit)

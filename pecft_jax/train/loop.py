@@ -116,11 +116,11 @@ def _once(loop: Loop, state: TrainState, position: Position, step: Any) -> Itera
 def _gather(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterator[TrainState]:
   """One pass over the task's training data, as they are and in order."""
   run = getattr(loop.steps, step) if isinstance(step, str) else loop.steps.own[step.name]
-  split = gathered_split(loop.experiment, loop.method, step, position.task)
+  splits = [gathered_split(each, loop.method, step, position.task) for each in loop.data]
   below = None
   if loop.tokens is not None and loop.tokens.lower.gathered and not isinstance(step, Calibrating):
-    below = below_training(loop, split, position.task)
-  for batch in in_order(loop, split, position.batch, below=below):
+    below = below_training(loop, splits, position.task)
+  for batch in in_order(loop, splits, position.batch, below=below):
     state = run(state, loop.frozen, batch)
     position.batch += 1
     loop.tell(position, None, False)
@@ -172,25 +172,25 @@ def _train(loop: Loop, state: TrainState, position: Position, _: Step) -> Iterat
   experiment, t = loop.experiment, position.task
   training = experiment.training
   total = training_steps(experiment, loop.method, t)
-  split = training_split(experiment, loop.method, t)
+  splits = [training_split(each, loop.method, t) for each in loop.data]
   stored = stored_examples(experiment, loop.method, t)
   if position.inside is not None:
     yield from evaluate_inside(loop, state, position)
   if position.batch == total:
     return
   started, spent, began = loop.clock(), position.training_seconds, position.batch
-  for batch in training_batches(loop, position, split, training.epochs, stored):
+  for batch in training_batches(loop, position, splits, training.epochs, stored):
     state, log = loop.steps.train(state, loop.frozen, batch)
     # Losses stay on their device, so that no step waits for the host.
     position.logs.append(log)
     position.batch += 1
-    position.images += training.batch_size * len(loop.seeds)
+    position.images += training.batch_size * len(loop.experiments)
     position.training_seconds = spent + loop.clock() - started
     if position.batch == began + 1:
       loop.tell(position, None, False)  # So that compilation counts as no step.
     if position.batch % training.log_every == 0 or position.batch == total:
       fetch(position)
-      write_training_rows(loop, position, len(split.rows) + stored)
+      write_training_rows(loop, position, len(splits[0].rows) + stored)
     if training.evaluate_every is not None and position.batch % training.evaluate_every == 0:
       position.inside = 0
       yield state
@@ -204,8 +204,8 @@ def _fit(loop: Loop, state: TrainState, position: Position, step: Any) -> Iterat
   total = fit_steps(loop.experiment, loop.method, step, position.task)
   run, one, began = loop.steps.own[step.name], loop.steps.counts_sharding, position.batch
   if step.steps is None:
-    split = training_split(loop.experiment, loop.method, position.task)
-    batches: Any = ((batch,) for batch in training_batches(loop, position, split, step.epochs))
+    splits = [training_split(each, loop.method, position.task) for each in loop.data]
+    batches: Any = ((batch,) for batch in training_batches(loop, position, splits, step.epochs))
   else:
     batches = itertools.repeat(())
   for number, given in zip(range(position.batch, total), batches, strict=False):

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import tempfile
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from pecft_jax.train.job import Job, check_there, run_job
 from pecft_jax.train.options import RunOptions
 from pecft_jax.train.results import metrics
 from pecft_jax.train.schedule import check_batch_size
+from pecft_jax.train.side_by_side import check_side_by_side
 from pecft_jax.train.signals import stop_signals
 from pecft_jax.typing import ContinualMethod
 from pecft_jax.workdir.branch import copy_branch, find_branch
@@ -83,9 +85,8 @@ def run(
   >>> results['status'], len(results['accuracy_matrix'])
   ('done', 2)
   """
-  places = {experiment.seed: '.'}
   with _directory(workdir) as directory:
-    return _run(experiment, directory, places, options, stacked=False, kept=workdir is not None)[0]
+    return _run({'.': experiment}, directory, options, stacked=False, kept=workdir is not None)[0]
 
 
 def run_seeds(
@@ -137,9 +138,68 @@ def run_seeds(
     raise ValueError(
       'writers take the rows of one seed, run_seeds has several logs: read seed_N/metrics.jsonl'
     )
-  places = {seed: f'seed_{seed}' for seed in seeds}
+  experiments = {f'seed_{seed}': experiment.replace(seed=seed) for seed in seeds}
+  together = {'seeds_together': list(seeds)} if len(seeds) > 1 else {}
   with _directory(workdir) as directory:
-    return _run(experiment, directory, places, options, stacked=True, kept=workdir is not None)
+    return _run(
+      experiments, directory, options, stacked=True, kept=workdir is not None, together=together
+    )
+
+
+def run_orders(
+  experiments: Mapping[str, Experiment],
+  workdir: str | pathlib.Path | None = None,
+  options: RunOptions = DEFAULTS,
+) -> dict[str, dict[str, Any]]:
+  """Runs several orders of the same data side by side, as one compiled program.
+
+  As `run_seeds`, for experiments that differ in the order of their classes, and in their seeds if
+  they like: each ends where `run` of it alone does, up to rounding. Their tasks must have equal
+  numbers of classes and of examples, one by one. The work directory has one directory for each, as
+  `run` writes it, beside the checkpoints of all. Tokens below the lowest trained block are not
+  kept.
+
+  Args:
+    experiments: by the name of their directory, a plain one. All have one and the same model,
+      method, training, references and rules.
+    workdir: made if it does not exist; None as in `run`.
+    options: devices, checkpoints, log; without `writers` and `branch`.
+
+  Returns:
+    The content of each results.json, by name.
+
+  Raises:
+    ValueError: for experiments that differ in anything else, names that are no plain ones, or
+      `writers` or `branch`; and as `run`.
+    NonFiniteLoss: as `run`.
+    Stopped: as `run`.
+
+  >>> import numpy as np
+  >>> from rich.console import Console
+  >>> from pecft_jax import backbones, continual, data
+  >>> from pecft_jax.train import Training, sgd
+  >>> images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+  >>> source = data.arrays('shades', images, labels=[0, 0, 1, 1])
+  >>> ordered = lambda order: data.class_incremental(source, source, tasks=2, order=order)
+  >>> model = backbones.random_weights('vit_glyphs16', image_size=8, depth=1, width=8, heads=2)
+  >>> method = continual.simplecil(model.backbone, ordered('natural').capacity)
+  >>> training = Training(sgd(0.1), epochs=1, batch_size=2, eval_batch_size=2)
+  >>> first = Experiment(model, ordered('natural'), method, training)
+  >>> both = {'natural': first, 'reverse': first.replace(scenario=ordered([1, 0]))}
+  >>> quiet = RunOptions(console=Console(quiet=True))
+  >>> results = run_orders(both, 'runs/shades_orders', quiet)
+  >>> results['reverse']['class_names']
+  ['1', '0']
+  """
+  if options.writers or options.branch is not None:
+    raise ValueError('run_orders takes no writers and no branch: read NAME/metrics.jsonl')
+  check_side_by_side(experiments)
+  together = {'orders_together': list(experiments)}
+  with _directory(workdir) as directory:
+    found = _run(
+      experiments, directory, options, stacked=True, kept=workdir is not None, together=together
+    )
+  return dict(zip(experiments, found, strict=True))
 
 
 @contextlib.contextmanager
@@ -162,19 +222,31 @@ def _directory(workdir: str | pathlib.Path | None) -> Iterator[pathlib.Path]:
 
 
 def _run(
-  experiment: Experiment,
+  experiments: Mapping[str, Experiment],
   directory: pathlib.Path,
-  places: dict[int, str],
   options: RunOptions,
   *,
   stacked: bool,
   kept: bool,
+  together: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-  """Runs seeds, each in its place below a directory."""
-  for seed in places:
-    if not 0 <= seed < 2**32:
-      raise ValueError(f'expected seeds in 0..2**32 - 1, got {seed}')
-  check_experiment(experiment)
+  """Runs experiments side by side, each in its place below a directory.
+
+  Args:
+    experiments: by place, as `Loop` has them.
+    directory: holds the checkpoints.
+    options: devices, checkpoints, log.
+    stacked: whether states have a leading axis for experiments.
+    kept: whether the directory is there after the run.
+    together: what config.json says of the experiments beside each.
+  """
+  for each in experiments.values():
+    if not 0 <= each.seed < 2**32:
+      raise ValueError(f'expected seeds in 0..2**32 - 1, got {each.seed}')
+  places, experiment = tuple(experiments), next(iter(experiments.values()))
+  for each in experiments.values():
+    if each is experiment or each.scenario is not experiment.scenario:
+      check_experiment(each)
   check_batch_size(trained_as(experiment, experiment.method))
   layout = _default_layout() if options.layout is None else options.layout
   sizes = {name: getattr(experiment.training, name) for name in ('batch_size', 'eval_batch_size')}
@@ -182,27 +254,26 @@ def _run(
   options = dataclasses.replace(options, layout=layout)
   # Neither the branch nor the writers are the references'.
   beside = dataclasses.replace(options, branch=None, writers=())
-  experiment = identified(experiment)
+  lanes = _identified(tuple(experiments.values()))
   with contextlib.ExitStack() as stack:
     first_only(lambda: stack.enter_context(locked(directory)))
     stopping = stack.enter_context(stop_signals())
 
     def job_of(method: ContinualMethod, at: str, name: str, options: RunOptions) -> Job:
       return Job(
-        experiment=trained_as(experiment, method),
+        experiments=tuple(trained_as(each, method) for each in lanes),
         method=method,
         name=name,
-        seeds=tuple(places),
         stacked=stacked,
         kept=kept,
         directory=directory / at,
-        outputs=tuple(directory / place / at for place in places.values()),
+        outputs=tuple(directory / place / at for place in places),
         options=options,
         stopping=stopping,
       )
 
     def one(job: Job) -> list[Any]:
-      first_only(lambda: _prepare(job, directory, tuple(places.values())))
+      first_only(lambda: _prepare(job, directory, places, together))
       _check_shared(job.outputs[0])
       return run_job(job)
 
@@ -216,32 +287,47 @@ def _run(
       first_only(functools.partial(check_there, job))
     found = one(main)
     references = {name: one(job) for name, job in others.items()}
-    for i, place in enumerate(places.values()):
+    for i, place in enumerate(places):
       found[i] = _with_references(found[i], {name: each[i] for name, each in references.items()})
       if references and is_first():
         write_json(directory / place / 'results.json', found[i])
   return found
 
 
-def _prepare(job: Job, directory: pathlib.Path, logs: tuple[str, ...]) -> None:
+def _identified(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
+  """`identified` of experiments side by side; data that they share are read once."""
+  models = {}
+  for each in experiments:
+    if id(each.scenario) not in models:
+      models[id(each.scenario)] = identified(each).model
+  return tuple(each.replace(model=models[id(each.scenario)]) for each in experiments)
+
+
+def _prepare(
+  job: Job, directory: pathlib.Path, logs: tuple[str, ...], together: Mapping[str, Any]
+) -> None:
   """Makes the directories of a job, each claimed by its configuration; copies its branch."""
   options, branch, tick = job.options, job.options.branch, None
-  settings, notes = _config(job), []
-  mine = functools.partial(
-    claim,
-    command=options.command,
-    files=options.files,
-    facts=facts_of(job.experiment),
-    accept_changes=options.accept_changes,
-  )
+  notes = []
+
+  def mine(output: pathlib.Path, experiment: Experiment, **seed: int) -> list[str]:
+    return claim(
+      output,
+      {**_config(job, experiment), **together, **seed},
+      command=options.command,
+      files=options.files,
+      facts=facts_of(experiment),
+      accept_changes=options.accept_changes,
+    )
+
   if branch is not None:
     tick = find_branch(branch, describe(job.experiment), directory, logs)
   if job.stacked:
     job.directory.mkdir(parents=True, exist_ok=True)
-    mine(job.directory, settings)
-  for seed, output in zip(job.seeds, job.outputs, strict=True):
+    mine(job.directory, job.experiment)
+  for experiment, output in zip(job.experiments, job.outputs, strict=True):
     output.mkdir(parents=True, exist_ok=True)
-    notes = mine(output, {**settings, 'seed': seed})
+    notes = mine(output, experiment, seed=experiment.seed)
   for note in notes if job.directory == directory else ():  # Those of references are the same.
     job.console.print(f'{directory}: {note}', style='yellow', markup=False)
   if branch is not None and tick is not None:
@@ -262,15 +348,13 @@ def _check_shared(directory: pathlib.Path) -> None:
     )
 
 
-def _config(job: Job) -> dict[str, Any]:
+def _config(job: Job, experiment: Experiment) -> dict[str, Any]:
   """The part of config.json that must be the same on resuming."""
   branch = job.options.branch
   found = {
     'settings': dict(job.options.config),
-    **configuration(job.experiment, job.method),
+    **configuration(experiment, job.method),
   }
-  if len(job.seeds) > 1:
-    found['seeds_together'] = list(job.seeds)
   if branch is not None:
     found['branch'] = branch.to_json()
   return found

@@ -65,8 +65,9 @@ class PartSteps(NamedTuple):
 class Steps(NamedTuple):
   """Compiled functions; those that take a state consume it, except `predict`.
 
-  With several seeds, state, training batches, logs and counts have a leading
-  axis S, and `init` takes S keys; all else is shared.
+  With several runs side by side, state, training batches, logs and counts have a leading
+  axis S, and `init` takes S keys; all else is shared. Other batches have that axis, too, where
+  each run has data of its own.
 
   Attributes:
     init: `(key, frozen) -> state`
@@ -86,12 +87,12 @@ class Steps(NamedTuple):
       or, of fits, `(state, frozen, [batch,] step, steps) -> (state, StepLog)`.
     state_shardings: of the state.
     frozen_shardings: of the frozen weights.
-    batch_sharding: of every array of a batch.
-    train_batch_sharding: of every array of a training batch.
+    batch_sharding: of every array of a batch that is shared.
+    train_batch_sharding: of every array of a training batch, and of one that is not shared.
     counts_sharding: of counts: replicated on every device.
     score_dtype: of the scores that the problem's judge adds up.
     hits_shape: of its right answers by class, [2, C]; None where answers are no classes.
-    seed_axes: 1 where there is a leading axis for seeds, else 0.
+    seed_axes: 1 where there is a leading axis for runs side by side, else 0.
   """
 
   init: Callable[..., TrainState]
@@ -123,6 +124,7 @@ def compile_steps(
   frozen: Params,
   *,
   stacked: bool = False,
+  own_data: bool = False,
   restart: bool = True,
 ) -> Steps:
   """Jits the functions of a method for a layout of devices.
@@ -132,8 +134,9 @@ def compile_steps(
     recipe: the optimizer.
     layout: mesh and sharding rules.
     frozen: the backbone's weights, or their shapes.
-    stacked: whether the functions are those of several seeds at once, on a
+    stacked: whether the functions are those of several runs at once, on a
       leading axis; it is sharded over the mesh's axis `seed`, if it has one.
+    own_data: whether each of them has data of its own, so that all batches have that axis.
     restart: whether each task starts with a fresh optimizer.
 
   Raises:
@@ -168,6 +171,8 @@ def compile_steps(
   if stacked:
     state_s = jax.tree.map(stacked_sharding, state_s)
     train_batch_s = stacked_sharding(batch_s)
+  # Of batches besides those of training: their sharding, and their axis for runs.
+  data_s, data = (train_batch_s, 0) if own_data else (batch_s, None)
 
   def jit(fn, inputs, outputs, axes, donate=True):
     fn = traced_on(layout, fn)
@@ -181,7 +186,7 @@ def compile_steps(
     if hook is None:
       return None
     run = functools.partial(phases.gather, method, hook, name)
-    return jit(run, (state_s, frozen_s, batch_s), state_s, (0, None, None))
+    return jit(run, (state_s, frozen_s, data_s), state_s, (0, None, data))
 
   def own(step: Any, number: int) -> Any:
     """The compiled function of a phase of the method's own."""
@@ -200,7 +205,7 @@ def compile_steps(
         return jit(on_memory, inputs, (state_s, one), (0, None, None, None))
       case Calibrating():
         run = functools.partial(phases.calibrate, method, step, number)
-        return jit(run, (state_s, frozen_s, batch_s), state_s, (0, None, None))
+        return jit(run, (state_s, frozen_s, data_s), state_s, (0, None, data))
       case _:
         run = functools.partial(phases.calibrated, shared, step)
     return jit(run, (state_s, frozen_s), state_s, (0, None))
@@ -209,14 +214,14 @@ def compile_steps(
   if method.query is not None:
     # Replicated: a shuffled batch may hold any example.
     query = jax.jit(method.query, in_shardings=(frozen_s, batch_s), out_shardings=one)
-  inputs = (state_s, frozen_s, batch_s, batch_s, one, one, one)
+  inputs = (state_s, frozen_s, data_s, batch_s, one, one, one)
   begin, end = (functools.partial(fn, shared) for fn in (phases.begin, phases.end))
   predict = functools.partial(phases.predict, method)
   train = functools.partial(train_step, method, recipe)
   answer, host = None, method.capacity.problem.host is not None
   if host:
     run = functools.partial(phases.answer, method)
-    answer = jit(run, (state_s, frozen_s, batch_s), one, (0, None, None), donate=False)
+    answer = jit(run, (state_s, frozen_s, data_s), one, (0, None, data), donate=False)
 
   return Steps(
     init=jit(init, (one, frozen_s), state_s, (0, None), donate=False),
@@ -226,9 +231,9 @@ def compile_steps(
     train=jit(train, (state_s, frozen_s, train_batch_s), (state_s, one), (0, None, 0)),
     consolidate=gathering(method.consolidate, 'consolidate'),
     end=jit(end, (state_s, frozen_s), state_s, (0, None)),
-    predict=jit(predict, inputs, one, (0, None, None, None, None, None, 0), donate=False),
+    predict=jit(predict, inputs, one, (0, None, data, None, None, None, 0), donate=False),
     answer=answer,
-    parts=_part_steps(method, jit, inputs, train_batch_s),
+    parts=_part_steps(method, jit, inputs, train_batch_s, data),
     query=query,
     own={
       step.name: own(step, number)
@@ -246,7 +251,11 @@ def compile_steps(
 
 
 def _part_steps(
-  method: ContinualMethod, jit: Callable[..., Any], inputs: tuple[Any, ...], rows: Any
+  method: ContinualMethod,
+  jit: Callable[..., Any],
+  inputs: tuple[Any, ...],
+  rows: Any,
+  data: int | None,
 ) -> PartSteps | None:
   """The functions of answers that have parts; None for others.
 
@@ -254,7 +263,8 @@ def _part_steps(
     method: any.
     jit: as in `compile_steps`.
     inputs: shardings of the arguments of `Steps.predict`.
-    rows: sharding of parts: that of a batch, with an axis for seeds where the state has one.
+    rows: sharding of parts: that of a batch, with an axis for runs where the state has one.
+    data: the axis for runs of a batch, if it has one.
   """
   if not isinstance(method.predict, Parts):
     return None
@@ -263,11 +273,13 @@ def _part_steps(
   of = lambda fn: functools.partial(fn, method)
   answer = None
   if method.capacity.problem.host is not None:
-    answer = asking(of(phases.answer_from), (state, frozen, batch, rows), one, (0, None, None, 0))
+    answer = asking(of(phases.answer_from), (state, frozen, batch, rows), one, (0, None, data, 0))
   return PartSteps(
     look=asking(of(phases.look), (state, frozen), one, (0, None)),
-    part=asking(of(phases.part), (state, frozen, batch, one), rows, (0, None, None, None)),
-    combine=asking(of(phases.predict_from), (*inputs, rows), one, (0, *[None] * 5, 0, 0)),
+    part=asking(of(phases.part), (state, frozen, batch, one), rows, (0, None, data, None)),
+    combine=asking(
+      of(phases.predict_from), (*inputs, rows), one, (0, None, data, *[None] * 3, 0, 0)
+    ),
     answer=answer,
     sharding=rows,
     slots=method.predict.slots,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import work_directory
 from pecft_jax.workdir.checkpoint import UNFINISHED
+from pecft_jax.workdir.lanes import places_together
 from pecft_jax.workdir.record import COLUMNS
 from pecft_jax.workdir.stored import Contents, Damaged, Leaf, Unread, read_contents, verify
 
@@ -33,8 +34,8 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
     `directory`; `status` (`done`, `running`, `stopped`, or `unknown` without a
     readable results.json), `process` (id of the one that runs it, or None),
     `method`, `seed` (a list of seeds side by side; what follows is the first
-    one's, except the log, which is of all), `finished` and `total` tasks, `average_accuracy`,
-    `identity`, `settings` and `training` as in config.json; `checkpoints`, the
+    one's, except the log, which is of all; None for orders side by side), `finished` and
+    `total` tasks, `average_accuracy`, `identity`, `settings` and `training` as in config.json; `checkpoints`, the
     oldest first; `state`, the groups of leaves of the newest readable one, and
     `leaves`; `log`; `damaged` and `unfinished` directories; `files`, bytes by
     name; `bytes` of all; `references`, facts about each; `problems`, as text.
@@ -51,7 +52,7 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   problems: list[str] = []
   config = _read_json(path / 'config.json', problems)
   # Of seeds side by side each has a log and results of its own.
-  outputs = [path / f'seed_{seed}' for seed in _seeds(config, problems)] or [path]
+  outputs = [path / name for name in _places(config, problems)] or [path]
   begun = (outputs[0] / 'results.json').exists() or (path / 'checkpoints').exists()
   results = _read_json(outputs[0] / 'results.json', problems) if begun else {}
   process = holder(path / '.lock')
@@ -175,13 +176,14 @@ def bytes_of(path: pathlib.Path) -> int:
   return sum(map(_bytes_of_file, files))
 
 
-def _seeds(config: dict[str, Any], problems: list[str]) -> list[int]:
-  """The seeds that ran side by side; none for a run of one."""
-  seeds = config.get('seeds_together') or []
-  if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-    problems.append(f'config.json is damaged: seeds_together is {seeds!r:.60}')
-    return []
-  return seeds
+def _places(config: dict[str, Any], problems: list[str]) -> list[str]:
+  """The directories of what ran side by side; none for a run of one."""
+  for key, kind in (('seeds_together', int), ('orders_together', str)):
+    found = config.get(key) or []
+    if not isinstance(found, list) or not all(type(each) is kind for each in found):
+      problems.append(f'config.json is damaged: {key} is {found!r:.60}')
+      return []
+  return places_together(config)
 
 
 def _method(config: dict[str, Any]) -> str | None:

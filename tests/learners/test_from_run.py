@@ -110,8 +110,10 @@ def test_seeds_side_by_side_are_told_apart_by_number(tmp_path):
   assert np.abs(found[0] - found[1])[:, :4].max() > 1e-6
   with pytest.raises(ValueError, match='name one of them'):
     load_run(tmp_path, model=experiment.model)
-  with pytest.raises(ValueError, match='with seed 5'):
-    load_run(tmp_path / 'seed_5', model=experiment.model)
+  by_directory = load_run(tmp_path / 'seed_5', model=experiment.model)
+  np.testing.assert_array_equal(by_directory.predict(images), found[1])
+  with pytest.raises(ValueError, match='has seed 5 alone, got 3'):
+    load_run(tmp_path / 'seed_5', seed=3, model=experiment.model)
 
 
 def test_inputs_of_another_shape_or_none_are_refused(glyphs):

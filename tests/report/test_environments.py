@@ -83,7 +83,7 @@ def test_the_page_of_a_run_says_it_of_its_bounds(work, bounds):
 
 def test_times_of_seeds_side_by_side_are_said_to_be_those_of_all(work, tmp_path):
   together = work('b', efficiency={'seconds_per_task': [9.0] * 3, 'seeds_together': 3})
-  text = 'Times and memory are those of {} seeds learned side by side'
+  text = 'Times and memory are those of {} runs side by side'
   assert on_times([read_run(together)]) == f'{text.format(3)}.'
   paths = work('a'), together
   expected = f'{text.format("1 or 3")}, and do not compare.'
