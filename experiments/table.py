@@ -78,6 +78,8 @@ UNTRAINED: Mapping[str, tuple[str, tuple[float, ...]]] = {
 }
 # Orders by the similarity of neighbouring tasks, of `pecft_jax.data.similarity_orders`.
 SIMILAR = ('hardest', 'median', 'easiest')
+# Directory of runs of several orders as one program.
+TOGETHER = 'side_by_side'
 # Not compared here: texts are another benchmark, and training on each task alone is a reference.
 LEFT_OUT = ('language_model',)
 # Joint training, a bound, starts from scratch on all classes: it is tried until more epochs do not
@@ -179,7 +181,7 @@ def run_case(case: Case, flags: argparse.Namespace) -> None:
   from rich.console import Console
 
   from pecft_jax.devices.compile_cache import use_compile_cache
-  from pecft_jax.train import RunOptions, run, tuned
+  from pecft_jax.train import RunOptions, run, run_orders, tuned
 
   use_compile_cache()
   options = RunOptions(console=Console(quiet=True))
@@ -190,9 +192,17 @@ def run_case(case: Case, flags: argparse.Namespace) -> None:
   )
   # One seed after the other, each in a directory of its own, so that more may follow later.
   for seed in range(flags.seeds):
-    for order in flags.orders:
-      chosen = made(case, flags, order_of(order, flags), best.choice).replace(seed=seed)
-      run(chosen, place / order.replace(':', '_') / f'seed_{seed}', options)
+    chosen = {
+      order.replace(':', '_'): made(case, flags, order_of(order, flags), best.choice)
+      for order in flags.orders
+    }
+    if flags.side_by_side and len(chosen) > 1:
+      one = next(iter(chosen.values())).replace(seed=seed)
+      all_orders = {name: one.replace(scenario=each.scenario) for name, each in chosen.items()}
+      run_orders(all_orders, place / TOGETHER / f'seed_{seed}', options)
+      continue
+    for name, experiment in chosen.items():
+      run(experiment.replace(seed=seed), place / name / f'seed_{seed}', options)
 
 
 def all_cases(chosen: Sequence[Case], flags: argparse.Namespace) -> list[str]:
@@ -224,12 +234,7 @@ def write_tables(flags: argparse.Namespace) -> None:
 
   lines = [f'# {pathlib.Path(flags.benchmark).stem}', '']
   for order in flags.orders:
-    found = [
-      seed
-      for case in cases()
-      for seed in sorted((flags.out / case.name / order.replace(':', '_')).glob('seed_*'))
-      if read_json(seed / 'results.json')['status'] == 'done'
-    ]
+    found = [each for case in cases() for each in ended(flags.out / case.name, order)]
     if not found:
       continue
     if order == flags.orders[0]:
@@ -237,6 +242,14 @@ def write_tables(flags: argparse.Namespace) -> None:
     lines += [f'## Class order: {order}', '', comparison_markdown(found), '']
   lines += ['## Choices', '', *choice_table(flags), '']
   (flags.out / 'table.md').write_text('\n'.join(lines), encoding='utf-8')
+
+
+def ended(place: pathlib.Path, order: str) -> list[pathlib.Path]:
+  """The directories of a case's runs on an order that have ended, by seed."""
+  name = order.replace(':', '_')
+  runs = [*(place / name).glob('seed_*'), *(place / TOGETHER).glob(f'seed_*/{name}')]
+  results = [each / 'results.json' for each in sorted(runs)]
+  return [path.parent for path in results if path.exists() and read_json(path)['status'] == 'done']
 
 
 def choice_table(flags: argparse.Namespace) -> list[str]:
@@ -270,6 +283,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     nargs='+',
     default=['natural', 'seed:1993'],
     help='class orders: natural, seed:N, hardest, median, easiest',
+  )
+  parser.add_argument(
+    '--side-by-side', action='store_true', help='all orders of a seed as one compiled program'
   )
   parser.add_argument('--jobs', type=int, default=2, help='cases at a time')
   parser.add_argument('--list', action='store_true', help='print the cases, run nothing')

@@ -47,7 +47,8 @@ def check_side_by_side(experiments: Mapping[str, Experiment]) -> None:
       if here[key] != value:
         raise ValueError(
           f'{first!r} and {name!r} differ in the {key}, {value} and {here[key]}: orders side by '
-          'side need tasks of equal sizes; run them one by one'
+          'side need tasks of equal sizes; cut classes to one size with data.first_per_class, or '
+          'run the orders one by one'
         )
 
 

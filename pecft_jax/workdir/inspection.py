@@ -34,10 +34,11 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
     `directory`; `status` (`done`, `running`, `stopped`, or `unknown` without a
     readable results.json), `process` (id of the one that runs it, or None),
     `method`, `seed` (a list of seeds side by side; what follows is the first
-    one's, except the log, which is of all; None for orders side by side), `finished` and
-    `total` tasks, `average_accuracy`, `identity`, `settings` and `training` as in config.json; `checkpoints`, the
-    oldest first; `state`, the groups of leaves of the newest readable one, and
-    `leaves`; `log`; `damaged` and `unfinished` directories; `files`, bytes by
+    one's, except the log, which is of all; None for orders side by side),
+    `finished` and `total` tasks, `average_accuracy`, `identity`, `settings` and
+    `training` as in config.json; `checkpoints`, the oldest first; `state`, the
+    groups of leaves of the newest readable one, and `leaves`; `log`; `damaged`
+    and `unfinished` directories; `files`, bytes by
     name; `bytes` of all; `references`, facts about each; `problems`, as text.
 
   Raises:
