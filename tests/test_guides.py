@@ -94,8 +94,6 @@ def test_drawings_of_the_guides_need_nothing_from_elsewhere():
 # `your_own.md` has a test of its own, which looks at what its examples make.
 PAGE_TEXTS = {page.stem: page.read_text(encoding='utf-8') for page in GUIDES.glob('*.md')}
 WITH_EXAMPLES = {name for name, text in PAGE_TEXTS.items() if '```python' in text}
-  page.stem for page in GUIDES.glob('*.md') if '```python' in page.read_text('utf-8')
-}
 
 
 @pytest.mark.slow
