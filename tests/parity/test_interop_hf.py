@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hf_pairs import PAD, adapted, llama_pair, next_words_pair, our_logits, vit_pair
 
-from pecft_jax.backbones import decoder, load_llama, load_timm, vit
 from pecft_jax.interop import load_hf_peft, save_hf_peft
 from pecft_jax.interop.hf_types import REFUSED, TYPES
 from pecft_jax.peft import (
@@ -47,100 +47,29 @@ from pecft_jax.peft import (
   shira,
   vera,
 )
-from pecft_jax.typing import Adapted, LinearHead
 
 torch = pytest.importorskip('torch')
-timm = pytest.importorskip('timm')
-transformers = pytest.importorskip('transformers')
 hf = pytest.importorskip('peft')
-safetensors = pytest.importorskip('safetensors.torch')
 
 ATOL = 1e-4
-CLASSES, PAD = 7, 36
 
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
   """timm's model without adapters, ours with the same weights, and inputs for either."""
-  torch.manual_seed(0)
-
-  def make():
-    return timm.models.VisionTransformer(
-      img_size=24, patch_size=6, in_chans=2, embed_dim=20, depth=3, num_heads=4, mlp_ratio=3,
-      num_classes=CLASSES,
-    ).eval()  # fmt: skip
-
-  weights = make().state_dict()
-  path = tmp_path_factory.mktemp('timm') / 'model.safetensors'
-  safetensors.save_file(weights, path)
-  ours = vit(
-    image_size=24, channels=2, patch=6, width=20, depth=3, heads=4, mlp_ratio=3.0,
-    mean=(0.5,) * 2, std=(0.5,) * 2,
-  )  # fmt: skip
-  x = np.random.default_rng(0).normal(size=(5, 24, 24, 2)).astype(np.float32)
-
-  def theirs():
-    model = make()
-    model.load_state_dict(weights)
-    return model
-
-  def logits(model):
-    with torch.no_grad():
-      return model(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
-
-  return theirs, ours, load_timm(path, ours).params, jnp.asarray(x), logits
+  pair = vit_pair(tmp_path_factory.mktemp('timm'))
+  return *pair[:4], pair.logits
 
 
 @pytest.fixture(scope='module')
-def texts(tmp_path_factory):
+def llama(tmp_path_factory):
+  return llama_pair(tmp_path_factory.mktemp('llama'))
+
+
+@pytest.fixture(scope='module')
+def texts(llama):
   """The same of a Llama."""
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=37, hidden_size=24, intermediate_size=20, num_hidden_layers=3,
-    num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, rope_theta=100.0,
-    rms_norm_eps=1e-3, pad_token_id=PAD, num_labels=CLASSES,
-  )  # fmt: skip
-  folder = tmp_path_factory.mktemp('llama')
-  transformers.LlamaForSequenceClassification(config).model.save_pretrained(folder)
-  ours = decoder(
-    vocabulary=37, width=24, depth=3, heads=6, kv_heads=2, hidden=20, length=64, eps=1e-3,
-    pad=PAD, rope_theta=100.0,
-  )  # fmt: skip
-  ids = np.random.default_rng(0).integers(0, PAD, (5, 11)).astype(np.int32)
-  ids[2, 7:] = PAD
-
-  def theirs():
-    model = transformers.LlamaForSequenceClassification(config).eval()
-    model.model = transformers.LlamaModel.from_pretrained(folder, config=config)
-    model.score = torch.nn.Linear(24, CLASSES)
-    return model
-
-  def logits(model):
-    mask = torch.tensor(ids != PAD).long()
-    with torch.no_grad():
-      return model(input_ids=torch.tensor(ids).long(), attention_mask=mask).logits.numpy()
-
-  params = load_llama(folder / 'model.safetensors', ours).params
-  return theirs, ours, params, jnp.asarray(ids), logits
-
-
-def adapted(ours, params, peft):
-  """A delta and a head of random numbers."""
-  shaken = lambda tree, key: jax.tree.map(
-    lambda a, k: a + 0.2 * jax.random.normal(k, a.shape) if a.dtype == jnp.float32 else a,
-    tree,
-    jax.tree.unflatten(
-      jax.tree.structure(tree), list(jax.random.split(key, len(jax.tree.leaves(tree))))
-    ),
-  )
-  delta = shaken(peft.init(jax.random.key(0), ours.sites, params), jax.random.key(1))
-  head = shaken(LinearHead(jnp.zeros((ours.width, CLASSES)), jnp.zeros(CLASSES)), jax.random.key(2))
-  return Adapted(peft, delta, head)
-
-
-def our_logits(ours, params, found, x):
-  pooled = ours.apply(params, x, found.delta, peft=found.peft).pooled
-  return pooled @ found.head.kernel + found.head.bias
+  return *llama[:4], llama.logits
 
 
 VIT = {
@@ -246,20 +175,10 @@ def whole_texts(texts):
 
 
 @pytest.fixture(scope='module')
-def next_words(whole_texts):
+def next_words(llama):
   """The same with a language-model head, whose predictions of the next word are compared."""
-  theirs, ours, params, ids, logits = whole_texts
-  whole = theirs()
-  kernel = torch.randn(37, 24, generator=torch.Generator().manual_seed(0))
-
-  def with_head():
-    model = transformers.LlamaForCausalLM(whole.config).eval()
-    model.model = theirs().model
-    model.lm_head.weight = torch.nn.Parameter(kernel.clone())
-    return model
-
-  head = LinearHead(jnp.asarray(kernel.numpy().T), jnp.zeros(37))
-  return with_head, ours, params, ids, lambda model: logits(model)[:, -1], head
+  pair, head = next_words_pair(llama)
+  return *pair[:4], pair.logits, head
 
 
 def test_their_library_computes_the_same_with_a_prompt_that_we_write(whole_texts, tmp_path):
