@@ -76,8 +76,10 @@ def read(text: str, hint: Any) -> Any:
   """A value of an annotated type from a text.
 
   Args:
-    text: `10`, `1e-3`, `true`, `none`, `0.1,0.2` or `(0.1, 0.2)`, or the text itself.
-    hint: int, float, bool, str, None, a Literal, a tuple or sequence of these, or a union of them;
+    text: `10`, `1e-3`, `true`, `none`, `0.1,0.2` or `(0.1, 0.2)`, `{'attn': 4}`, or the text
+      itself.
+    hint: int, float, bool, str, None, a Literal, a tuple or sequence of these, a mapping of str to
+      them, or a union of them;
       for Any, what the text is in Python, else the text.
 
   Raises:
@@ -95,6 +97,8 @@ def read(text: str, hint: Any) -> Any:
     return _choice(text, arms)
   if origin in (tuple, list) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
     return _several(text, origin is tuple, arms)
+  if inspect.isclass(origin) and issubclass(origin, Mapping) and arms[0] is str:
+    return _mapping(text, arms[1])
   reader = _READERS.get(hint)
   if reader is None:
     name = getattr(hint, '__name__', str(hint))
@@ -130,6 +134,13 @@ def _several(text: str, fixed: bool, arms: Sequence[Any]) -> tuple[Any, ...]:
       raise ValueError(f'expected {len(arms)} values, got {text!r}')
     return tuple(map(read, texts, arms))
   return tuple(read(each, arms[0] if arms else Any) for each in texts)
+
+
+def _mapping(text: str, hint: Any) -> dict[str, Any]:
+  found = _literal(text)
+  if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+    raise ValueError(f"expected a mapping, as in {{'attn': 4}}, got {text!r}")
+  return {key: read(str(value), hint) for key, value in found.items()}
 
 
 def _none(text: str) -> None:

@@ -232,11 +232,43 @@ def with_rates(recipe: Recipe, learning_rate: float, rates: Mapping[str, float])
   (('^delta', 0.01),)
   """
   above(0, learning_rate=learning_rate)
+  _check_no_groups(recipe)
+  return grouped(recipe, {pattern: rate / learning_rate for pattern, rate in rates.items()})
+
+
+@recorded
+def lora_plus(recipe: Recipe, ratio: float = 16.0) -> Recipe:
+  """LoRA+: a recipe in which the factors B of LoRA learn faster than the factors A.
+
+  Hayou et al., 2024, arXiv:2402.12354. With the rate of the recipe for A, and for all else, that of
+  B is `ratio` times as high; the paper recommends 16, and a rate of A below that of LoRA. Factors B
+  are the trained leaves named `b`: of `lora`, `rslora`, `dora`, `pissa` and others that are a
+  product A B. It is `grouped(recipe, {'(^|/)b$': ratio})`.
+
+  Hugging Face's peft gives all vectors the rate of B, the bias of a classifier too; here the head
+  has the rate of the recipe.
+
+  Args:
+    recipe: without groups of its own.
+    ratio: of the rate of B to that of A, at least 1.
+
+  Raises:
+    ValueError: for a ratio below 1, or a recipe with groups; when the optimizer starts, where no
+      leaf is named `b`.
+
+  >>> lora_plus(adam(1e-4)).factors
+  (('(^|/)b$', 16.0),)
+  """
+  at_least(1, ratio=ratio)
+  _check_no_groups(recipe)
+  return grouped(recipe, {'(^|/)b$': ratio})
+
+
+def _check_no_groups(recipe: Recipe) -> None:
   if recipe.factors:
     raise ValueError(
       f'the recipe has groups of its own, {dict(recipe.factors)}: give `grouped` all of them'
     )
-  return grouped(recipe, {pattern: rate / learning_rate for pattern, rate in rates.items()})
 
 
 def _decayed(decays: Mapping[str, float]) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -29,6 +29,7 @@ from pecft_jax.peft import adaptformer, bottleneck, lora
     ('cosine', Literal['cosine', 'constant'], 'cosine'),
     ('{1: 2}', Any, {1: 2}),
     ('text', Any, 'text'),
+    ("{'attn': 4}", Mapping[str, int] | None, {'attn': 4}),
   ],
 )
 def test_values_have_the_annotated_type(text, hint, value):
@@ -42,6 +43,8 @@ def test_values_have_the_annotated_type(text, hint, value):
     ('1.5', int, "expected an integer, got '1.5'"),
     ('many', float, "expected a number, got 'many'"),
     ('yes', bool, "expected true or false, got 'yes'"),
+    ("{'attn': 1.5}", Mapping[str, int], "expected an integer, got '1.5'"),
+    ('attn=4', Mapping[str, int], "expected a mapping, as in {'attn': 4}, got 'attn=4'"),
     ('x', int | None, "expected none, got 'x'; or expected an integer"),
     ('1,2,3', tuple[float, float], "expected 2 values, got '1,2,3'"),
     ('cosin', Literal['cosine', 'constant'], "did you mean 'cosine'"),

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from pecft_jax.recipes import adam, grouped, recipe, sgd, with_rates
+from pecft_jax.recipes import adam, grouped, lora_plus, recipe, sgd, with_rates
 from pecft_jax.schedules import constant, cosine, warmup
 
 STEPS = 12
@@ -192,3 +192,22 @@ def test_recipes_are_hashable_as_all_records_are():
   """Phases of methods hold them, and are keys."""
   made = grouped(adam(1e-2), {'^a': 0.5})
   assert len({made, made._replace(), adam(1e-2)}) == 2
+
+
+def test_lora_plus_multiplies_the_rate_of_the_factors_b():
+  params = {'delta': {'q': PARAMS}, 'head': {'b_kernel': jnp.ones(2)}}
+  grads = jax.tree.map(jnp.ones_like, params)
+  made = lora_plus(sgd(0.1, momentum=0.0, schedule=constant), 8.0)
+  updates, _ = made.tx.update(grads, made.tx.init(params), params, progress=jnp.zeros(()))
+  np.testing.assert_allclose(updates['delta']['q']['b'], -0.8, rtol=1e-6)
+  for leaf in (updates['delta']['q']['a'], updates['head']['b_kernel']):
+    np.testing.assert_allclose(leaf, -0.1, rtol=1e-6)
+
+
+def test_lora_plus_is_refused_where_it_has_no_meaning():
+  with pytest.raises(ValueError, match=r'ratio must be at least 1, got 0\.5'):
+    lora_plus(adam(0.1), 0.5)
+  with pytest.raises(ValueError, match='groups of its own'):
+    lora_plus(grouped(adam(0.1), {'head': 2.0}))
+  with pytest.raises(ValueError, match='no leaf matches'):
+    lora_plus(adam(0.1)).tx.init({'a': jnp.ones(2)})

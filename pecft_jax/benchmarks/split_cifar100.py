@@ -45,6 +45,7 @@ def experiment(
   batch_size: int = 128,
   learning_rate: float | None = None,
   rates: Repeated = (),
+  lora_plus: float | None = None,
   augment: bool = True,
   cache_queries: bool = False,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
@@ -77,6 +78,7 @@ def experiment(
     learning_rate: peak rate of Adam; the method's own by default.
     rates: peak rates of groups of parameters by pattern, as in head=1e-2 beside --learning-rate
       1e-4 for the rest; may be given several times.
+    lora_plus: rate of the factors B of LoRA over that of A, such as 16 (LoRA+); 1 by default.
     augment: change training images; --no-augment takes them as they are.
     cache_queries: compute frozen queries once per example; needs --no-augment.
     dtype: of the backbone's computation; what is trained, and statistics, stay float32.
@@ -116,7 +118,9 @@ def experiment(
   shifted = data.compose(data.random_crop(4 * side // 32), data.horizontal_flip())
   changed = views_of(published, views, side, shifted)
   own = lambda rate: adam(rate, clip=1.0)
-  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates)
+  recipe = recipe_of(
+    published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates, lora_plus
+  )
   return Experiment(
     model,
     scenario,

@@ -42,6 +42,7 @@ def experiment(
   batch_size: int = 32,
   learning_rate: float | None = None,
   rates: Repeated = (),
+  lora_plus: float | None = None,
   bounds: bool = True,
   single_task: bool = False,
   evaluate: Literal['seen', 'all'] = 'seen',
@@ -67,6 +68,7 @@ def experiment(
     learning_rate: peak rate of Adam; the method's own by default.
     rates: peak rates of groups of parameters by pattern, as in head=1e-2 beside --learning-rate
       1e-4 for the rest; may be given several times.
+    lora_plus: rate of the factors B of LoRA over that of A, such as 16 (LoRA+); 1 by default.
     bounds: also run fine-tuning with plain and masked softmax, the masked linear probe, and joint
       training, for the report; their options may be set, as in joint.epochs=20.
     single_task: also train on each task by itself, for forward transfer (`fwt`).
@@ -86,7 +88,9 @@ def experiment(
   choice = choose(method, peft=peft, head=head, wrap=wrap, set=set, options=options, beside=beside)
   augment = views_of(published, views, model.backbone.inputs.shape[0], data.random_crop(1))
   own = lambda rate: adam(rate, clip=1.0)
-  recipe = recipe_of(published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates)
+  recipe = recipe_of(
+    published, learning_rate, own, RATES.get(method, DEFAULT_RATE), rates, lora_plus
+  )
   return Experiment(
     model,
     scenario,

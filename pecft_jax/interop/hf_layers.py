@@ -7,11 +7,13 @@ that a site does not have are zeros.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pecft_jax.interop.hf_type import Found, Layer, Place
+
+T = TypeVar('T')
 
 
 class Factors(NamedTuple):
@@ -112,10 +114,10 @@ def same(values: Iterable[tuple[str, Any]], what: str) -> Any:
   return next(iter(found.values()))
 
 
-def ranks_of(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
-  """The most frequent rank, and `rank_pattern`: those of the other layers."""
-  most = collections.Counter(ranks.values()).most_common(1)[0][0]
-  return most, {name: rank for name, rank in ranks.items() if rank != most}
+def most_frequent(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
+  """The most frequent value, and those of the other names: `r` and `rank_pattern`."""
+  most = collections.Counter(values.values()).most_common(1)[0][0]
+  return most, {name: value for name, value in values.items() if value != most}
 
 
 def cuts(name: str, places: Sequence[Place], width: int) -> list[tuple[Place, slice]]:

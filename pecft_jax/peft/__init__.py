@@ -59,6 +59,7 @@ from pecft_jax.peft.lowrank.lokr import LokrDelta as LokrDelta
 from pecft_jax.peft.lowrank.lokr import LokrFactors as LokrFactors
 from pecft_jax.peft.lowrank.lokr import lokr as lokr
 from pecft_jax.peft.lowrank.lora import LoraDelta as LoraDelta
+from pecft_jax.peft.lowrank.lora import ScaledLoraDelta as ScaledLoraDelta
 from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
 from pecft_jax.peft.lowrank.lora_fa import LoraFaDelta as LoraFaDelta

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pecft_jax.data import Augmentation
 from pecft_jax.presets.record import Preset
-from pecft_jax.recipes import Recipe, with_rates
+from pecft_jax.recipes import Recipe, lora_plus, with_rates
 
 Whose = Literal['own', 'source']
 
@@ -62,6 +62,7 @@ def recipe_of(
   own: Callable[[float], Recipe],
   own_rate: float,
   rates: Sequence[str] = (),
+  plus: float | None = None,
 ) -> Recipe:
   """The preset's optimizer, or the experiment's own without a preset or where it trains nothing.
 
@@ -71,9 +72,10 @@ def recipe_of(
     own: peak rate -> the experiment's own recipe.
     own_rate: its peak rate.
     rates: peak rates of groups of parameters, as PATTERN=RATE: `^delta=1e-4`; see `with_rates`.
+    plus: the ratio of `lora_plus`; None for one rate of both factors.
 
   Raises:
-    ValueError: for rates of another form, or as `with_rates`.
+    ValueError: for rates of another form, as `with_rates` and `lora_plus`, or for both.
 
   >>> from pecft_jax.recipes import sgd
   >>> recipe_of(None, None, sgd, 0.1).settings['learning_rate']
@@ -83,6 +85,12 @@ def recipe_of(
   if published is not None and published.recipe and published.learning_rate is not None:
     make, rate = published.recipe, published.learning_rate
   rate = rate if learning_rate is None else learning_rate
+  if plus is not None and rates:
+    raise ValueError(
+      "--lora-plus and --rates do not go together: give the rate of B to --rates, as in '/b$=1e-3'"
+    )
+  if plus is not None:
+    return lora_plus(make(rate), plus)
   return with_rates(make(rate), rate, _rates(rates)) if rates else make(rate)
 
 

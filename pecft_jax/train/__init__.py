@@ -2,7 +2,7 @@
 
 from pecft_jax.devices.rules import Rule, fsdp, split_memory, tensor_parallel
 from pecft_jax.devices.sharding import Layout, describe_rules, make_mesh, one_device
-from pecft_jax.recipes import Recipe, adam, grouped, recipe, sgd, with_rates
+from pecft_jax.recipes import Recipe, adam, grouped, lora_plus, recipe, sgd, with_rates
 from pecft_jax.schedules import constant, cosine, milestones, quarter_cosine, warmup
 from pecft_jax.train.adapted import After, adapted_after
 from pecft_jax.train.check import check_method
@@ -46,6 +46,7 @@ __all__ = (
   'describe_rules',
   'fsdp',
   'grouped',
+  'lora_plus',
   'make_mesh',
   'many_adapters',
   'milestones',

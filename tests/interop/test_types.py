@@ -74,6 +74,7 @@ def saved(family, peft, directory):
 BOTH = {
   'lora': lora(QV, 2),
   'lora at all layers': lora(f'{QV}|{LAYERS}', 2),
+  'lora of several ranks': lora(LAYERS, 2, 3.0, ranks={'block_1': 3}, alphas={'out': 7.0}),
   'loha': loha(f'{QV}|{LAYERS}', 2, alpha=3.0),
   'hira': hira(f'{QV}|{LAYERS}', 2),
   'miss': miss(f'{QV}|{LAYERS}', 3),
@@ -192,6 +193,18 @@ REJECTED = [
   (delora('fc1', 2), {'use_delora': 1}, 'use_delora may change what the adapter computes'),
   *((lora('fc1', 2), {'peft_type': name}, REFUSED[name][:20]) for name in REFUSED),
 ]  # fmt: skip
+
+
+def test_ranks_and_alphas_are_written_as_patterns(tmp_path):
+  model, params = MODELS['decoder']
+  peft = lora('mlp', 2, 3.0, ranks={'block_1': 3}, alphas={'down': 7.0})
+  delta = peft.init(jax.random.key(1), model.sites, params)
+  save_hf_peft(tmp_path, model, Adapted(peft, delta, None), params)
+  config = json.loads((tmp_path / 'adapter_config.json').read_text())
+  layer = 'model.layers.{}.mlp.{}_proj'.format
+  assert (config['r'], config['lora_alpha']) == (2, 3)
+  assert config['rank_pattern'] == {layer(1, name): 3 for name in ('gate', 'up', 'down')}
+  assert config['alpha_pattern'] == {layer(i, 'down'): 7 for i in (0, 1)}
 
 
 @pytest.mark.parametrize(('peft', 'change', 'message'), REJECTED, ids=lambda value: str(value)[:40])

@@ -80,6 +80,9 @@ VIT = {
   'two of different ranks and scales': chain(
     deep=at_layers(lora(r'attn/(q|out)', 3, alpha=1.0), [2]), wide=lora(r'attn/q|mlp/fc2', 2, 7.0)
   ),
+  'lora with patterns': lora(
+    r'attn/out|mlp', 2, alpha=5.0, ranks={'block_1': 3}, alphas={'fc2': 7.0, 'block_2': 1.0}
+  ),
   'dora on q and v': dora(r'attn/(q|v)$', 2, alpha=5.0),
   'dora on whole layers': dora(r'out|fc', 3),
   'pissa': pissa(r'attn/(k|out)$', 2),

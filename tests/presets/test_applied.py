@@ -36,3 +36,9 @@ def test_groups_have_the_rates_of_the_flag():
       recipe_of(None, None, sgd, 0.1, (wrong,))
   with pytest.raises(ValueError, match='groups of its own'):
     recipe_of(preset('slca@slca'), None, sgd, 0.1, ('head=1e-2',))
+
+
+def test_factors_b_have_the_ratio_of_the_flag():
+  assert recipe_of(None, None, sgd, 0.1, plus=16.0).factors == (('(^|/)b$', 16.0),)
+  with pytest.raises(ValueError, match='do not go together'):
+    recipe_of(None, None, sgd, 0.1, ('head=1e-2',), 16.0)

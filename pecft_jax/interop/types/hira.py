@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.interop.hf_layers import cuts, each_layer, joined, of_shape, ranks_of, split
+from pecft_jax.interop.hf_layers import cuts, each_layer, joined, most_frequent, of_shape, split
 from pecft_jax.interop.hf_peft_config import given, share, whole
 from pecft_jax.interop.hf_type import OFF, Found, HfType, Keys, Layer, Model, Written
 from pecft_jax.interop.transforms import pattern_of
@@ -39,7 +39,7 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
     of_shape(f'{name}.hira_B', b, (None, len(a)))
     for path, rows, cut in split(cuts(name, found.places[name], len(b)), b.T):
       delta[path] = HiraDelta(jnp.asarray(a[rows].T), jnp.asarray(b.T[rows, cut]))
-  most, _ = ranks_of({path: leaf.a.shape[1] for path, leaf in delta.items()})
+  most, _ = most_frequent({path: leaf.a.shape[1] for path, leaf in delta.items()})
   return hira(pattern_of(delta), most, dropout=dropout), delta
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.interop.hf_layers import cuts, each_layer, joined, of_shape, ranks_of
+from pecft_jax.interop.hf_layers import cuts, each_layer, joined, most_frequent, of_shape
 from pecft_jax.interop.hf_peft_config import check_rank, finite, one_of, patterns, tidy, whole
 from pecft_jax.interop.hf_type import Found, HfType, Keys, Layer, Model, Written
 from pecft_jax.interop.pieces import Piece
@@ -35,7 +35,7 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
     four = [each for pair in pairs for each in pair]
     tensors |= {f'{layer.name}.{n}': each.T for n, each in zip(_NAMES, four, strict=True)}
     ranks[layer.name] = len(four[1])
-  rank, others = ranks_of(ranks)
+  rank, others = most_frequent(ranks)
   return Written(tensors, {
     'r': rank,
     'alpha': tidy(scale * rank),
@@ -68,7 +68,7 @@ def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
       if rows.any():
         factors = a1[:, rows], b1[rows, cut] * ratio, a2[:, rows], b2[rows, cut]
         delta[place.path] = LohaDelta(*map(jnp.asarray, factors))
-  most, _ = ranks_of({path: leaf.a1.shape[1] for path, leaf in delta.items()})
+  most, _ = most_frequent({path: leaf.a1.shape[1] for path, leaf in delta.items()})
   return loha(pattern_of(delta), most, float(common * most)), delta
 
 

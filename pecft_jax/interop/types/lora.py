@@ -1,7 +1,8 @@
 """LORA: LoRA, rsLoRA, DoRA, and transforms that are a product of two factors once they are trained.
 
 PiSSA is written with the part of the start taken off, which doubles its rank; that one, LoRA-FA
-and LoRA-XS are plain LoRAs when they are read again."""
+and LoRA-XS are plain LoRAs when they are read again. Ranks and alphas of LoRA that differ between
+layers are `rank_pattern` and `alpha_pattern`, by the full names of the layers."""
 
 import collections
 import math
@@ -13,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.backbones.core.finite import check_finite
-from pecft_jax.interop.hf_layers import array, cuts, exactly, joined, of_length, ranks_of, split
+from pecft_jax.interop.hf_layers import (
+  array,
+  cuts,
+  exactly,
+  joined,
+  most_frequent,
+  of_length,
+  split,
+)
 from pecft_jax.interop.hf_peft_config import (
   check_rank,
   finite,
@@ -29,7 +38,7 @@ from pecft_jax.interop.hf_type import OFF, PLAIN, Found, HfType, Keys, Layer, Mo
 from pecft_jax.interop.pieces import Piece
 from pecft_jax.interop.transforms import pattern_of
 from pecft_jax.peft.lowrank.dora import DoraDelta, dora
-from pecft_jax.peft.lowrank.lora import LoraDelta, lora
+from pecft_jax.peft.lowrank.lora import LoraDelta, ScaledLoraDelta, lora, with_scales
 from pecft_jax.peft.lowrank.lora_fa import LoraFaDelta
 from pecft_jax.peft.lowrank.lora_xs import LoraXsDelta
 from pecft_jax.peft.lowrank.pissa import PissaDelta
@@ -142,6 +151,9 @@ def _less_start(leaf: PissaDelta) -> tuple[np.ndarray, np.ndarray]:
 
 _FORMS: Mapping[type, _Form] = {
   LoraDelta: _Form(lambda leaf: (leaf.a, leaf.b), lambda a, b: LoraDelta(a, b)),
+  ScaledLoraDelta: _Form(
+    lambda leaf: (leaf.a, leaf.b), lambda a, b: ScaledLoraDelta(a, b, Kept(jnp.ones(())))
+  ),
   DoraDelta: _Form(
     lambda leaf: (leaf.a, leaf.b), lambda a, b: DoraDelta(a, b, jnp.ones(b.shape[1]))
   ),
@@ -160,9 +172,11 @@ _FORMS: Mapping[type, _Form] = {
 def scale_in(piece: Piece) -> float:
   """The scale of A B of a transform, measured by merging a tiny adapter.
 
-  Transforms do not expose it. With A B = [[1], [0]] a weight [[0], [1]]
-  becomes [[scale], [1]], in DoRA times a norm.
+  Transforms do not expose it, but for one with a scale at each site. With A B = [[1], [0]] a
+  weight [[0], [1]] becomes [[scale], [1]], in DoRA times a norm.
   """
+  if isinstance(piece.leaf, ScaledLoraDelta):
+    return float(piece.leaf.scale.value)
   form = _FORMS[type(piece.leaf)]
   rank = form.factors(piece.leaf)[0].shape[1]
   if isinstance(piece.leaf, PissaDelta):
@@ -173,33 +187,35 @@ def scale_in(piece: Piece) -> float:
 
 
 def _factors(piece: Piece, scale: float) -> tuple[np.ndarray, np.ndarray]:
-  """A and B at a common scale."""
+  """A and B at the scale of a layer."""
   a, b = map(array, _FORMS[type(piece.leaf)].factors(piece.leaf))
   return a, b * np.float32(scale_in(piece) / scale)
 
 
 def _write(layers: Sequence[Layer], model: Model) -> Written:
   """Tensors by name, and the configuration, of LoRA, DoRA and PiSSA."""
-  # One scale for all, that of the first site; the ratios to it go into B of the others.
-  scale = scale_in(layers[0].parts[0].piece)
-  tensors, ranks = {}, {}
+  tensors, ranks, alphas = {}, {}, {}
   doras = [isinstance(layer.leaf, DoraDelta) for layer in layers]
   if any(doras) and not all(doras):
     raise ValueError('huggingface/peft has magnitudes at all layers of an adapter or at none')
   for layer, has_magnitude in zip(layers, doras, strict=True):
-    a, b = joined(layer, lambda piece: _factors(piece, scale))
+    # Where q, k and v are one layer, the ratios to the scale of the first go into B.
+    scale = scale_in(layer.parts[0].piece)
+    a, b = joined(layer, lambda piece, scale=scale: _factors(piece, scale))
     tensors[f'{layer.name}.lora_A.weight'] = a.T
     tensors[f'{layer.name}.lora_B.weight'] = b.T
     ranks[layer.name] = a.shape[1]
+    alphas[layer.name] = tidy(scale * a.shape[1])
     if has_magnitude:
       assert model.params is not None
       tensors[f'{layer.name}.lora_magnitude_vector'] = _magnitudes(layer, model.params)
-  rank, others = ranks_of(ranks)
+  rank, other_ranks = most_frequent(ranks)
+  alpha, other_alphas = most_frequent(alphas)
   return Written(tensors, {
     'r': rank,
-    'lora_alpha': tidy(scale * rank),
-    'rank_pattern': others,
-    'alpha_pattern': {name: tidy(scale * r) for name, r in others.items()},
+    'lora_alpha': alpha,
+    'rank_pattern': other_ranks,
+    'alpha_pattern': other_alphas,
     'lora_dropout': 0.0,
     'bias': 'none',
     'use_rslora': False,
@@ -225,33 +241,70 @@ def _magnitudes(layer: Layer, frozen: Params) -> np.ndarray:
 def _read(found: Found, model: Model) -> tuple[PeftTransform, Delta]:
   del model
   settings = lora_config(found.config)
+  read = _read_dora if settings.dora else _read_lora
+  return read(settings, found)
+
+
+def _read_lora(settings: Lora, found: Found) -> tuple[PeftTransform, Delta]:
+  pairs: dict[str, LoraDelta] = {}
+  ranks, alphas = {}, {}
+  for name, tensors in found.layers.items():
+    a, b = _pair(name, exactly(name, tensors, _PAIR, found.config))
+    scale = scale_of(settings, name, a.shape[1])
+    if not scale > 0:  # Zero, or a part that is taken away: into B.
+      b, scale = b * np.float32(scale), 1.0
+    for path, rows, cut in split(cuts(name, found.places[name], b.shape[1]), b):
+      pairs[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
+      ranks[path] = int(rows.sum())
+      # The scale is then alpha / r, whether or not it was stabilised in the file.
+      alphas[path] = tidy(scale * ranks[path])
+  rank, other_ranks = most_frequent(ranks)
+  alpha, other_alphas = most_frequent(alphas)
+  peft = lora(
+    pattern_of(pairs), rank, float(alpha), dropout=settings.dropout,
+    ranks=_by_value(other_ranks), alphas=_by_value(other_alphas),
+  )  # fmt: skip
+  return peft, with_scales(
+    pairs, {path: alphas[path] / ranks[path] for path in pairs}, alpha / rank
+  )
+
+
+def _by_value(values: Mapping[str, Any]) -> dict[str, Any]:
+  """One pattern for each value of `{path: value}`."""
+  paths = collections.defaultdict(list)
+  for path, value in values.items():
+    paths[value].append(path)
+  return {pattern_of(same): value for value, same in paths.items()}
+
+
+def _read_dora(settings: Lora, found: Found) -> tuple[PeftTransform, Delta]:
   root = math.sqrt(settings.rank) if settings.stabilised else settings.rank
   # The ratio of a layer's scale to the common one goes into its B; so does the sign.
   common = settings.alpha / root if settings.alpha > 0 else 1.0
-  expected = ('lora_A.weight', 'lora_B.weight', *(('lora_magnitude_vector',) * settings.dora))
   delta: Delta = {}
   for name, tensors in found.layers.items():
-    a, b, *magnitude = exactly(name, tensors, expected, found.config)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-      raise ValueError(
-        f'{name}: expected lora_A [r, in] and lora_B [out, r], got {a.shape} and {b.shape}'
-      )
-    a, b = a.T, b.T * np.float32(scale_of(settings, name, len(a)) / common)
+    *pair, magnitude = exactly(name, tensors, (*_PAIR, 'lora_magnitude_vector'), found.config)
+    a, b = _pair(name, pair)
+    b = b * np.float32(scale_of(settings, name, a.shape[1]) / common)
     check_finite(f'{name}.lora_B.weight times its scale', b)
-    sites = cuts(name, found.places[name], b.shape[1])
-    if magnitude:
-      of_length(name, magnitude[0], b.shape[1])
-      for place, cut in sites:
-        delta[place.path] = DoraDelta(*map(jnp.asarray, (a, b[:, cut], magnitude[0][cut])))
-      continue
-    for path, rows, cut in split(sites, b):
-      delta[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
-  # alpha / r is then the scale, whether or not it was stabilised in the file.
-  most = collections.Counter(leaf.a.shape[1] for leaf in delta.values()).most_common(1)[0][0]
-  pattern, alpha = pattern_of(delta), common * most
-  if settings.dora:
-    return dora(pattern, most, alpha), delta
-  return lora(pattern, most, alpha, dropout=settings.dropout), delta
+    of_length(name, magnitude, b.shape[1])
+    for place, cut in cuts(name, found.places[name], b.shape[1]):
+      delta[place.path] = DoraDelta(*map(jnp.asarray, (a, b[:, cut], magnitude[cut])))
+  most = most_frequent({path: leaf.a.shape[1] for path, leaf in delta.items()})[0]
+  return dora(pattern_of(delta), most, common * most), delta
+
+
+_PAIR = ('lora_A.weight', 'lora_B.weight')
+
+
+def _pair(name: str, pair: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """A [d_in, r] and B [r, d_out] of the tensors of a layer."""
+  a, b = pair
+  if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+    raise ValueError(
+      f'{name}: expected lora_A [r, in] and lora_B [out, r], got {a.shape} and {b.shape}'
+    )
+  return a.T, b.T
 
 
 LORA = HfType(
