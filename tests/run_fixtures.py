@@ -5,30 +5,15 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+from compiled_once import compile_once
 
-from pecft_jax.train import compile_steps as _compile_steps
 from pecft_jax.train import job, running
-
-_compiled = {}
 
 
 @pytest.fixture(autouse=True)
 def shared_steps(monkeypatch):
   """Compiles the functions of each method once for all tests."""
-
-  def shared(method, recipe, layout, frozen, stacked=False, own_data=False, restart=True):
-    if stacked:  # Of as many seeds as come: other shapes in other tests.
-      return _compile_steps(
-        method, recipe, layout, frozen, stacked=True, own_data=own_data, restart=restart
-      )
-    # The objects are kept, so that no other has their identity.
-    key = (id(method), id(recipe), id(layout.mesh), layout.rules, restart)
-    if key not in _compiled:
-      steps = _compile_steps(method, recipe, layout, frozen, restart=restart)
-      _compiled[key] = steps, method, recipe, layout
-    return _compiled[key][0]
-
-  monkeypatch.setattr(job, 'compile_steps', shared)
+  monkeypatch.setattr(job, 'compile_steps', compile_once)
 
 
 @pytest.fixture

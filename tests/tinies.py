@@ -41,6 +41,7 @@ def tiny_peft(name: str) -> PeftTransform:
   return tinies(PEFTS)[name]()
 
 
+@functools.cache
 def _together() -> dict[str, PeftTransform]:
   """All that are not calibrated: others need passes of their own, and weights that count."""
   made = {name: make() for name, make in tinies(PEFTS).items()}

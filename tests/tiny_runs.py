@@ -76,6 +76,15 @@ def tiny_backbone() -> Backbone:
 
 
 @functools.cache
+def tiny_vit() -> Backbone:
+  """A vision transformer of one block, which has every kind of site."""
+  return vit(
+    image_size=SIZE, channels=1, patch=2, width=WIDTH, depth=1, heads=2, mlp_ratio=1.5,
+    mean=(0.5,), std=(0.25,),
+  )  # fmt: skip
+
+
+@functools.cache
 def tiny_frozen() -> Params:
   """Weights of the backbone."""
   return tiny_backbone().init(jax.random.key(7))
@@ -116,11 +125,7 @@ def tiny_world(kind: str = '', tasks: int = 2) -> World:
     scenario = markov_domains(tasks, vocabulary=6, length=LENGTH, train=12, test=6)
     return World(_drawn(reader), scenario, Capacity(tasks, 1, next_tokens(LENGTH)))
   if kind == 'adapters':
-    blocks = vit(
-      image_size=SIZE, channels=1, patch=2, width=WIDTH, depth=1, heads=2, mlp_ratio=1.5,
-      mean=(0.5,), std=(0.25,),
-    )  # fmt: skip
-    return World(_drawn(blocks), tiny_scenario(tasks), Capacity(tasks, 2 * tasks))
+    return World(_drawn(tiny_vit()), tiny_scenario(tasks), Capacity(tasks, 2 * tasks))
   model = Pretrained(tiny_backbone(), tiny_frozen())
   return World(model, tiny_scenario(tasks), Capacity(tasks, 2 * tasks))
 

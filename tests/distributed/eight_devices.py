@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 from collecting import collect_rarely
+from compiled_once import compile_once
 from jax.sharding import AxisType
+from kinds import kinds_in_method, one_of_each
 from tinies import METHOD_NAMES, WRAPPED_NAMES
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_method
 
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import finetune
-from pecft_jax.continual.plan import plan_of
 from pecft_jax.devices.sharding import tree_shardings
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft.lowrank.lora import lora
@@ -32,6 +33,7 @@ from pecft_jax.train import (
   Stopped,
   compile_steps,
   fsdp,
+  job,
   make_mesh,
   one_device,
   run,
@@ -43,29 +45,26 @@ from pecft_jax.workdir.checkpoint import Checkpoints
 
 TASKS = 2
 CAPACITY = Capacity(TASKS, 2 * TASKS)
-MOVING = ('vit', 'derpp(finetune)')
+STATISTICS, BUFFERS = ('simplecil', 'ease'), ('derpp(finetune)',)
+MOVING = ('vit', *BUFFERS)
 LAYOUTS = ('data 8', 'data 4, model 2', 'fsdp')
-IN_ALL = ('simplecil', 'ease', 'er(finetune)')
-HOOKS = (
-  *('begin_task', 'prepare', 'project', 'observe', 'consolidate', 'end_task'),
-  *('query', 'joined'),
-)
-# Buffers have slots for all devices to share.
-CASES = (*METHOD_NAMES, *WRAPPED_NAMES, 'vit')
-IN_PARTS = tuple(name for name in METHOD_NAMES if isinstance(tiny_method(name).predict, Parts))
 KEEPING = 'data 4, model 2'  # The layout of runs with and without parts that are kept.
+# Buffers have slots for all devices to share.
+CASES = (
+  *one_of_each((*METHOD_NAMES, *WRAPPED_NAMES), kinds_in_method, preferred=(*STATISTICS, *BUFFERS)),
+  'vit',
+)
 
 
-def _kinds(case: str) -> set[str]:
-  """The hooks and kinds of phases of a method, which the trainer has code of its own for."""
-  method = tiny_method(case)
-  hooks = {name for name in method._fields if name in HOOKS and getattr(method, name) is not None}
-  phases = {
-    f'{type(phase).__name__} on {"memory" if getattr(phase, "steps", None) else "data"}'
-    for phase in plan_of(method)
-    if not isinstance(phase, str)
-  }
-  return hooks | phases | {type(method.predict).__name__}
+def _kind_of_parts(case: str) -> Any:
+  """What evaluations see of the parts of a method's answers; None where there are none."""
+  predict = tiny_method(case).predict if case != 'vit' else None
+  return (predict.slots > 1, predict.used is None) if isinstance(predict, Parts) else None
+
+
+IN_PARTS = tuple(
+  case for case in one_of_each(CASES, _kind_of_parts, preferred=STATISTICS) if _kind_of_parts(case)
+)
 
 
 @functools.cache
@@ -74,17 +73,17 @@ def layouts_of(case: str) -> tuple[str, ...]:
 
   The transformer, cases that are looked at further, and the first with each hook and each kind of
   phase run in all of them. Others share their code with these, and run in one of the two in which
-  weights are split, by turns; those whose kept parts are compared, and variants, in that of
-  `KEEPING`.
+  weights are split, by turns.
   """
-  if case in (*IN_ALL, *MOVING):
+  if case in (*STATISTICS, *MOVING, *IN_PARTS) or case not in CASES:
     return LAYOUTS
   number = CASES.index(case)
-  if _kinds(case) - {kind for each in CASES[:number] for kind in _kinds(each)}:
+  if kinds_in_method(case).difference(*map(kinds_in_method, CASES[:number])):
     return LAYOUTS
-  return (KEEPING if case in IN_PARTS or ':' in case else LAYOUTS[1 + number % 2],)
+  return (LAYOUTS[1 + number % 2],)
 
 
+@functools.cache
 def layouts() -> dict[str, Layout]:
   """Ways to use eight devices."""
   over_two = (*tensor_parallel(), *split_memory('data', 'model'))
@@ -236,6 +235,7 @@ def main(out: str, *cases: str) -> None:
   """Runs cases; all, if none are named."""
   assert jax.device_count() == 8, jax.devices()
   collect_rarely()
+  job.compile_steps = compile_once
   found: dict[str, Any] = {'runs': {}, 'keeping': {}, 'moving': {}}
   for case in cases or CASES:
     root = pathlib.Path(tempfile.mkdtemp(dir=pathlib.Path(out).parent))

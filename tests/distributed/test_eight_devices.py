@@ -5,7 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from distributed.devices import report_of
-from distributed.eight_devices import CASES, IN_PARTS, MOVING, layouts_of
+from distributed.eight_devices import (
+  BUFFERS,
+  CASES,
+  IN_PARTS,
+  MOVING,
+  STATISTICS,
+  layouts_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +42,7 @@ def test_eight_devices_agree_with_one(case, layout, found):
   _assert_near(got['distances'])
 
 
-@pytest.mark.parametrize('case', ['simplecil', 'ease'])
+@pytest.mark.parametrize('case', STATISTICS)
 def test_class_statistics_are_added_up_exactly(case, found):
   for got in found['runs'][case].values():
     distances = got['distances']
@@ -43,7 +50,7 @@ def test_class_statistics_are_added_up_exactly(case, found):
     assert distances['memory/sums'] <= 1e-6
 
 
-@pytest.mark.parametrize('case', ['er(finetune)', 'derpp(finetune)'])
+@pytest.mark.parametrize('case', BUFFERS)
 def test_buffers_keep_the_same_examples(case, found):
   for got in found['runs'][case].values():
     distances = got['distances']

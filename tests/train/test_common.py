@@ -10,6 +10,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from kinds import kinds_in_method, one_of_each
 from safetensors.flax import load_file
 from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_method
@@ -24,6 +25,8 @@ CACHED = 'l2p with cached queries'
 # Variants of a method are its own functions with other options.
 LEARNERS = (*(name for name in METHOD_NAMES if ':' not in name), ALL_WRAPPERS)
 METHODS = (*LEARNERS, CACHED)
+# What is said of how runs and files treat a method is shown with one of each kind.
+KINDS = (*one_of_each(LEARNERS[:-1], kinds_in_method), ALL_WRAPPERS)
 
 
 @functools.cache
@@ -80,9 +83,12 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize('case', (*METHODS, *VARIANTS, *ALL_PEFTS), indirect=True)
-def test_a_run_that_stops_in_every_phase_ends_as_if_it_had_not(case, whole, stop_in, tmp_path):
+def test_a_run_that_stops_in_its_phases_ends_as_if_it_had_not(case, whole, stop_in, tmp_path):
+  """In every phase; methods of a kind that was had before, in one of them, by turns."""
   experiment, expected = experiment_of(case), outcome(whole(case))
   phases = phases_of(experiment.method)
+  if case in LEARNERS and case not in KINDS:
+    phases = {sorted(phases)[LEARNERS.index(case) % len(phases)]}
   stops = len(phases)
   stop_in(phases)
   for _ in range(stops):
@@ -94,7 +100,7 @@ def test_a_run_that_stops_in_every_phase_ends_as_if_it_had_not(case, whole, stop
   assert set(expected['results']['compilations'].values()) == {1}
 
 
-@pytest.mark.parametrize('case', METHODS, indirect=True)
+@pytest.mark.parametrize('case', (*KINDS, CACHED), indirect=True)
 def test_seeds_side_by_side_end_as_single_runs_do(case, whole, tmp_path):
   experiment, expected = experiment_of(case), outcome(whole(case))
   other, same = run_seeds(experiment, (SEED + 1, SEED), tmp_path, silent())
@@ -117,7 +123,7 @@ def right(learner, split):
   return float((answers.argmax(-1) == split.labels).mean())
 
 
-@pytest.mark.parametrize('case', LEARNERS, indirect=True)
+@pytest.mark.parametrize('case', KINDS, indirect=True)
 def test_what_was_learned_predicts_alike_from_a_run_a_bundle_and_a_program(case, whole, tmp_path):
   experiment, directory = experiment_of(case), whole(case)
   learner = load_run(directory, model=experiment.model)
@@ -151,3 +157,13 @@ def test_what_was_learned_predicts_alike_from_a_run_a_bundle_and_a_program(case,
   assert np.isfinite(found).all()
   chances = learner.probabilities(inputs, batch_size=5)
   np.testing.assert_allclose(chances.sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('case', [name for name in LEARNERS if name not in KINDS], indirect=True)
+def test_others_of_a_kind_answer_as_evaluated_and_become_programs(case, whole, tmp_path):
+  experiment, directory = experiment_of(case), whole(case)
+  learner = load_run(directory, model=experiment.model)
+  save_stablehlo(learner, tmp_path / 'program')
+  matrix = json.loads((directory / 'results.json').read_text())['accuracy_matrix']
+  shares = [right(learner, task.test) for task in experiment.scenario.tasks]
+  np.testing.assert_allclose(shares, matrix[-1], rtol=1e-6)
