@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ from pecft_jax.interop.base import check_base
 from pecft_jax.interop.hf_layers import of_length
 from pecft_jax.interop.hf_peft_config import read_config
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, SHARED, TENSORS
-from pecft_jax.interop.hf_type import Found, HfType, Model, Place
+from pecft_jax.interop.hf_type import LAYERED, Found, HfType, Model, Place
 from pecft_jax.interop.hf_types import REFUSED, TYPES
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.local import local_path
@@ -94,7 +95,7 @@ def _adapted(
       f'it adapts {shortened(unknown)}, but {backbone.name} has no such layers; {kind.kind} '
       f'layers: {shortened(sorted(places))}'
     )
-  if not parts and kind.kind in ('linear', 'norm'):
+  if not parts and kind.kind in LAYERED:
     raise ValueError('it adapts no layer')
   several = collections.Counter(_site_name(name, places) for name in parts)
   if twice := sorted(str(name) for name, count in several.items() if count > 1):
@@ -111,8 +112,14 @@ def _site_name(name: str, places: Mapping[str, Any]) -> str | None:
 
 
 def _places(kind: str, backbone: Backbone, naming: Naming) -> dict[str, list[Place]]:
-  """Sites by layer of the other library, each with its third of the layer."""
+  """Sites or tables by layer of the other library, each with its third of the layer."""
   found: dict[str, list[Place]] = {}
+  if kind == 'table':
+    shapes = jax.eval_shape(backbone.init, jax.eval_shape(lambda: jax.random.key(0)))
+    for path, leaf in named_leaves(shapes):
+      site, _, name = path.rpartition('/')
+      if name == 'table':
+        found.setdefault(naming.of(site).name, []).append(Place(None, path, leaf.shape))
   for spec in backbone.sites if kind in ('linear', 'norm') else ():
     if spec.site.kind == kind and spec.site.path not in naming.convolutions:
       module = naming.of(spec.site.path)
@@ -127,7 +134,7 @@ def _sorted(
   """Tensors by the layer that they belong to, and those that all layers share, in float32."""
   parts: _Parts = {}
   shared: dict[str, np.ndarray] = {}
-  bare = kind.kind not in ('linear', 'norm')
+  bare = kind.kind not in LAYERED
   for name, tensor in tensors.items():
     own = re.fullmatch(
       rf'{re.escape(SHARED if bare else PREFIX)}(.+?)\.({kind.suffixes}|weight|bias)', name

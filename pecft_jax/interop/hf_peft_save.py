@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pecft_jax.interop.base import write_base
-from pecft_jax.interop.hf_type import HfType, Layer, Model, Part, Written
+from pecft_jax.interop.hf_type import LAYERED, HfType, Layer, Model, Part, Written
 from pecft_jax.interop.hf_types import TYPES
 from pecft_jax.interop.modules import Naming, naming_of
 from pecft_jax.interop.pieces import Piece, pieces_of
@@ -125,7 +125,7 @@ def _layers(kind: HfType, pieces: Sequence[Piece], naming: Naming) -> list[Layer
     path = piece.path.rpartition('/')[0] if kind.replaces else piece.path
     if path in naming.convolutions and not kind.replaces:
       raise ValueError(f'{path!r} is no linear layer of {naming.model}: leave it out')
-    name, third = naming.of(path) if kind.kind in ('linear', 'norm') else (path, None)
+    name, third = naming.of(path) if kind.kind in LAYERED else (path, None)
     parts.setdefault(name, []).append(Part(third, piece))
   return [Layer(name, tuple(each)) for name, each in parts.items()]
 
@@ -137,10 +137,10 @@ def _named(
   config = {'peft_type': kind.peft_type, **written.config}
   if 'fan_in_fan_out' in kind.keys.only:
     config['fan_in_fan_out'] = False
-  if kind.kind not in ('linear', 'norm'):
+  if kind.kind not in LAYERED:
     return config
   names = [layer.name for layer in layers]
-  config['target_modules'] = sorted(names)
+  config['target_modules'] = sorted(names) if kind.kind != 'table' else _last_parts(names)
   if kind.kind == 'norm' and any('.' not in name for name in names):
     # In a list, timm's `norm` would also be the end of other names; an expression is a whole one.
     config['target_modules'] = '|'.join(map(re.escape, sorted(names)))

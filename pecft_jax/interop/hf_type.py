@@ -22,6 +22,7 @@ BOOKKEEPING = (
 )  # fmt: skip
 PLAIN = ('none', None)  # Values of `bias`: others replace biases of the base.
 OFF = (False, None)
+LAYERED = ('linear', 'norm', 'table')  # Kinds of what is a layer there, with a name.
 
 
 class Keys(NamedTuple):
@@ -99,11 +100,11 @@ class Written(NamedTuple):
 
 
 class Place(NamedTuple):
-  """A site as a part of a layer of the other library."""
+  """A site, or a table, as a part of a layer of the other library."""
 
   third: int | None
   path: str
-  shape: tuple[int, ...]  # Of its weight here: [d_in, d_out], or [D] of a norm.
+  shape: tuple[int, ...]  # Of its weight here: [d_in, d_out], [D] of a norm, [V, D] of a table.
 
 
 class Found(NamedTuple):
@@ -133,9 +134,9 @@ class HfType(NamedTuple):
     suffixes: regular expression of the tensors of a layer.
     write: `(layers, model) -> Written`; raises ValueError for what has no form there.
     read: `(found, model) -> (transform, delta)`; raises ValueError for tensors that do not fit.
-    kind: of the sites that it adapts.
-    replaces: whether its delta has new weights by their path (`block_0/ln1/scale`), and not leaves
-      by site.
+    kind: of the sites that it adapts; 'table' of an embedding, which is no site.
+    replaces: whether its delta has what is put in place of weights by their path
+      (`block_0/ln1/scale`), and not leaves by site.
     shared: regular expression of the tensors that all layers share, without `base_model.`, or that
       have no prefix; None where there are none.
     integers: suffixes of the tensors that are whole numbers.

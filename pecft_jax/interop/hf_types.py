@@ -21,6 +21,7 @@ from pecft_jax.interop.types.prompt_tuning import P_TUNING as P_TUNING
 from pecft_jax.interop.types.prompt_tuning import PROMPT_TUNING as PROMPT_TUNING
 from pecft_jax.interop.types.randlora import RANDLORA as RANDLORA
 from pecft_jax.interop.types.shira import SHIRA as SHIRA
+from pecft_jax.interop.types.trainable_tokens import TRAINABLE_TOKENS as TRAINABLE_TOKENS
 from pecft_jax.interop.types.vera import VERA as VERA
 
 TYPES: dict[str, HfType] = {

@@ -97,8 +97,16 @@ from pecft_jax.peft.scaling.ia3 import scaled_inputs as scaled_inputs
 from pecft_jax.peft.scaling.ia3 import scaled_outputs as scaled_outputs
 from pecft_jax.peft.scaling.ssf import SsfDelta as SsfDelta
 from pecft_jax.peft.scaling.ssf import ssf as ssf
+from pecft_jax.peft.selective.child_tuning import child_tuning_d as child_tuning_d
+from pecft_jax.peft.selective.child_tuning import child_tuning_f as child_tuning_f
+from pecft_jax.peft.selective.diff_pruning import DiffDelta as DiffDelta
+from pecft_jax.peft.selective.diff_pruning import diff_pruning as diff_pruning
 from pecft_jax.peft.selective.fish import FishDelta as FishDelta
 from pecft_jax.peft.selective.fish import fish as fish
+from pecft_jax.peft.selective.lottery_ticket import TicketDelta as TicketDelta
+from pecft_jax.peft.selective.lottery_ticket import lottery_ticket as lottery_ticket
+from pecft_jax.peft.selective.migu import MiguDelta as MiguDelta
+from pecft_jax.peft.selective.migu import migu as migu
 from pecft_jax.peft.selective.select import bitfit as bitfit
 from pecft_jax.peft.selective.select import full as full
 from pecft_jax.peft.selective.select import linear_probe as linear_probe
@@ -107,6 +115,8 @@ from pecft_jax.peft.selective.select import partial as partial
 from pecft_jax.peft.selective.select import select_weights as select_weights
 from pecft_jax.peft.selective.shira import ShiraDelta as ShiraDelta
 from pecft_jax.peft.selective.shira import shira as shira
+from pecft_jax.peft.selective.trainable_tokens import TokensDelta as TokensDelta
+from pecft_jax.peft.selective.trainable_tokens import trainable_tokens as trainable_tokens
 from pecft_jax.peft.sites import per_site as per_site
 from pecft_jax.peft.spectral.c3a import C3aDelta as C3aDelta
 from pecft_jax.peft.spectral.c3a import c3a as c3a

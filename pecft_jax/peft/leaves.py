@@ -8,13 +8,13 @@ delta made of named leaves moves between all of these.
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pecft_jax.paths import join, map_named, named_leaves, shortened
+from pecft_jax.paths import join, map_named, matches, named_leaves, shortened
 from pecft_jax.peft.fused import parts_of
 from pecft_jax.quantised import dense, is_quantised
 from pecft_jax.typing import Array, Params, SiteSpec
@@ -137,6 +137,19 @@ def _refuse(name: str) -> Any:
     f'{name} is quantised, and cannot be trained or replaced: choose other weights, such as biases '
     'and norms, or a model with float weights'
   )
+
+
+def matching_leaves(pattern: str, names: Iterable[str]) -> list[str]:
+  """The names of leaves that a regular expression is found in.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  names = list(names)
+  found = [name for name in names if matches(pattern, name)]
+  if not found:
+    raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
+  return found
 
 
 def leaf_named(name: str, leaves: Collection[str]) -> str:

@@ -71,7 +71,7 @@ class PeftTransform(NamedTuple):
       `replace` and `intercept` together; None where there is none (prompts,
       adapters with a non-linearity).
     with_dropout: `(delta, key) -> delta`, for one forward pass in training: what
-      `intercept` needs for dropout. Consumes the key.
+      `replace` and `intercept` need for dropout, or other noise. Consumes the key.
     update: `(delta, path, w) -> dW`, the change of the weight `w` [d_in, d_out]
       of the linear site at `path`, where the transform is a sum W + dW.
     after: `(delta, grads, progress) -> delta`, after each update of a task

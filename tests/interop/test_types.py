@@ -43,6 +43,7 @@ from pecft_jax.peft import (
   randlora,
   select_weights,
   shira,
+  trainable_tokens,
   vera,
   vpt_deep,
 )
@@ -98,6 +99,7 @@ CASES = [
   *((family, name, peft) for family in MODELS for name, peft in BOTH.items()),
   ('decoder', 'oft of q', oft(r'attn/q$', 4)),
   ('decoder', 'prompt_tuning', prompt_tuning(3)),
+  ('decoder', 'trainable_tokens', trainable_tokens((7, 2))),
 ]
 
 
@@ -152,6 +154,8 @@ def test_it_comes_back_as_the_same_function(family, peft, tmp_path):
     ('vit', shira(QV, 1), 'entries are chosen of all three'),
     ('vit', prompt_tuning(2), "is for models of text, not timm's"),
     ('vit', prefix(length=2), "is for models of text, not timm's"),
+    ('vit', trainable_tokens((0,), 'pos'), "is for models of text, not timm's"),
+    ('decoder', bank(trainable_tokens((0,)), 2), 'of a bank, save one slot'),
     ('decoder', vpt_deep(2), r"one prompt, at the input of the model, got prompts at \['block_0"),
     ('decoder', at_layers(prefix(length=2), [1]), 'one prefix at each of'),
     ('decoder', prompt('encoder|block_0$', 2), 'one prompt, at the input'),
@@ -214,6 +218,24 @@ def test_configurations_that_mean_something_else_are_refused(peft, change, messa
   path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
   with pytest.raises(ValueError, match=message):
     load_hf_peft(tmp_path, VIT)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'message'),
+  [
+    (None, 'expected whole numbers for token_indices, got None'),
+    ([1, True], 'expected whole numbers for token_indices'),
+    ([1, 1], 'expected different tokens'),
+    ([1, 99], 'token_indices has 99, but model.embed_tokens has 11 rows'),
+    ([1, 2, 3], r'trainable_tokens_delta: expected shape \[3, 8\], got \[2, 8\]'),
+  ],
+)
+def test_tokens_that_do_not_fit_are_refused(tokens, message, tmp_path):
+  saved('decoder', trainable_tokens((7, 2)), tmp_path)
+  path = tmp_path / 'adapter_config.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'token_indices': tokens}))
+  with pytest.raises(ValueError, match=message):
+    load_hf_peft(tmp_path, TEXTS)
 
 
 def test_factors_of_another_library_are_kept(tmp_path):

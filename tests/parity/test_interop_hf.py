@@ -45,6 +45,7 @@ from pecft_jax.peft import (
   rslora,
   select_weights,
   shira,
+  trainable_tokens,
   vera,
 )
 
@@ -131,6 +132,7 @@ LLAMA = {
   'hra': hra(rank=4),
   'c3a': c3a(block=4),
   'fourierft': fourierft(count=30),
+  'trainable_tokens': trainable_tokens((30, 4, 7, 11)),
 }
 CASES = [('images', name) for name in VIT] + [('texts', name) for name in LLAMA]
 
@@ -302,6 +304,22 @@ def test_we_compute_the_same_with_what_they_write(case, images, tmp_path):
   model.save_pretrained(tmp_path)
   found = load_hf_peft(tmp_path, ours)
   assert np.abs(logits(model) - logits(theirs())).max() > 0.1
+  np.testing.assert_allclose(our_logits(ours, params, found, x), logits(model), atol=ATOL)
+
+
+def test_we_compute_the_same_with_tokens_that_they_write(texts, tmp_path):
+  theirs, ours, params, x, logits = texts
+  config = hf.TrainableTokensConfig(token_indices=[9, 3, 20])
+  model = hf.get_peft_model(theirs(), config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.requires_grad:
+        parameter.add_(0.5 * torch.randn_like(parameter))
+  model.save_pretrained(tmp_path)
+  score = model.base_model.model.score
+  head = LinearHead(*(jnp.asarray(a.detach().numpy().T) for a in (score.weight, score.bias)))
+  found = load_hf_peft(tmp_path, ours)._replace(head=head)
+  assert found.delta['embed/table'].index.value.tolist() == [9, 3, 20]
   np.testing.assert_allclose(our_logits(ours, params, found, x), logits(model), atol=ATOL)
 
 

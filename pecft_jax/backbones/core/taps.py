@@ -19,7 +19,7 @@ def put_on(
     peft: the transform, or None.
     delta: of the transform, or None.
     params: the frozen weights, some of which selective transforms replace.
-    key: of dropout; None leaves it out.
+    key: of dropout and other noise; None leaves it out.
 
   Raises:
     ValueError: for a delta without its transform, or a transform without a delta.
@@ -32,10 +32,9 @@ def put_on(
     )
   if peft is None or delta is None:
     return {}, params
-  replaced = params if peft.replace is None else peft.replace(delta, params)
   if key is not None and peft.with_dropout is not None:
     delta = peft.with_dropout(delta, key)
-  return delta, replaced
+  return delta, params if peft.replace is None else peft.replace(delta, params)
 
 
 def tap_of(

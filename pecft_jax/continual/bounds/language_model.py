@@ -73,15 +73,19 @@ def language_model(
     memory = {} if head is None else {'head': jnp.array(head['kernel'])}
     return {'delta': net.init(key, frozen)}, memory
 
-  def kernel_of(params, memory, frozen):
+  def kernel_of(params, memory, frozen, key):
     if head is not None:
       return memory['head']
-    own = frozen if peft.replace is None else peft.replace(params['delta'], frozen)
-    return own['embed']['table'].T
+    if peft.replace is None:
+      return frozen['embed']['table'].T
+    delta = params['delta']
+    if key is not None and peft.with_dropout is not None:
+      delta = peft.with_dropout(delta, key)  # As in the backbone: a table that is tied is one.
+    return peft.replace(delta, frozen)['embed']['table'].T
 
   def forward(params, memory, env, x, key):
     out = net.run(env.frozen, params['delta'], x, key, rows=None)
-    kernel = kernel_of(params, memory, env.frozen)
+    kernel = kernel_of(params, memory, env.frozen, key)
     logits = out.tokens.astype(jnp.float32) @ kernel.astype(jnp.float32)
     return Output(logits, jnp.zeros(logits.shape[0]), out.pooled)
 

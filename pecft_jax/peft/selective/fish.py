@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.about import Paper, about
-from pecft_jax.paths import matches, shortened
-from pecft_jax.peft.leaves import change_leaves, read_leaves
+from pecft_jax.peft.leaves import change_leaves, matching_leaves, read_leaves
+from pecft_jax.peft.selective.largest import check_share
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Calibration, Delta, Kept, Key, Params, PeftTransform, SiteSpec
 
@@ -61,17 +61,31 @@ def fish(pattern: str = '', share: float = 0.005, *, examples: int = 1024) -> Pe
   >>> delta.values.shape, delta.index.value.dtype.name
   ((4452,), 'int32')
   """
-  if not 0 < share <= 1 or examples < 1:
-    raise ValueError(
-      f'expected a share in (0, 1] and at least one example, got {share} and {examples}'
-    )
+  if examples < 1:
+    raise ValueError(f'expected at least one example, got {examples}')
+  return sensitive_entries(pattern, share, each=True, examples=examples)
+
+
+def sensitive_entries(
+  pattern: str, share: float, *, each: bool, examples: int | None
+) -> PeftTransform:
+  """The transform of `fish`, whose F sums squares of the gradients of single examples or batches.
+
+  Args:
+    pattern: as of `fish`.
+    share: as of `fish`.
+    each: whether to square gradients of single examples; those of batches otherwise.
+    examples: of the task's; None for all of them.
+
+  Raises:
+    ValueError: as `fish`.
+  """
+  check_share(share)
 
   def init(key: Key, sites: Sequence[SiteSpec], params: Params) -> Delta:
     del key  # The entries before the calibration are spread evenly.
     leaves = read_leaves(params, sites)
-    names = sorted(name for name in leaves if matches(pattern, name))
-    if not names:
-      raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(leaves)}')
+    names = sorted(matching_leaves(pattern, leaves))
     sizes = [jax.eval_shape(leaves[name]).size for name in names]
     total = sum(sizes)
     if total >= 2**31:
@@ -108,7 +122,7 @@ def fish(pattern: str = '', share: float = 0.005, *, examples: int = 1024) -> Pe
     return delta._replace(values=jnp.zeros_like(delta.values), index=Kept(index))
 
   calibrate = Calibration(
-    None, empty, add, finish, gradients=gradients, each=True, examples=examples
+    None, empty, add, finish, gradients=gradients, each=each, examples=examples
   )
   return PeftTransform(init, replace=replace, merge=replace, calibrate=calibrate, selective=True)
 

@@ -10,9 +10,15 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.paths import matches, shortened
 from pecft_jax.peft.compose import nothing
-from pecft_jax.peft.leaves import Block, block_of, put_leaves, read_leaves, stacks_named
+from pecft_jax.peft.leaves import (
+  Block,
+  block_of,
+  matching_leaves,
+  put_leaves,
+  read_leaves,
+  stacks_named,
+)
 from pecft_jax.peft.sites import matching_sites
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Delta, Key, Params, PeftTransform, SiteSpec
@@ -49,10 +55,7 @@ def select_weights(pattern: str) -> PeftTransform:
 
   def choose(sites, names):
     del sites
-    found = [name for name in names if matches(pattern, name)]
-    if not found:
-      raise ValueError(f'no leaf matches {pattern!r}; leaves: {shortened(names)}')
-    return found
+    return matching_leaves(pattern, names)
 
   return _chosen(choose)
 
