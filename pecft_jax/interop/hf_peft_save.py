@@ -80,7 +80,8 @@ def save_hf_peft(
   layers = _layers(kind, pieces, naming)
   written = kind.write(layers, Model(backbone, naming, frozen))
   config = _named(kind, layers, written, backbone, naming)
-  config['modules_to_save'] = None if adapted.head is None else [naming.head]
+  if kind.kind != 'table':  # It has no such entry there; a classifier is read all the same.
+    config['modules_to_save'] = None if adapted.head is None else [naming.head]
   if written.bare:  # Without a task, peft puts prompts nowhere.
     config['task_type'] = 'CAUSAL_LM' if adapted.head is None else 'SEQ_CLS'
   tensors = _prefixed(written)

@@ -48,6 +48,7 @@ from pecft_jax.peft import (
   trainable_tokens,
   vera,
 )
+from pecft_jax.typing import LinearHead
 
 torch = pytest.importorskip('torch')
 hf = pytest.importorskip('peft')

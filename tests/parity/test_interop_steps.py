@@ -80,7 +80,7 @@ def pairs(tmp_path_factory):
 
 
 def test_every_type_is_trained_or_has_a_reason():
-  assert {*TRANSFORMS, *PROMPTS, *OTHERS} == TYPES.keys()
+  assert {*TRANSFORMS, *PROMPTS, 'TRAINABLE_TOKENS', *OTHERS} == TYPES.keys()
 
 
 def our_steps(pair, found, labels, trained_head=True):
@@ -154,3 +154,14 @@ def test_one_step_leads_to_the_same_prompt(kind, pairs, tmp_path):
   their_steps(pair, theirs, LABELS, tmp_path)
   start = found._replace(head=None)
   compare(pair, start, our_steps(pair, found, LABELS, trained_head=False), tmp_path, names)
+
+
+def test_one_step_leads_to_the_same_tokens(pairs, tmp_path):
+  # There it has no classifier to train beside it.
+  pair, head = next_words_pair(pairs['texts'])
+  found = adapted(pair.ours, pair.params, peft.trainable_tokens((4, 30, 7)))._replace(head=head)
+  start = found._replace(head=None)
+  save_hf_peft(tmp_path / 'start', pair.ours, start, pair.params)
+  theirs = hf.PeftModel.from_pretrained(pair.theirs(), tmp_path / 'start', is_trainable=True)
+  their_steps(pair, theirs.eval(), LABELS, tmp_path)
+  compare(pair, start, our_steps(pair, found, LABELS, trained_head=False), tmp_path)

@@ -64,6 +64,12 @@ def count(peft):
     ('ln_tuning', {}, 25 * 2 * 768),
     ('linear_probe', {}, 0),
     ('full', {}, 85_798_656),
+    ('child_tuning_f', {}, 85_798_656),
+    ('child_tuning_d', {}, round(0.3 * 12 * (12 * 768**2 + 13 * 768))),
+    ('diff_pruning', {}, 2 * 85_798_656 + 198),
+    ('lottery_ticket', {}, 85_798_656),
+    ('migu', {}, 12 * 12 * 768**2 + 768**2),
+    ('trainable_tokens', {'tokens': (3, 4), 'table': '^pos$'}, 2 * 768),
   ],
 )
 def test_counts(name, options, expected):
