@@ -11,6 +11,7 @@ from pecft_jax.backbones.card import (
 )
 from pecft_jax.backbones.core.checkpoint import Checkpoint
 from pecft_jax.backbones.core.family import Family
+from pecft_jax.backbones.core.loftq import Loftq, loftq
 from pecft_jax.backbones.core.naming import Module, Naming
 from pecft_jax.backbones.core.quantise import quantised
 from pecft_jax.backbones.core.stacks import products_and_sums, stack_blocks, unstack_blocks
@@ -27,6 +28,7 @@ __all__ = (
   'Card',
   'Checkpoint',
   'Family',
+  'Loftq',
   'Module',
   'Naming',
   'Pretrained',
@@ -37,6 +39,7 @@ __all__ = (
   'find_card',
   'load_llama',
   'load_timm',
+  'loftq',
   'pretrained',
   'products_and_sums',
   'quantised',

@@ -24,6 +24,7 @@ from pecft_jax.peft.arithmetic import elected as elected
 from pecft_jax.peft.arithmetic import pruned as pruned
 from pecft_jax.peft.arithmetic import recompressed as recompressed
 from pecft_jax.peft.arithmetic import weighted as weighted
+from pecft_jax.peft.calibration import calibrated as calibrated
 from pecft_jax.peft.compose import at_layers as at_layers
 from pecft_jax.peft.compose import bank as bank
 from pecft_jax.peft.compose import chain as chain
@@ -45,10 +46,12 @@ from pecft_jax.peft.hybrid.unipelt import GatedLoraDelta as GatedLoraDelta
 from pecft_jax.peft.hybrid.unipelt import unipelt as unipelt
 from pecft_jax.peft.lowrank.adalora import AdaloraDelta as AdaloraDelta
 from pecft_jax.peft.lowrank.adalora import adalora as adalora
+from pecft_jax.peft.lowrank.corda import corda as corda
 from pecft_jax.peft.lowrank.delora import DeloraDelta as DeloraDelta
 from pecft_jax.peft.lowrank.delora import delora as delora
 from pecft_jax.peft.lowrank.dora import DoraDelta as DoraDelta
 from pecft_jax.peft.lowrank.dora import dora as dora
+from pecft_jax.peft.lowrank.eva import eva as eva
 from pecft_jax.peft.lowrank.hira import HiraDelta as HiraDelta
 from pecft_jax.peft.lowrank.hira import hira as hira
 from pecft_jax.peft.lowrank.krona import KronaDelta as KronaDelta
@@ -64,6 +67,7 @@ from pecft_jax.peft.lowrank.lora import lora as lora
 from pecft_jax.peft.lowrank.lora import rslora as rslora
 from pecft_jax.peft.lowrank.lora_fa import LoraFaDelta as LoraFaDelta
 from pecft_jax.peft.lowrank.lora_fa import lora_fa as lora_fa
+from pecft_jax.peft.lowrank.lora_ga import lora_ga as lora_ga
 from pecft_jax.peft.lowrank.lora_xs import LoraXsDelta as LoraXsDelta
 from pecft_jax.peft.lowrank.lora_xs import lora_xs as lora_xs
 from pecft_jax.peft.lowrank.milora import milora as milora

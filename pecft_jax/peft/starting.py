@@ -12,6 +12,8 @@ from pecft_jax.typing import Delta, PeftTransform
 def starting_from(delta: Delta, transform: PeftTransform) -> PeftTransform:
   """The same transform, whose `init` gives a copy of a delta: of another run, or another library.
 
+  It is not calibrated again: what a calibration chose is in the delta.
+
   In a method it is what the first task starts from. Methods with a delta per task that start each
   one anew start all of them from it.
 
@@ -50,4 +52,4 @@ def starting_from(delta: Delta, transform: PeftTransform) -> PeftTransform:
       )
     return jax.tree.map(jnp.array, delta)
 
-  return transform._replace(init=init)
+  return transform._replace(init=init, calibrate=None)

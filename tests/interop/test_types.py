@@ -20,7 +20,9 @@ from pecft_jax.peft import (
   boft,
   c3a,
   chain,
+  corda,
   delora,
+  eva,
   fourierft,
   hira,
   hra,
@@ -30,6 +32,7 @@ from pecft_jax.peft import (
   lokr,
   lora,
   lora_fa,
+  lora_ga,
   lora_xs,
   milora,
   miss,
@@ -130,6 +133,8 @@ def test_it_comes_back_bit_by_bit(family, name, peft, tmp_path):
     ('decoder', prefix_mlp(length=3, hidden=5)),
     ('decoder', p_tuning(length=3, hidden=5)),
     ('vit', milora('fc1', 2)),
+    ('vit', corda('fc1', 2)),
+    ('vit', lora_ga('fc1', 2, 3.0)),
     ('vit', krona('fc1|out', factor=4, scale=0.5)),
     ('vit', chain(a=loha(QV, 2, 1.0), b=at_layers(loha('fc1', 3, 7.0), [1]))),
   ],
@@ -197,6 +202,22 @@ REJECTED = [
   (delora('fc1', 2), {'use_delora': 1}, 'use_delora may change what the adapter computes'),
   *((lora('fc1', 2), {'peft_type': name}, REFUSED[name][:20]) for name in REFUSED),
 ]  # fmt: skip
+
+
+def test_ranks_that_eva_does_not_use_are_not_written(tmp_path):
+  model, params = MODELS['decoder']
+  peft = eva('mlp/(gate|up)', 2)
+  delta = peft.init(jax.random.key(1), model.sites, params)
+  used = {path: 3 if 'block_1' in path else 1 for path in delta}
+  delta = {
+    path: type(leaf)((leaf.a + 1).at[:, used[path] :].set(0), (leaf.b + 1).at[used[path] :].set(0))
+    for path, leaf in delta.items()
+  }
+  adapted = Adapted(peft, delta, None)
+  save_hf_peft(tmp_path, model, adapted, params)
+  check_saved(tmp_path, model, adapted, params)
+  back = load_hf_peft(tmp_path, model)
+  assert {path: leaf.a.shape[1] for path, leaf in back.delta.items()} == used
 
 
 def test_ranks_and_alphas_are_written_as_patterns(tmp_path):

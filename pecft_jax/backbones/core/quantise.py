@@ -36,8 +36,7 @@ def quantised(model: Pretrained, form: Literal['bf16', 'int8', 'nf4']) -> Pretra
   """
   if form not in FORMS:
     raise ValueError(f'quantised: expected a form of {sorted(FORMS)}, got {form!r}')
-  if any(map(is_quantised, jax.tree.leaves(model.params, is_leaf=is_quantised))):
-    raise ValueError(f'the weights of {model.backbone.name} are quantised: start from float ones')
+  check_float(model)
   store = jax.jit(FORMS[form])
 
   def one(name: str, leaf: jax.Array) -> object:
@@ -47,3 +46,9 @@ def quantised(model: Pretrained, form: Literal['bf16', 'int8', 'nf4']) -> Pretra
   identity = {key: value for key, value in model.identity.items() if key != 'backbone_sha256'}
   identity['frozen_weights'] = form
   return model._replace(params=map_named(one, model.params), identity=identity)
+
+
+def check_float(model: Pretrained) -> None:
+  """Raises ValueError for a model that is quantised."""
+  if any(map(is_quantised, jax.tree.leaves(model.params, is_leaf=is_quantised))):
+    raise ValueError(f'the weights of {model.backbone.name} are quantised: start from float ones')

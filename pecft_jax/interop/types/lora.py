@@ -1,8 +1,9 @@
 """LORA: LoRA, rsLoRA, DoRA, and transforms that are a product of two factors once they are trained.
 
-PiSSA is written with the part of the start taken off, which doubles its rank; that one, LoRA-FA
-and LoRA-XS are plain LoRAs when they are read again. Ranks and alphas of LoRA that differ between
-layers are `rank_pattern` and `alpha_pattern`, by the full names of the layers."""
+PiSSA, and what starts as it does, is written with the part of the start taken off, which doubles
+its rank; that one, LoRA-FA, LoRA-XS and EVA are plain LoRAs when they are read again. Ranks and
+alphas of LoRA that differ between layers are `rank_pattern` and `alpha_pattern`, by the full names
+of the layers."""
 
 import collections
 import math
@@ -192,6 +193,13 @@ def _factors(piece: Piece, scale: float) -> tuple[np.ndarray, np.ndarray]:
   return a, b * np.float32(scale_in(piece) / scale)
 
 
+def _used(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The ranks that are not zero in both factors, as EVA leaves some: one at least."""
+  used = a.any(0) | b.any(1)
+  used[0] |= not used.any()
+  return a[:, used], b[used]
+
+
 def _write(layers: Sequence[Layer], model: Model) -> Written:
   """Tensors by name, and the configuration, of LoRA, DoRA and PiSSA."""
   tensors, ranks, alphas = {}, {}, {}
@@ -201,7 +209,7 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
   for layer, has_magnitude in zip(layers, doras, strict=True):
     # Where q, k and v are one layer, the ratios to the scale of the first go into B.
     scale = scale_in(layer.parts[0].piece)
-    a, b = joined(layer, lambda piece, scale=scale: _factors(piece, scale))
+    a, b = _used(*joined(layer, lambda piece, scale=scale: _factors(piece, scale)))
     tensors[f'{layer.name}.lora_A.weight'] = a.T
     tensors[f'{layer.name}.lora_B.weight'] = b.T
     ranks[layer.name] = a.shape[1]
@@ -309,7 +317,8 @@ def _pair(name: str, pair: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 LORA = HfType(
   'LORA',
-  ('lora', 'rslora', 'dora', 'pissa', 'milora', 'orthonormal_lora', 'lora_fa', 'lora_xs'),
+  ('lora', 'rslora', 'dora', 'pissa', 'milora', 'orthonormal_lora', 'lora_fa', 'lora_xs', 'eva',
+   'corda', 'lora_ga'),
   tuple(_FORMS),
   Keys(
     read=(

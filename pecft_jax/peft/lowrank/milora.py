@@ -2,14 +2,11 @@
 arXiv:2406.09044).
 """
 
-import jax.numpy as jnp
-
 from pecft_jax.about import Paper, about
-from pecft_jax.arguments import above, at_least
-from pecft_jax.peft.lowrank.pissa import trained_part
+from pecft_jax.peft.lowrank.pissa import balanced, part_scale, trained_part
 from pecft_jax.peft.svd import trailing_part
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, PeftTransform
+from pecft_jax.typing import PeftTransform
 
 
 @about(
@@ -49,13 +46,6 @@ def milora(
   >>> delta['block_0/attn/q'].a.shape
   (96, 4)
   """
-  at_least(1, rank=rank)
-  above(0, alpha=alpha)
-  scale = 1.0 if alpha is None else alpha / rank
-
-  def part(path: str, w: Array) -> tuple[Array, Array]:
-    u, s, v = trailing_part(path, w, rank)
-    root = jnp.sqrt(s / scale)
-    return u * root, root[:, None] * v
-
+  scale = part_scale(rank, alpha)
+  part = lambda key, path, w: balanced(*trailing_part(path, w, rank), scale)
   return trained_part(pattern, part, scale, dropout)

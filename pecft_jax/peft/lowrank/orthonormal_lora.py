@@ -5,11 +5,10 @@ arXiv:2406.01775).
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.arguments import above, at_least
-from pecft_jax.peft.lowrank.pissa import trained_part
+from pecft_jax.peft.lowrank.pissa import part_scale, trained_part
 from pecft_jax.peft.svd import check_rank
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, PeftTransform
+from pecft_jax.typing import Array, Key, PeftTransform
 
 
 @about(
@@ -49,11 +48,10 @@ def orthonormal_lora(
   >>> delta['block_0/attn/q'].b.shape
   (4, 96)
   """
-  at_least(1, rank=rank)
-  above(0, alpha=alpha)
-  scale = 1.0 if alpha is None else alpha / rank
+  scale = part_scale(rank, alpha)
 
-  def part(path: str, w: Array) -> tuple[Array, Array]:
+  def part(key: Key, path: str, w: Array) -> tuple[Array, Array]:
+    del key  # Deterministic: read off the weights.
     check_rank(path, w, rank)
     q, r = jnp.linalg.qr(w.astype(jnp.float32).T)
     return r[:rank].T, q[:, :rank].T

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.arguments import above, at_least
-from pecft_jax.peft.lowrank.lora import LoraDelta
+from pecft_jax.peft.lowrank.lora import LoraDelta, lora_scale
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.svd import leading_part
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
-from pecft_jax.typing import Array, Kept, PeftTransform
+from pecft_jax.typing import Array, Kept, Key, PeftTransform
 
 
 class PissaDelta(NamedTuple):
@@ -67,21 +66,30 @@ def pissa(
     >>> delta['block_0/attn/q'].a.shape
     (8, 2)
   """
-  at_least(1, rank=rank)
-  above(0, alpha=alpha)
-  scale = 1.0 if alpha is None else alpha / rank
-
-  def part(path: str, w: Array) -> tuple[Array, Array]:
-    u, s, v = leading_part(path, w, rank)
-    root = jnp.sqrt(s / scale)
-    return u * root, root[:, None] * v
-
+  scale = part_scale(rank, alpha)
+  part = lambda key, path, w: balanced(*leading_part(path, w, rank), scale)
   return trained_part(pattern, part, scale, dropout)
+
+
+def part_scale(rank: int, alpha: float | None) -> float:
+  """alpha / r, 1 by default. Raises ValueError for a rank below 1 or an alpha of 0."""
+  return lora_scale(rank, rank if alpha is None else alpha, rank_stabilised=False)
+
+
+def balanced(u: Array, s: Array, v: Array, scale: float) -> tuple[Array, Array]:
+  """A and B of equal norms with scale x A B = U S V^T: [d_in, r] and [r, d_out]."""
+  root = jnp.sqrt(s / scale)
+  return u * root, root[:, None] * v
+
+
+def from_start(a: Array, b: Array) -> PissaDelta:
+  """A delta that starts from these factors."""
+  return PissaDelta(a, b, Kept(LoraDelta(jnp.copy(a), jnp.copy(b))))
 
 
 def trained_part(
   pattern: str,
-  part: Callable[[str, Array], tuple[Array, Array]],
+  part: Callable[[Key, str, Array], tuple[Array, Array]],
   scale: float,
   dropout: float,
 ) -> PeftTransform:
@@ -89,16 +97,14 @@ def trained_part(
 
   Args:
     pattern: regex searched in the site path.
-    part: `(path, w [d_in, d_out]) -> (A [d_in, r], B [r, d_out])` at init, of which
-      scale x A B is taken off the frozen weight.
+    part: `(key, path, w [d_in, d_out]) -> (A [d_in, r], B [r, d_out])` at init, of which
+      scale x A B is taken off the frozen weight. Consumes the key.
     scale: of both products.
     dropout: share of the entries of x that A does not see in training.
   """
 
   def init_one(key, spec, weights):
-    del key  # Deterministic: read off the weights.
-    a, b = part(spec.site.path, weights.main)
-    return PissaDelta(a, b, Kept(LoraDelta(jnp.copy(a), jnp.copy(b))))
+    return from_start(*part(key, spec.site.path, weights.main))
 
   def run(delta, next_fn, x, w, b, drop=no_drop):
     start = delta.start.value
