@@ -42,6 +42,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
   'simplecil': (),
   'slda': (),
   'fecam': (),
+  'flycl': (),
   'ranpac': ('ranpac.projection=1000',),
   'l2p': ('l2p.pool=10', 'l2p.length=2'),
   'coda_prompt': ('coda_prompt.pool=300',),

@@ -74,6 +74,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
 # Of methods that train nothing by default, the strengths that are tried.
 UNTRAINED: Mapping[str, tuple[str, tuple[float, ...]]] = {
   'fecam': ('fecam.diagonal', (1.0, 3.0, 10.0, 100.0)),
+  'flycl': ('flycl.kept', (0.01, 0.03, 0.1, 0.3)),
   'slda': ('slda.shrinkage', (1e-4, 1e-3, 1e-2, 1e-1)),
 }
 # Orders by the similarity of neighbouring tasks, of `pecft_jax.data.similarity_orders`.

@@ -54,6 +54,7 @@ from pecft_jax.continual.prompts.sprompts import sprompts as sprompts
 from pecft_jax.continual.replay.gdumb import gdumb as gdumb
 from pecft_jax.continual.replay.icarl import icarl as icarl
 from pecft_jax.continual.statistics.fecam import fecam as fecam
+from pecft_jax.continual.statistics.flycl import flycl as flycl
 from pecft_jax.continual.statistics.ranpac import ranpac as ranpac
 from pecft_jax.continual.statistics.simplecil import simplecil as simplecil
 from pecft_jax.continual.statistics.slca import slca as slca

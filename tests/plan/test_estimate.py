@@ -25,11 +25,11 @@ def planned(method='finetune', peft=None, axes=(('data', 1),), wrap=(), model='s
 def test_every_method_can_be_planned(method):
   found = planned(method, model='one block')
   # GDumb stores examples, and trains on them once a task has ended.
-  assert found.trains == (method not in {'simplecil', 'fecam', 'slda', 'gdumb'})
+  assert found.trains == (method not in {'simplecil', 'fecam', 'flycl', 'slda', 'gdumb'})
   assert found.step > 0.9 * found.predict or method == 'gdumb'
   assert found.memory.activations > 0
   # FeCAM and GDumb have parameters that no step of training changes.
-  assert bool(found.trained_parameters) == (found.trains or method in {'fecam', 'gdumb'})
+  assert bool(found.trained_parameters) == (found.trains or method in {'fecam', 'flycl', 'gdumb'})
 
 
 def test_a_step_is_shared_by_the_devices():
