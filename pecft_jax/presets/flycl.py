@@ -7,7 +7,7 @@ PRESETS = {
     'flycl',
     {
       'flycl': {
-        'projection': 10_000, 'links': 300, 'kept': 0.3, 'ridges': (1e6, 1e7, 1e8, 1e9),
+        'projection': 10_000, 'links': 300, 'kept': 0.3, 'ridges': [1e6, 1e7, 1e8, 1e9],
       },
     },
     None, None, epochs=1, batch_size=128, views=None, value_range=ValueRange((0.5,), (0.5,)),

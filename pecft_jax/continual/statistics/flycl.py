@@ -215,8 +215,12 @@ def largest_of(rows: Array, count: int) -> Array:
   """
   if count == rows.shape[1]:
     return rows
-  values, places = jax.lax.top_k(rows, count)
-  return jnp.put_along_axis(jnp.zeros_like(rows), places, values, axis=1, inplace=False)
+
+  def one(row: Array) -> Array:
+    values, places = jax.lax.top_k(row, count)
+    return jnp.zeros_like(row).at[places].set(values, unique_indices=True)
+
+  return jax.vmap(one)(rows)
 
 
 def _examples(found: Sample, codes: Array, classes: int) -> Examples:
