@@ -9,6 +9,7 @@ import numpy as np
 from pecft_jax.inputs import TokenIds
 from pecft_jax.interop.hf_peft_load import load_hf_peft
 from pecft_jax.paths import named_leaves
+from pecft_jax.quantised import dequantised
 from pecft_jax.typing import Adapted, Backbone, Params
 
 _RTOL = 1e-5  # Scales, and turns of prefixes, are applied in another order.
@@ -31,6 +32,7 @@ def check_saved(
     ValueError: if it cannot be read, or differs by more than rounding; names the weight.
   """
   again = load_hf_peft(directory, backbone, params=params)
+  params = dequantised(params, jnp.float32)
   trees = [_effect(each, backbone, params) for each in (adapted, again)]
   pairs = [dict(named_leaves({'weights': tree, 'head': head})) for tree, head in zip(
     trees, (adapted.head, again.head), strict=True

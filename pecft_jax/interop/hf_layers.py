@@ -46,6 +46,15 @@ def joined(layer: Layer, factors: Callable[[Any], tuple[Any, Any]]) -> Factors:
   return Factors(np.concatenate([a for _, a, _ in pairs], 1), b.reshape(len(b), -1))
 
 
+def joined_once(layer: Layer, factors: Callable[[Any], tuple[Any, Any]]) -> Factors:
+  """As `joined`, without repeating the A that all parts have alike, as those of one file do."""
+  first, *others = (array(factors(part.piece)[0]) for part in layer.parts)
+  several = len({part.third for part in layer.parts}) < len(layer.parts)
+  if several or not all(np.array_equal(first, other) for other in others):
+    return joined(layer, factors)
+  return Factors(first, side_by_side(layer, lambda piece: factors(piece)[1], 0.0))
+
+
 def side_by_side(layer: Layer, rows: Callable[[Any], Any], filler: float) -> np.ndarray:
   """An array of each part along its last axis, [..., d_out] of the whole layer.
 

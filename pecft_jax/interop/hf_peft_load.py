@@ -19,7 +19,7 @@ from pecft_jax.interop.hf_peft_config import read_config
 from pecft_jax.interop.hf_peft_save import CONFIG, PREFIX, SHARED, TENSORS
 from pecft_jax.interop.hf_type import LAYERED, Found, HfType, Model, Place
 from pecft_jax.interop.hf_types import REFUSED, TYPES
-from pecft_jax.interop.modules import Naming, naming_of
+from pecft_jax.interop.modules import Module, Naming, attention_name, naming_of
 from pecft_jax.local import local_path
 from pecft_jax.paths import named_leaves, shortened
 from pecft_jax.typing import Adapted, Backbone, Delta, LinearHead, Params, PeftTransform
@@ -89,13 +89,13 @@ def _adapted(
   backbone, naming, _ = model
   parts, shared = _sorted(tensors, kind)
   head = _head(naming.head, parts.pop(naming.head, None), backbone.width)
-  places = _places(kind.kind, backbone, naming)
+  places = _places(kind.kind, backbone, naming) if parts else {}
   if unknown := sorted(name for name in parts if _site_name(name, places) is None):
     raise ValueError(
       f'it adapts {shortened(unknown)}, but {backbone.name} has no such layers; {kind.kind} '
       f'layers: {shortened(sorted(places))}'
     )
-  if not parts and kind.kind in LAYERED:
+  if not parts and (kind.kind in LAYERED or kind.shared is None):
     raise ValueError('it adapts no layer')
   several = collections.Counter(_site_name(name, places) for name in parts)
   if twice := sorted(str(name) for name, count in several.items() if count > 1):
@@ -120,10 +120,12 @@ def _places(kind: str, backbone: Backbone, naming: Naming) -> dict[str, list[Pla
       site, _, name = path.rpartition('/')
       if name == 'table':
         found.setdefault(naming.of(site).name, []).append(Place(None, path, leaf.shape))
-  for spec in backbone.sites if kind in ('linear', 'norm') else ():
-    if spec.site.kind == kind and spec.site.path not in naming.convolutions:
-      module = naming.of(spec.site.path)
-      place = Place(module.third, spec.site.path, tuple(spec.args[1].shape))
+  for spec in backbone.sites if kind in ('linear', 'norm', 'attend') else ():
+    path = spec.site.path
+    if spec.site.kind == kind and path not in naming.convolutions:
+      attends = kind == 'attend'
+      module = Module(attention_name(naming, path), None) if attends else naming.of(path)
+      place = Place(module.third, path, tuple(spec.args[1].shape))
       found.setdefault(module.name, []).append(place)
   return found
 
@@ -134,7 +136,7 @@ def _sorted(
   """Tensors by the layer that they belong to, and those that all layers share, in float32."""
   parts: _Parts = {}
   shared: dict[str, np.ndarray] = {}
-  bare = kind.kind not in LAYERED
+  bare = kind.kind not in LAYERED and kind.shared is not None
   for name, tensor in tensors.items():
     own = re.fullmatch(
       rf'{re.escape(SHARED if bare else PREFIX)}(.+?)\.({kind.suffixes}|weight|bias)', name

@@ -80,7 +80,10 @@ def save_hf_peft(
   layers = _layers(kind, pieces, naming)
   written = kind.write(layers, Model(backbone, naming, frozen))
   config = _named(kind, layers, written, backbone, naming)
-  if kind.kind != 'table':  # It has no such entry there; a classifier is read all the same.
+  if adapted.head is not None and not kind.classifier:
+    raise ValueError(f'{kind.peft_type} of huggingface/peft has no classifier: give head=None')
+  # A table has no such entry there; a classifier is read all the same.
+  if kind.classifier and kind.kind != 'table':
     config['modules_to_save'] = None if adapted.head is None else [naming.head]
   if written.bare:  # Without a task, peft puts prompts nowhere.
     config['task_type'] = 'CAUSAL_LM' if adapted.head is None else 'SEQ_CLS'

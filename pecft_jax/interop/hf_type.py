@@ -140,6 +140,7 @@ class HfType(NamedTuple):
     shared: regular expression of the tensors that all layers share, without `base_model.`, or that
       have no prefix; None where there are none.
     integers: suffixes of the tensors that are whole numbers.
+    classifier: whether a classifier is saved along.
     ranked: names of leaves' fields with the axis of the rank, which may differ between sites.
   """
 
@@ -154,4 +155,5 @@ class HfType(NamedTuple):
   replaces: bool = False
   shared: str | None = None
   integers: tuple[str, ...] = ()
+  classifier: bool = True
   ranked: Mapping[str, int] = {}

@@ -2,6 +2,7 @@
 
 from pecft_jax.interop.hf_type import HfType
 from pecft_jax.interop.types.adalora import ADALORA as ADALORA
+from pecft_jax.interop.types.adaption_prompt import ADAPTION_PROMPT as ADAPTION_PROMPT
 from pecft_jax.interop.types.boft import BOFT as BOFT
 from pecft_jax.interop.types.c3a import C3A as C3A
 from pecft_jax.interop.types.delora import DELORA as DELORA
@@ -17,6 +18,7 @@ from pecft_jax.interop.types.miss import MISS as MISS
 from pecft_jax.interop.types.oft import OFT as OFT
 from pecft_jax.interop.types.prefix_tuning import CARTRIDGE as CARTRIDGE
 from pecft_jax.interop.types.prefix_tuning import PREFIX_TUNING as PREFIX_TUNING
+from pecft_jax.interop.types.prompt_tuning import CPT as CPT
 from pecft_jax.interop.types.prompt_tuning import P_TUNING as P_TUNING
 from pecft_jax.interop.types.prompt_tuning import PROMPT_TUNING as PROMPT_TUNING
 from pecft_jax.interop.types.randlora import RANDLORA as RANDLORA

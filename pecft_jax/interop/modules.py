@@ -6,7 +6,16 @@ from pecft_jax.backbones.families.vit.names import TIMM_VIT
 from pecft_jax.backbones.registry import family_of
 from pecft_jax.typing import Backbone
 
-__all__ = ('LLAMA', 'TIMM_VIT', 'Module', 'Naming', 'naming_of')
+__all__ = ('LLAMA', 'TIMM_VIT', 'Module', 'Naming', 'attention_name', 'naming_of')
+
+
+def attention_name(naming: Naming, path: str) -> str:
+  """The layer that holds the projections of an attention.
+
+  >>> attention_name(LLAMA, 'block_3/attn')
+  'model.layers.3.self_attn'
+  """
+  return naming.of(f'{path}/q').name.rpartition('.')[0]
 
 
 def naming_of(backbone: Backbone) -> Naming:

@@ -36,6 +36,19 @@ def decomposed(path: str, w: Array, rank: int = 1) -> tuple[Array, Array, Array]
   return u, s, v
 
 
+def check_below_size(path: str, w: Array, rank: int) -> None:
+  """Raises ValueError for a rank above both sides of a weight [d_in, d_out].
+
+  One above the smaller side says nothing more than that side, but is usual where a pattern names
+  layers of several sizes, such as keys that groups of queries share.
+  """
+  if rank > max(w.shape):
+    raise ValueError(
+      f'{path}: rank {rank} is above both sides of its weight [{w.shape[0]}, {w.shape[1]}], and '
+      f'{min(w.shape)} holds any change of it'
+    )
+
+
 def check_rank(path: str, w: Array, rank: int) -> None:
   """Raises ValueError for a rank above the smaller side of a weight [d_in, d_out]."""
   if rank > min(w.shape):

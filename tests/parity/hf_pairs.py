@@ -120,17 +120,17 @@ def next_words_pair(pair: Pair) -> tuple[Pair, LinearHead]:
   return Pair(theirs, pair.ours, pair.params, ids, forward), head
 
 
-def adapted(ours: Backbone, params: Params, peft: PeftTransform, classes: int = CLASSES) -> Adapted:
+def adapted(ours: Backbone, params: Params, peft: PeftTransform, spread: float = 0.2) -> Adapted:
   """A delta and a head of random numbers."""
   shaken = lambda tree, key: jax.tree.map(
-    lambda a, k: a + 0.2 * jax.random.normal(k, a.shape) if a.dtype == jnp.float32 else a,
+    lambda a, k: a + spread * jax.random.normal(k, a.shape) if a.dtype == jnp.float32 else a,
     tree,
     jax.tree.unflatten(
       jax.tree.structure(tree), list(jax.random.split(key, len(jax.tree.leaves(tree))))
     ),
   )
   delta = shaken(peft.init(jax.random.key(0), ours.sites, params), jax.random.key(1))
-  head = shaken(LinearHead(jnp.zeros((ours.width, classes)), jnp.zeros(classes)), jax.random.key(2))
+  head = shaken(LinearHead(jnp.zeros((ours.width, CLASSES)), jnp.zeros(CLASSES)), jax.random.key(2))
   return Adapted(peft, delta, head)
 
 

@@ -28,6 +28,7 @@ from pecft_jax.peft import (
   hra,
   ia3,
   krona,
+  llama_adapter,
   ln_tuning,
   loha,
   lokr,
@@ -220,6 +221,7 @@ THEIR_PROMPTS = {
     cls='PrefixTuningConfig', prefix_projection=True, encoder_hidden_size=8
   ),
   'cartridge': dict(cls='CartridgeConfig'),
+  'cpt': dict(cls='CPTConfig', cpt_token_ids=[3, 1, 4]),
 }  # fmt: skip
 
 
@@ -232,6 +234,27 @@ def test_we_predict_the_same_words_with_what_they_write(case, next_words, tmp_pa
   model.save_pretrained(tmp_path)
   found = load_hf_peft(tmp_path, ours)._replace(head=head)
   np.testing.assert_allclose(our_logits(ours, params, found, x), logits(model), atol=ATOL)
+
+
+ADAPTER = at_layers(llama_adapter(length=3), [1, 2])
+
+
+def test_prompts_beside_attention_are_the_same_in_both_libraries(next_words, tmp_path):
+  theirs, ours, params, x, logits, head = next_words
+  found = adapted(ours, params, ADAPTER)._replace(head=None)
+  save_hf_peft(tmp_path / 'ours', ours, found, params)
+  model = hf.PeftModel.from_pretrained(theirs(), tmp_path / 'ours').eval()
+  want = our_logits(ours, params, found._replace(head=head), x)
+  assert np.abs(logits(theirs()) - want).max() > 0.01
+  np.testing.assert_allclose(logits(model), want, atol=ATOL)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if 'adaption' in name:
+        parameter.add_(0.5 * torch.randn_like(parameter))
+  model.save_pretrained(tmp_path / 'theirs')
+  back = load_hf_peft(tmp_path / 'theirs', ours, params=params)._replace(head=head)
+  assert np.abs(logits(model) - want).max() > 0.01
+  np.testing.assert_allclose(our_logits(ours, params, back, x), logits(model), atol=ATOL)
 
 
 THEIRS = {

@@ -59,7 +59,9 @@ PROMPTS = {
   'PREFIX_TUNING': (peft.prefix(length=3), ('sgd',)),
 }
 OTHERS = {
+  'ADAPTION_PROMPT': 'a prompt is trained there, its keys and values are here',
   'CARTRIDGE': 'is read, and then a prefix',
+  'CPT': 'is read, and then a prompt',
   'P_TUNING': 'its file has what its network makes, and not the network that is trained',
 }
 AT = {'images': r'attn/out$|fc', 'texts': r'attn/(q|v)$|up'}

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from pecft_jax.interop.hf_layers import cuts, each_layer, joined, most_frequent, of_shape, split
+from pecft_jax.interop.hf_layers import (
+  cuts,
+  each_layer,
+  joined_once,
+  most_frequent,
+  of_shape,
+  split,
+)
 from pecft_jax.interop.hf_peft_config import given, share, whole
 from pecft_jax.interop.hf_type import OFF, Found, HfType, Keys, Layer, Model, Written
 from pecft_jax.interop.transforms import pattern_of
@@ -19,7 +26,7 @@ from pecft_jax.typing import Delta, PeftTransform
 def _write(layers: Sequence[Layer], model: Model) -> Written:
   del model
   factors = {
-    layer.name: joined(layer, lambda piece: (piece.leaf.a, piece.leaf.b)) for layer in layers
+    layer.name: joined_once(layer, lambda piece: (piece.leaf.a, piece.leaf.b)) for layer in layers
   }
   # Filled up with components that are zero.
   rank = max(len(b) for _, b in factors.values())

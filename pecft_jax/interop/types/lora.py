@@ -19,7 +19,7 @@ from pecft_jax.interop.hf_layers import (
   array,
   cuts,
   exactly,
-  joined,
+  joined_once,
   most_frequent,
   of_length,
   split,
@@ -209,7 +209,7 @@ def _write(layers: Sequence[Layer], model: Model) -> Written:
   for layer, has_magnitude in zip(layers, doras, strict=True):
     # Where q, k and v are one layer, the ratios to the scale of the first go into B.
     scale = scale_in(layer.parts[0].piece)
-    a, b = _used(*joined(layer, lambda piece, scale=scale: _factors(piece, scale)))
+    a, b = _used(*joined_once(layer, lambda piece, scale=scale: _factors(piece, scale)))
     tensors[f'{layer.name}.lora_A.weight'] = a.T
     tensors[f'{layer.name}.lora_B.weight'] = b.T
     ranks[layer.name] = a.shape[1]
@@ -263,7 +263,8 @@ def _read_lora(settings: Lora, found: Found) -> tuple[PeftTransform, Delta]:
       b, scale = b * np.float32(scale), 1.0
     for path, rows, cut in split(cuts(name, found.places[name], b.shape[1]), b):
       pairs[path] = LoraDelta(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, cut]))
-      ranks[path] = int(rows.sum())
+      # That of a fresh adapter, at most; sums of adapters may have more.
+      ranks[path] = min(int(rows.sum()), max(pairs[path].a.shape[0], pairs[path].b.shape[1]))
       # The scale is then alpha / r, whether or not it was stabilised in the file.
       alphas[path] = tidy(scale * ranks[path])
   rank, other_ranks = most_frequent(ranks)
@@ -299,6 +300,7 @@ def _read_dora(settings: Lora, found: Found) -> tuple[PeftTransform, Delta]:
     for place, cut in cuts(name, found.places[name], b.shape[1]):
       delta[place.path] = DoraDelta(*map(jnp.asarray, (a, b[:, cut], magnitude[cut])))
   most = most_frequent({path: leaf.a.shape[1] for path, leaf in delta.items()})[0]
+  most = min(most, *(max(len(leaf.a), leaf.b.shape[1]) for leaf in delta.values()))
   return dora(pattern_of(delta), most, common * most), delta
 
 

@@ -1,4 +1,4 @@
-"""PROMPT_TUNING and P_TUNING: learned tokens before a text.
+"""PROMPT_TUNING, P_TUNING and CPT: learned tokens before a text.
 
 The file of P_TUNING holds what its network made, which is the same function of a text; so it is
 written as a prompt, and read as one.
@@ -82,6 +82,21 @@ PROMPT_TUNING = HfType(
   _read,
   kind='tokens',
   shared=NAME,
+)  # fmt: skip
+
+# Tokens of a text that were moved a little (arXiv:2410.17222); its file has where they end.
+CPT = PROMPT_TUNING._replace(
+  peft_type='CPT',
+  leaves=(),
+  keys=Keys(
+    read=('num_virtual_tokens',),
+    free=(
+      'token_dim', 'num_attention_heads', 'num_layers', 'cpt_token_ids', 'cpt_mask',
+      'cpt_tokens_type_mask', 'opt_weighted_loss_type', 'opt_loss_decay_factor',
+      'opt_projection_epsilon', 'opt_projection_format_epsilon', 'tokenizer_name_or_path',
+    ),
+    only=_BODIES,
+  ),
 )  # fmt: skip
 
 P_TUNING = PROMPT_TUNING._replace(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.svd import check_below_size
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Delta, Kept, PeftTransform
@@ -72,7 +73,8 @@ def adalora(
     orthogonality: weight of the regulariser.
 
   Raises:
-    ValueError: for target > rank, warm + hold of 1 or more, or numbers out of their range.
+    ValueError: for target > rank, warm + hold of 1 or more, or numbers out of their range; at
+      init, for a rank above both sides of a weight.
 
   Example:
     >>> import jax
@@ -95,7 +97,7 @@ def adalora(
   scale = (rank if alpha is None else alpha) / (rank + 1e-5)
 
   def init_one(key, spec, weights):
-    del spec
+    check_below_size(spec.site.path, weights.main, rank)
     k_p, k_q = jax.random.split(key)
     d_in, d_out = weights.main.shape
     p = 0.02 * jax.random.normal(k_p, (d_in, rank))

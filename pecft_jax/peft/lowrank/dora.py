@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.peft.lowrank.lora import init_lora, lora_scale, low_rank
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.svd import check_below_size
 from pecft_jax.peft.weights import Weights
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
@@ -59,7 +60,7 @@ def dora(pattern: str = r'attn/(q|v)$', rank: int = 8, alpha: float | None = Non
     return w + scale * jnp.matmul(delta.a, delta.b, precision='highest')
 
   def init_one(key, spec, weights):
-    del spec
+    check_below_size(spec.site.path, weights.main, rank)
     a, b = init_lora(key, weights, rank)
     return DoraDelta(a, b, _column_norms(weights.main))
 

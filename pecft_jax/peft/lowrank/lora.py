@@ -16,6 +16,7 @@ from pecft_jax.peft.by_pattern import check_each_matches, first_match
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
 from pecft_jax.peft.starts import STARTS, Start, check_start, uniform
+from pecft_jax.peft.svd import check_below_size
 from pecft_jax.peft.weights import Weights
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
@@ -82,8 +83,8 @@ def lora(
 
   Raises:
     ValueError: for a rank below 1, an odd one with `orthogonal`, an alpha that is not positive, or
-      a dropout outside [0, 1); at init, for a regex of `ranks` or `alphas` that matches none of
-      the sites.
+      a dropout outside [0, 1); at init, for a rank above both sides of a weight, or a regex of
+      `ranks` or `alphas` that matches none of the sites.
 
   >>> import jax
   >>> from pecft_jax.peft import lora
@@ -121,6 +122,7 @@ def lora(
 
   def init_one(key, spec, weights):
     r = first_match(ranks, spec.site.path, rank)
+    check_below_size(spec.site.path, weights.main, r)
     return LoraDelta(*STARTS[start](key, *weights.main.shape, r))
 
   each = per_site('linear', pattern, init_one, run, dropout=dropout, update=update)

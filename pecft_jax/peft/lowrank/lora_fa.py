@@ -10,6 +10,7 @@ from pecft_jax.about import Paper, about
 from pecft_jax.peft.lowrank.lora import LoraDelta, init_lora, lora_scale, low_rank
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.svd import check_below_size
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Kept, PeftTransform
 
@@ -53,7 +54,8 @@ def lora_fa(
     dropout: share of the entries of x that A does not see in training.
 
   Raises:
-    ValueError: for a rank below 1, or a dropout outside [0, 1).
+    ValueError: for a rank below 1, or a dropout outside [0, 1); at init, for a rank above
+      both sides of a weight.
 
   >>> import jax
   >>> from pecft_jax.peft import lora_fa, split_kept
@@ -67,7 +69,7 @@ def lora_fa(
   scale = lora_scale(rank, alpha, rank_stabilised=False)
 
   def init_one(key, spec, weights):
-    del spec
+    check_below_size(spec.site.path, weights.main, rank)
     a, b = init_lora(key, weights, rank)
     return LoraFaDelta(b, Kept(a))
 

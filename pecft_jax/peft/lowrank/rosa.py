@@ -11,6 +11,7 @@ from pecft_jax.about import Paper, about
 from pecft_jax.peft.lowrank.lora import LoraDelta, init_lora, lora_scale, low_rank
 from pecft_jax.peft.selective.fish import scattered
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.svd import check_below_size
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Calibration, Delta, Kept, PeftTransform
 
@@ -60,7 +61,8 @@ def rosa(
     examples: of the task's, for G; all of them by default.
 
   Raises:
-    ValueError: for a rank below 1, a density outside (0, 1], or fewer than one example.
+    ValueError: for a rank below 1, a density outside (0, 1], or fewer than one example; at
+      init, for a rank above both sides of a weight.
 
   >>> import jax
   >>> from pecft_jax.backbones import pretrained
@@ -76,7 +78,7 @@ def rosa(
     )
 
   def init_one(key, spec, weights):
-    del spec
+    check_below_size(spec.site.path, weights.main, rank)
     size = weights.main.size
     count = max(1, round(density * size))
     index = (np.arange(count) * size // count).astype(np.int32)
