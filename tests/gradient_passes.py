@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tiny_runs import TRAINING, tiny_backbone, tiny_frozen, tiny_scenario
 
@@ -11,6 +12,7 @@ from pecft_jax.continual.plan import plan_of
 from pecft_jax.peft import nothing
 from pecft_jax.train import phases
 from pecft_jax.train.state import init_state
+from pecft_jax.train.update import train_step
 from pecft_jax.typing import Batch, Capacity
 
 
@@ -45,6 +47,20 @@ def passed(peft):
   statistics = state.extra[gather.name]
   state = phases.calibrated(phases.Run(method, TRAINING.recipe), end, state, tiny_frozen())
   return before, statistics, state.params['delta']
+
+
+def after_updates(peft, count):
+  """The delta after each of a task's updates."""
+  method, state = started(peft)
+  task = state.task._replace(seen=state.task.classes, steps=jnp.asarray(count, jnp.int32))
+  state = state._replace(task=task)
+  step = jax.jit(functools.partial(train_step, method, TRAINING.recipe))
+  deltas, some = [], batches()
+  for number in range(count):
+    state, log = step(state, tiny_frozen(), some[number % 2])
+    assert np.isfinite(log.loss) and log.finite
+    deltas.append(state.params['delta'])
+  return deltas
 
 
 def by_hand():

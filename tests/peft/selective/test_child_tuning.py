@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradient_passes import by_hand, passed
+from gradient_passes import after_updates, by_hand, passed
 
-from pecft_jax.peft import child_tuning_d, child_tuning_f
+from pecft_jax.peft import child_tuning_d, child_tuning_f, full
 from pecft_jax.peft.selective.child_tuning import thinned
 
 KERNEL, BIAS = 'block_0/attn/q/kernel', 'block_0/attn/q/bias'
@@ -64,6 +64,14 @@ def test_the_mean_of_masked_gradients_is_the_gradient():
   loss = lambda x, key: (thinned(x, key, 0.3) ** 2).sum()
   grads = jax.vmap(jax.grad(loss), (None, 0))(jnp.array([1.0, -2.0]), keys)
   np.testing.assert_allclose(grads.mean(0), [2, -4], rtol=0.1)
+
+
+def test_updates_differ_from_those_of_all_weights_and_train():
+  some, all_ = (after_updates(child_tuning_f(share=p), 2)[-1] for p in (0.5, 1.0))
+  whole = after_updates(full(), 2)[-1]
+  for name, leaf in whole.items():
+    np.testing.assert_allclose(all_[name], leaf, atol=1e-6)
+  assert np.abs(some[KERNEL] - whole[KERNEL]).max() > 1e-4
 
 
 @pytest.fixture(scope='module')

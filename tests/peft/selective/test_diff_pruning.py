@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_passes import after_updates
 
 from pecft_jax.peft import diff_pruning
 from pecft_jax.peft.selective.diff_pruning import logistic
@@ -132,6 +133,16 @@ def test_in_a_next_task_all_gates_are_open_again():
   assert int(again.fixed.value) == 0
   want, got = peft.merge(found, PARAMS), peft.merge(again, PARAMS)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+
+
+def test_a_task_is_trained_in_both_parts():
+  deltas = after_updates(diff_pruning('attn/q', share=0.1, strength=0.1), 6)
+  assert [int(delta.fixed.value) for delta in deltas] == [0, 0, 0, 1, 1, 1]
+  changed = [sum(int((c != 0).sum()) for c in delta.change.values()) for delta in deltas]
+  assert changed[2] == 72 and changed[3:] == [round(0.1 * 72)] * 3
+  # The penalty closes gates while they are learned.
+  alphas = [float(delta.alpha['block_0/attn/q/kernel'].mean()) for delta in deltas]
+  assert 5 > alphas[0] > alphas[2] and alphas[3:] == [5.0] * 3
 
 
 def test_numbers_out_of_their_range_are_refused():

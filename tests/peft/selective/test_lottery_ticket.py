@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradient_passes import after_updates
 
 from pecft_jax.peft import lottery_ticket
 
@@ -79,6 +80,14 @@ def test_a_next_task_starts_from_the_last_change(task):
   second = after(moved(found, 5), 0.9)
   np.testing.assert_array_equal(flat(second.change)[~mask], last[~mask])
   assert (flat(second.change)[mask] != last[mask]).all()
+
+
+def test_a_task_is_trained_in_both_parts():
+  deltas = after_updates(lottery_ticket('attn/q', share=0.1), 6)
+  assert [int(delta.found.value) for delta in deltas] == [0, 0, 0, 1, 1, 1]
+  changed = [sum(int((c != 0).sum()) for c in delta.change.values()) for delta in deltas]
+  assert changed[2] == 72 and changed[3] == 0
+  assert changed[4:] == [round(0.1 * 72)] * 2
 
 
 def test_weights_of_half_precision_have_float32_changes():
