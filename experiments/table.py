@@ -11,6 +11,7 @@ tuning, and
 
     OUT/table.md     the tables of each order, with the choices that were made
     OUT/table.html   the page of `pecft report` over all runs of the first order
+    OUT/results.jsonl  the results.json of each run, with the names of its row and order
 
 The protocol: the rate, and the strength of methods that have one, are chosen by
 `pecft_jax.train.tuned` among four choices, with seed 0 and the first order, on the first three
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 from pecft_jax.about import about_of
 from pecft_jax.catalog import METHODS, WRAPPERS
 from pecft_jax.commands import files
-from pecft_jax.files import read_json
+from pecft_jax.files import json_line, read_json
 
 # Of BENCHMARK; other benchmarks are as large as their flags say.
 SIZES: Mapping[str, tuple[str, ...]] = {
@@ -230,12 +231,18 @@ def all_cases(chosen: Sequence[Case], flags: argparse.Namespace) -> list[str]:
 
 
 def write_tables(flags: argparse.Namespace) -> None:
-  """Writes table.md and table.html from all runs that have ended."""
+  """Writes table.md, table.html and results.jsonl from all runs that have ended."""
   from pecft_jax.report import comparison_markdown, write_comparison
 
-  lines = [f'# {pathlib.Path(flags.benchmark).stem}', '']
+  lines, rows = [f'# {pathlib.Path(flags.benchmark).stem}', ''], []
   for order in flags.orders:
-    found = [each for case in cases() for each in ended(flags.out / case.name, order)]
+    by_case = {case.name: ended(flags.out / case.name, order) for case in cases()}
+    found = [each for runs in by_case.values() for each in runs]
+    rows += [
+      json_line({'row': name, 'order': order, **read_json(each / 'results.json')})
+      for name, runs in by_case.items()
+      for each in runs
+    ]
     if not found:
       continue
     if order == flags.orders[0]:
@@ -243,6 +250,7 @@ def write_tables(flags: argparse.Namespace) -> None:
     lines += [f'## Class order: {order}', '', comparison_markdown(found), '']
   lines += ['## Choices', '', *choice_table(flags), '']
   (flags.out / 'table.md').write_text('\n'.join(lines), encoding='utf-8')
+  (flags.out / 'results.jsonl').write_text(''.join(rows), encoding='utf-8')
 
 
 def ended(place: pathlib.Path, order: str) -> list[pathlib.Path]:
@@ -289,6 +297,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     '--side-by-side', action='store_true', help='all orders of a seed as one compiled program'
   )
   parser.add_argument('--jobs', type=int, default=2, help='cases at a time')
+  parser.add_argument(
+    '--read', action='store_true', help='write the tables of what has ended, run nothing'
+  )
   parser.add_argument('--list', action='store_true', help='print the cases, run nothing')
   parser.add_argument('--case', help=argparse.SUPPRESS)
   given = list(sys.argv[1:] if arguments is None else arguments)
@@ -314,7 +325,7 @@ def main() -> int:
     return 0
   flags.out.mkdir(parents=True, exist_ok=True)
   chosen = [case for name, case in known.items() if not flags.only or name in flags.only]
-  failed = all_cases(chosen, flags)
+  failed = [] if flags.read else all_cases(chosen, flags)
   write_tables(flags)
   return 1 if failed else 0
 

@@ -1,13 +1,16 @@
 """The table of all methods: every row can be built, and every method gets as many trials."""
 
 import importlib.util
+import json
 import pathlib
 import sys
 
 import pytest
+from rich.console import Console
 
 from pecft_jax.backbones import architecture
 from pecft_jax.catalog import METHODS, WRAPPERS, choose
+from pecft_jax.train import RunOptions, run
 from pecft_jax.typing import Capacity
 
 FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'table.py'
@@ -47,3 +50,23 @@ def test_a_benchmark_of_any_file_has_its_own_flags(tmp_path):
   assert made.scenario.name.startswith('split_digits')
   assert made.training.epochs == 1
   assert made.method.settings['strength'] == 7.0
+
+
+def test_what_has_ended_is_written_without_running_anything(tmp_path):
+  data = ['--', '--tasks', '2', '--epochs', '1']
+  place = ['--benchmark', 'split_digits', '--out', str(tmp_path), '--orders', 'natural', 'seed:3']
+  flags = table.parsed([*place, *data])
+  experiment = table.made(CASES['simplecil'], flags, 'natural', {})
+  for seed in (0, 1):
+    at = tmp_path / 'simplecil' / 'natural' / f'seed_{seed}'
+    run(experiment.replace(seed=seed), at, RunOptions(console=Console(quiet=True)))
+  (tmp_path / 'simplecil' / 'seed_3' / 'seed_0').mkdir(parents=True)  # Begun, without results.
+  table.write_tables(flags)
+  rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+  assert [(row['row'], row['order'], row['seed']) for row in rows] == [
+    ('simplecil', 'natural', 0),
+    ('simplecil', 'natural', 1),
+  ]
+  text = (tmp_path / 'table.md').read_text()
+  assert '## Class order: natural' in text and 'seed:3' not in text
+  assert (tmp_path / 'table.html').exists()
