@@ -6,6 +6,7 @@ each of them computes is checked in its own test file, and in the tests of all t
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import jax
 from tinies import tiny_peft
@@ -47,11 +48,17 @@ def kinds_in_method(name: str) -> frozenset[str]:
   trains = {f'trains in task {task}' for task in range(2) if method.trains(task)}
   return frozenset(
     {hook for hook in _HOOKS if getattr(method, hook) is not None}
-    | {kind_of_step(step) for step in plan_of(method)}
+    | {kind_of_step(step) for step in plan_of(method) if not isinstance(step, str)}
     | {type(method.predict).__name__, method.capacity.problem.name}
     | ({'cumulative'} if method.cumulative else set())
     | trains
   )
+
+
+@functools.cache
+def _shapes() -> Any:
+  """Of the weights that transforms are shown on."""
+  return jax.eval_shape(tiny_vit().init, jax.random.key(0))
 
 
 @functools.cache
@@ -60,8 +67,7 @@ def kind_of_peft(name: str) -> tuple[Hashable, ...]:
   made, sites = tiny_peft(name), tiny_vit().sites
   kinds = {spec.site.path: spec.site.kind for spec in sites}
   hooks = [hook for hook, own in made._asdict().items() if own and hook != 'settings']
-  start = lambda key: made.init(key, sites, tiny_vit().init(key))
-  delta = jax.eval_shape(start, jax.random.key(0))
+  delta = jax.eval_shape(lambda weights: made.init(jax.random.key(0), sites, weights), _shapes())
   names = delta if isinstance(delta, dict) else ()
   kept = bool(jax.tree.leaves(split_kept(delta)[1]))
   return (*hooks, *sorted({kinds[name] for name in names if name in kinds}), kept)

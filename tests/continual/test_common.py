@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from kinds import kinds_in_method, one_of_each
 from tinies import WRAPPED_NAMES, needs_of, tiny, without
 
 from pecft_jax.about import tinies
@@ -61,7 +62,8 @@ def backbone_of(method: ContinualMethod) -> Backbone:
   return next(b for b in (MODEL, TOY) if b.inputs is method.inputs)
 
 
-TRAINING = [name for name in ALL if method_of(name).trains(0)]
+KINDS = one_of_each((*without('texts'), *WRAPPED_NAMES), kinds_in_method)
+TRAINING = [name for name in KINDS if method_of(name).trains(0)]
 ADAPTED = [name for name in ALL if method_of(name).adapted is not None]
 GATHERING = [name for name in ALL if method_of(name).consolidate is not None]
 

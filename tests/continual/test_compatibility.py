@@ -2,20 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from tinies import needs_of, tiny
+from kinds import kind_of_peft, kinds_in_method, one_of_each
+from tinies import OF_CLASSES, needs_of, tiny
 
 from pecft_jax.about import about_of, tinies
 from pecft_jax.backbones.families.vit.model import vit
 from pecft_jax.continual import METHODS, WRAPPERS, ease, finetune, joint, olora, ranpac
 from pecft_jax.paths import named_leaves
 from pecft_jax.peft import PEFTS, BottleneckDelta, LoraDelta
-from pecft_jax.peft.halves import split_kept
 from pecft_jax.problems import next_tokens, regression
 from pecft_jax.train.phases import Run, begin
 from pecft_jax.train.state import init_state
@@ -28,9 +28,12 @@ FROZEN = jax.eval_shape(MODEL.init, jax.random.key(0))
 TINIES = tinies(PEFTS)
 # Methods for classes that take a transform; all wrappers at once around the plain one.
 TAKES = [
-  name
-  for name, factory in METHODS.items()
-  if 'peft' in inspect.signature(factory).parameters and 'texts' not in needs_of(name)
+  'finetune',
+  *(
+    name
+    for name, factory in OF_CLASSES.items()
+    if 'peft' in inspect.signature(factory).parameters and name != 'finetune'
+  ),
 ]
 ALL_WRAPPERS = 'all wrappers'
 
@@ -64,29 +67,26 @@ def delta_of(peft: str) -> Any:
   return jax.eval_shape(make, FROZEN)
 
 
-@functools.cache
-def kind_of(peft: str) -> tuple[Any, ...]:
-  """What methods and the trainer see of a transform: its hooks, sites, and what it keeps."""
-  made, kinds = TINIES[peft](), {spec.site.path: spec.site.kind for spec in MODEL.sites}
-  hooks = [name for name, hook in made._asdict().items() if hook and name != 'settings']
-  delta = delta_of(peft)
-  names = delta if isinstance(delta, dict) else ()
-  kept = bool(jax.tree.leaves(split_kept(delta)[1]))
-  return (*hooks, *sorted({kinds[name] for name in names if name in kinds}), kept)
-
-
 def stepping() -> list[tuple[str, str]]:
   """Methods with the transforms that they take a step with.
 
-  Fine-tuning does with every transform. The others do with one of each kind, not always with the
-  same: all that differs within a kind is in functions that no method looks into.
+  Fine-tuning does with every transform. Of the others, one of each kind does with one of each kind
+  of transform, by turns: all that differs within a kind is in functions that no method looks into.
   """
-  kinds: dict[Any, list[str]] = {}
-  for peft in sorted(TINIES):
-    kinds.setdefault(kind_of(peft), []).append(peft)
+  pefts, methods = _by_kind(sorted(TINIES), kind_of_peft), _by_kind(TAKES[1:], kinds_in_method)
   pairs = [('finetune', peft) for peft in sorted(TINIES)]
-  others = enumerate([*(name for name in TAKES if name != 'finetune'), ALL_WRAPPERS])
-  return pairs + [(name, all_[i % len(all_)]) for i, name in others for all_ in kinds.values()]
+  for i, same in enumerate([*methods, [ALL_WRAPPERS]]):
+    for j, alike in enumerate(pefts):
+      both = [(name, peft) for name in same for peft in alike if not unmet_by(name, peft)]
+      pairs += both[(i + j) % len(both) :][:1] if both else []
+  return pairs
+
+
+def _by_kind(names: Iterable[str], kind: Callable[[str], Any]) -> list[list[str]]:
+  found: dict[Any, list[str]] = {}
+  for name in names:
+    found.setdefault(kind(name), []).append(name)
+  return list(found.values())
 
 
 def unmet_by(name: str, peft: str) -> str:
@@ -124,8 +124,8 @@ def test_every_pair_is_built_or_says_why_not(name):
       assert build(name, peft).backbone is MODEL
 
 
-@pytest.mark.parametrize(('name', 'peft'), [pair for pair in stepping() if not unmet_by(*pair)])
-def test_every_method_takes_a_step_with_every_kind_of_transform(name, peft):
+@pytest.mark.parametrize(('name', 'peft'), stepping())
+def test_every_kind_of_method_takes_a_step_with_every_kind_of_transform(name, peft):
   method = build(name, peft)
   some = batch(method.inputs.shape, CLASSES[0], 0)
   state, after, log, logits = jax.eval_shape(lambda f, b: one_step(method, f, b), FROZEN, some)
@@ -171,7 +171,7 @@ def test_a_pattern_without_sites_is_refused_at_construction():
       make(MODEL, CAPACITY, peft=PEFTS['lora']('nowhere'))
 
 
-@pytest.mark.parametrize('name', [name for name in METHODS if 'texts' not in needs_of(name)])
+@pytest.mark.parametrize('name', one_of_each(OF_CLASSES, kinds_in_method))
 def test_a_stacked_backbone_serves_as_well(name):
   stacked = vit(
     image_size=16, channels=1, patch=8, width=24, depth=3, heads=2, mean=(0.5,), std=(0.5,),

@@ -3,6 +3,7 @@
 import jax.monitoring
 import numpy as np
 import pytest
+from kinds import kinds_in_method, one_of_each
 from tinies import WRAPPED_NAMES, needs_of, tiny, without
 from tiny_runs import SIZE, TRAINING, silent, tiny_world
 
@@ -12,11 +13,10 @@ from pecft_jax.typing import Capacity, Parts
 
 TASKS = 20
 CAPACITY = Capacity(TASKS, 2 * TASKS)
-# Variants of a method are its own functions with other options.
-NAMES = tuple(name for name in without('adapters', 'texts') if ':' not in name)
+NAMES = one_of_each((*without('adapters', 'texts'), *WRAPPED_NAMES), kinds_in_method)
 # Method, and settings of training.
 CASES = {
-  **{name: (name, {}) for name in (*NAMES, *WRAPPED_NAMES)},
+  **{name: (name, {}) for name in NAMES},
   'lwf(ewc(derpp(olora)))': ('lwf(ewc(derpp(olora)))', {}),
   'l2p with cached queries': ('l2p', {'cache_queries': True}),
 }

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from collecting import collect_rarely
+from kinds import kind_of_peft, one_of_each
 from tiny_runs import TRAINING, tiny_experiment, tiny_method, tiny_world
 
 from pecft_jax.about import tinies
@@ -30,6 +31,14 @@ from pecft_jax.typing import Batch, Params, TrainState
 TRANSFORMS = {name: make() for name, make in tinies(PEFTS).items()}
 # Those that do more than the loss asks for: they are trained, too.
 LIVING = [name for name, peft in TRANSFORMS.items() if peft.calibrate or peft.after or peft.penalty]
+LAYOUTS = ('data 4, model 2', 'fsdp')
+KINDS = one_of_each(TRANSFORMS, kind_of_peft)
+
+
+def layouts_of(name: str) -> tuple[str, ...]:
+  """Layouts that a transform is compared in: one of each kind in both, others by turns."""
+  number = list(TRANSFORMS).index(name)
+  return LAYOUTS if name in (*KINDS, *LIVING) else (LAYOUTS[number % 2],)
 
 
 def loss(active: Any, kept: Any, frozen: Params, images: Any) -> Any:
@@ -38,6 +47,7 @@ def loss(active: Any, kept: Any, frozen: Params, images: Any) -> Any:
   pooled = {
     name: backbone.apply(frozen, images, deltas[name], peft=peft).pooled
     for name, peft in TRANSFORMS.items()
+    if name in deltas
   }
   return sum(jnp.square(each - 1).mean() for each in pooled.values()), pooled
 
@@ -105,7 +115,7 @@ def shaken(tree: Any) -> Any:
 
 
 def main(out: str) -> None:
-  """Compares two layouts with one device."""
+  """Compares layouts with one device."""
   assert jax.device_count() == 8, jax.devices()
   collect_rarely()
   world = tiny_world('adapters')
@@ -126,17 +136,20 @@ def main(out: str) -> None:
   valid, index = np.arange(8) < 7, np.arange(8, dtype=np.int32)
   batch = Batch(split.inputs[split.rows[:8]], split.labels[:8], valid, index)
   whole = program(None)(*trees, images, batch)
-  layouts = {
-    'data 4, model 2': Layout(make_mesh({'data': 4, 'model': 2}), tensor_parallel()),
-    'fsdp': Layout(make_mesh({'data': 8}), fsdp()),
-  }
+  layouts = (
+    Layout(make_mesh({'data': 4, 'model': 2}), tensor_parallel()),
+    Layout(make_mesh({'data': 8}), fsdp()),
+  )
   found = {}
-  for name, layout in layouts.items():
-    parts = [place(tree, tree_shardings(layout, tree)) for tree in trees]
+  for name, layout in zip(LAYOUTS, layouts, strict=True):
+    some = [peft for peft in TRANSFORMS if name in layouts_of(peft)]
+    of_some = lambda tree, some=some: {peft: tree[peft] for peft in some}
+    active, kept = map(of_some, trees[:2])
+    parts = [place(tree, tree_shardings(layout, tree)) for tree in (active, kept, frozen, states)]
     got = program(layout)(*parts, *over(layout, (images, batch)))
     found[name] = {
-      what: {peft: apart(got[what].get(peft), by_peft.get(peft)) for peft in by_peft}
-      for what, by_peft in whole.items()
+      what: {peft: apart(each, whole[what][peft]) for peft, each in by_peft.items()}
+      for what, by_peft in got.items()
     }
   size = min(float(np.abs(np.asarray(each)).max()) for each in whole['features'].values())
   pathlib.Path(out).write_text(json.dumps({'apart': found, 'size': size}))

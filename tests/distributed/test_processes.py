@@ -4,14 +4,16 @@ import functools
 import json
 import pathlib
 import signal
+import subprocess
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import pytest
 from tiny_runs import outcome, tiny_experiment
 
-from distributed.jobs import TESTS, finish, run_job, start
+from distributed.jobs import PATIENCE, TESTS, finish, run_job, start
 from pecft_jax.cli import main
 from pecft_jax.paths import named_leaves
 from pecft_jax.train import compile_steps, one_device
@@ -19,7 +21,7 @@ from pecft_jax.workdir.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-LONG = ('--epochs', '40', '--save-every', '0')
+LONG = ('--method', 'derpp(finetune)', '--epochs', '40')
 # Every loss depends on which examples were seen, so equal ones tell that they were the same.
 TOLERANCE = 1e-5  # Sums over devices come in another order.
 
@@ -85,28 +87,27 @@ def _assert_equal_runs(a: pathlib.Path, b: pathlib.Path, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-  ('processes', 'method', 'flags'),
+  ('method', 'flags', 'slurm'),
   [
-    (2, 'derpp(finetune)', ()),
-    *((2, name, ()) for name in ('icarl', 'slca')),  # Phases of their own.
-    (4, 'l2p', ('--cache-queries',)),
+    ('aligned(derpp(icarl))', (), False),  # A buffer, and phases of its own.
+    ('l2p', ('--cache-queries',), False),
+    ('ranpac', (), True),  # Slurm tells its processes of each other.
   ],
 )
-def test_processes_agree_with_one(processes, method, flags, alone, cache, tmp_path):
-  run_job(processes, tmp_path, '--method', method, *flags, cache=cache)
+def test_processes_agree_with_one(method, flags, slurm, alone, cache, tmp_path):
+  run_job(2, tmp_path, '--method', method, *flags, cache=cache, slurm=slurm)
   _assert_equal_runs(tmp_path, alone(method, *flags), method)
 
 
 @pytest.mark.parametrize(
   'flags',
   [
-    ('--mesh', 'data=2,model=2', '--fsdp'),
     ('--mesh', 'data=1,model=4'),
-    ('--seeds', '2', '--mesh', 'seed=2,data=2'),
+    ('--seeds', '2', '--mesh', 'seed=2,data=2', '--fsdp'),
   ],
 )
 def test_meshes_go_over_processes(flags, alone, cache, tmp_path):
-  """Two processes with two devices each; on the second mesh both need all of each batch."""
+  """Two processes with two devices each; on the first mesh both need all of each batch."""
   run_job(2, tmp_path, '--method', 'ease', *flags, cache=cache, devices=2)
   one = outcome(alone('ease'))
   other = outcome(tmp_path / 'seed_0' if '--seeds' in flags else tmp_path)
@@ -115,42 +116,29 @@ def test_meshes_go_over_processes(flags, alone, cache, tmp_path):
   np.testing.assert_allclose(*losses, rtol=TOLERANCE)
 
 
-def test_slurm_tells_processes_of_each_other(alone, cache, tmp_path):
-  run_job(2, tmp_path, '--method', 'ranpac', cache=cache, slurm=True)
-  _assert_equal_runs(tmp_path, alone('ranpac'), 'ranpac')
-
-
-def _wait_for_checkpoint(workdir: pathlib.Path, job, beyond: int = 0) -> None:
-  until = time.monotonic() + 120
-  while not any(
-    path.name.isdigit() and int(path.name) > beyond for path in workdir.glob('checkpoints/*')
-  ):
-    assert time.monotonic() < until and all(process.poll() is None for process in job), [
-      process.communicate(timeout=9)[0] for process in job if process.poll() is not None
-    ]
+def _wait(job: Sequence[subprocess.Popen[str]], there: Callable[[], bool]) -> None:
+  """Waits for what a job does; one that ends or takes too long before is killed."""
+  until = time.monotonic() + PATIENCE
+  while not there():
+    if time.monotonic() > until or any(process.poll() is not None for process in job):
+      raise AssertionError(finish(job, 9))
     time.sleep(0.05)
 
 
-def _wait_for_row(workdir: pathlib.Path, job) -> None:
-  until, log = time.monotonic() + 120, workdir / 'metrics.jsonl'
-  while not log.exists() or not log.read_text():
-    assert time.monotonic() < until and all(process.poll() is None for process in job)
-    time.sleep(0.05)
+def _ticks(workdir: pathlib.Path) -> list[int]:
+  return [int(path.name) for path in workdir.glob('checkpoints/*') if path.name.isdigit()]
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory, cache):
-  """The outcome of a long run of two processes that nothing disturbed."""
-  workdir = tmp_path_factory.mktemp('whole')
-  run_job(2, workdir, '--method', 'derpp(finetune)', *LONG[:2], cache=cache)
-  return outcome(workdir)
+def _log(workdir: pathlib.Path) -> str:
+  log = workdir / 'metrics.jsonl'
+  return log.read_text() if log.exists() else ''
 
 
-@pytest.mark.parametrize('victim', [0, 1])
-def test_one_killed_ends_all_and_the_same_commands_resume(victim, whole, cache, tmp_path):
-  workdir = tmp_path / 'killed'
-  job = start(2, workdir, '--method', 'derpp(finetune)', *LONG, cache=cache)
-  _wait_for_checkpoint(workdir, job, beyond=5)
+def _kill_one(victim: int, workdir: pathlib.Path, cache: pathlib.Path) -> None:
+  """Begins or resumes a job, and kills one of its two processes, which ends the other."""
+  before = max(_ticks(workdir), default=0)
+  job = start(2, workdir, *LONG, '--save-every', '0', cache=cache)
+  _wait(job, lambda: max(_ticks(workdir), default=0) > before + 3)
   job[victim].kill()
   killed = time.monotonic()
   printed = finish(job, 60)
@@ -158,31 +146,24 @@ def test_one_killed_ends_all_and_the_same_commands_resume(victim, whole, cache, 
   other = 1 - victim
   assert job[other].returncode not in (0, None)
   assert 'start every process again' in printed[other] or 'JAX distributed' in printed[other]
-  ticks = [int(path.name) for path in workdir.glob('checkpoints/*') if path.name.isdigit()]
-  assert 0 < max(ticks) < 240
-  run_job(2, workdir, '--method', 'derpp(finetune)', *LONG, cache=cache)
-  assert outcome(workdir) == whole
+  assert before < max(_ticks(workdir)) < 240
 
 
-def test_a_signal_to_one_stops_all_and_other_numbers_of_processes_go_on(alone, cache, tmp_path):
-  flags = ('--method', 'derpp(finetune)', '--epochs', '40')
-  job = start(2, tmp_path, *flags, '--save-every', '0.2', cache=cache)
-  _wait_for_checkpoint(tmp_path, job)
+def test_one_killed_or_asked_to_stop_ends_all_and_any_number_goes_on(alone, cache, tmp_path):
+  """One run: the first of two is killed, then the second, then four are asked to stop."""
+  workdir = tmp_path / 'run'
+  for victim in (0, 1):
+    _kill_one(victim, workdir, cache)
+  before = max(_ticks(workdir))
+  job = start(4, workdir, *LONG, '--save-every', '0.2', cache=cache)
+  _wait(job, lambda: max(_ticks(workdir)) > before)
   job[1].send_signal(signal.SIGTERM)
   printed = finish(job)
-  assert [process.returncode for process in job] == [143, 143], printed
-  assert 'same command resumes' in ' '.join(printed[0].split())  # Wherever lines end.
-  before = json.loads((tmp_path / 'results.json').read_text())
-  assert before['status'] == 'running'
-  job = start(4, tmp_path, *flags, '--save-every', '0', cache=cache)
-  ticks = [int(path.name) for path in tmp_path.glob('checkpoints/*') if path.name.isdigit()]
-  _wait_for_checkpoint(tmp_path, job, beyond=max(ticks) + 3)
-  job[0].send_signal(signal.SIGTERM)
-  printed = finish(job)
   assert [process.returncode for process in job] == [143] * 4, printed
-  run_job(1, tmp_path, *flags, cache=cache)
-  whole = alone('derpp(finetune)', '--epochs', '40')
-  _assert_equal_runs(tmp_path, whole, 'derpp(finetune)')
+  assert 'same command resumes' in ' '.join(printed[0].split())  # Wherever lines end.
+  assert json.loads((workdir / 'results.json').read_text())['status'] == 'running'
+  run_job(1, workdir, *LONG, cache=cache)
+  _assert_equal_runs(workdir, alone('derpp(finetune)', *LONG[2:]), 'derpp(finetune)')
 
 
 def test_an_error_in_the_first_process_is_told_by_all(here, cache, tmp_path):
@@ -196,8 +177,8 @@ def test_an_error_in_the_first_process_is_told_by_all(here, cache, tmp_path):
 
 def test_one_that_hangs_ends_all(cache, tmp_path):
   """Its connections stay open, but no heartbeat comes."""
-  job = start(2, tmp_path, *LONG[:1], '4000', cache=cache)
-  _wait_for_row(tmp_path, job)
+  job = start(2, tmp_path, '--epochs', '4000', cache=cache)
+  _wait(job, lambda: bool(_log(tmp_path)))
   job[1].send_signal(signal.SIGSTOP)
   stopped = time.monotonic()
   printed = job[0].communicate(timeout=60)[0]

@@ -29,7 +29,7 @@ def test_models_of_the_page_are_cards_of_the_library(page):
 def test_a_model_has_a_row_for_each_transform(page, monkeypatch):
   some = {name: PEFTS[name] for name in ('linear_probe', 'bitfit', 'vera', 'lora')}
   monkeypatch.setattr(page, 'PEFTS', some)
-  case = page.Case('vit_glyphs16', 4, page.ONE, (), jnp.float32, {})
+  case = page.Case('vit_glyphs16', 4, page.ONE, (), jnp.float32, {'depth': 1})
   lines, plans = page.model_section(case, lambda text: None)
   assert list(plans) == list(some)
   rows = [line.split(' | ')[0].removeprefix('| ') for line in lines if line.startswith('| ')]

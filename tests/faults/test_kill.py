@@ -16,12 +16,12 @@ import time
 
 import numpy as np
 import pytest
+from kinds import kind_of_step
 from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES, WRAPPED_NAMES
 from tiny_runs import outcome, tiny_method
 
 from faults.conftest import ALWAYS
 from pecft_jax.continual.plan import Step, has_phase, plan_of
-from pecft_jax.typing import Fit
 from pecft_jax.workdir.inspection import inspect_run
 
 FEW = ('aligned(sema)', 'derpp(icarl)', 'finetune[rosa]')
@@ -48,13 +48,6 @@ def _phases(method: str) -> list[Step]:
   ]
 
 
-def _kind(step: Step) -> str:
-  """What the loop has code of its own for."""
-  if isinstance(step, Fit):
-    return 'fit on data' if step.steps is None else 'fit on memory'
-  return step if isinstance(step, str) else type(step).__name__
-
-
 def places_of(method: str) -> tuple[str, ...]:
   """Where a method is killed, in the order of a run.
 
@@ -67,15 +60,17 @@ def places_of(method: str) -> tuple[str, ...]:
 def _first_places_of(method: str) -> tuple[str, ...]:
   """The places of one of a few methods but for phases of a kind that was had before."""
   before = FEW[: FEW.index(method)]
-  had = {_kind(step) for name in before for step in _phases(name)}
-  firsts = {_kind(step): step for step in reversed(_phases(method)) if _kind(step) not in had}
+  had = {kind_of_step(step) for name in before for step in _phases(name)}
+  firsts = {
+    kind_of_step(step): step for step in reversed(_phases(method)) if kind_of_step(step) not in had
+  }
   steps = [step for step in _phases(method) if step in firsts.values()]
   names = tuple(step if isinstance(step, str) else step.name for step in steps)
   return names if before else ('start', 'write', *names, 'evaluate')
 
 
 def test_methods_killed_by_default_have_every_kind_of_phase():
-  kinds = lambda names: {_kind(step) for name in names for step in _phases(name)}
+  kinds = lambda names: {kind_of_step(step) for name in names for step in _phases(name)}
   assert kinds((*METHOD_NAMES, *WRAPPED_NAMES, *ALL_PEFTS)) <= kinds(FEW)
   assert [_first_places_of(name) for name in FEW[1:]] == [
     ('fetch',), ('calibrate delta', 'calibrated delta'),
@@ -106,7 +101,7 @@ def _kill(command, method: str, workdir: pathlib.Path, place: str, ticks: int, r
       at = newest(workdir)
       if at['tick'] >= until and at['phase'] == place:
         break
-      time.sleep(0.001)
+      time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.01 * ticks))  # A batch with its checkpoint takes about 0.03 s.
   if place != 'write':
     process.kill()

@@ -28,7 +28,7 @@ def test_a_signal_saves_and_stops(number, command, again, whole, tmp_path):
   workdir = tmp_path / 'run'
   process = command(METHOD, workdir, *EPOCHS, *RARELY)
   while process.poll() is None and _rows(workdir) < 5:
-    time.sleep(0.001)
+    time.sleep(0.01)
   running = inspect_run(workdir)
   os.kill(process.pid, number)
   asked = time.monotonic()
@@ -56,7 +56,7 @@ def test_a_second_signal_does_not_wait(command, again, whole, tmp_path):
   workdir = tmp_path / 'run'
   process = command(METHOD, workdir, *EPOCHS, *RARELY)
   while process.poll() is None and _rows(workdir) < 5:
-    time.sleep(0.001)
+    time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   process.send_signal(signal.SIGTERM)
   process.communicate(timeout=60)

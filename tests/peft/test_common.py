@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import kind_of_peft, one_of_each
 from tiny_vit import DEPTH, shaken
 
 from pecft_jax import peft as library
@@ -33,6 +34,7 @@ NAMES = sorted(TINIES)
 MERGEABLE = [name for name in NAMES if TINIES[name]().merge is not None]
 
 every_peft = pytest.mark.parametrize('name', NAMES)
+every_kind = pytest.mark.parametrize('name', one_of_each(NAMES, kind_of_peft))
 every_mergeable = pytest.mark.parametrize('name', MERGEABLE)
 
 
@@ -160,7 +162,7 @@ def test_init_does_not_depend_on_the_storage(tiny, case):
   equal(case.peft.init(key, tiny.split.sites, tiny.split_params), case.start)
 
 
-@every_peft
+@every_kind
 def test_some_layers_alone_equal_in_both_storages(tiny, case):
   peft = at_layers(case.peft, [1, 2])
   names = [name for name, _ in named_leaves(case.start)]
@@ -188,7 +190,7 @@ def test_split_projections_equal_fused_ones(tiny, case):
   close(features, case.features)
 
 
-@every_peft
+@every_kind
 def test_remat_equals_plain(tiny, case):
   @jax.jit
   def run(delta, params, images):

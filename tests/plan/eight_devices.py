@@ -41,10 +41,19 @@ METHODS = {
   'ewc(derpp(finetune))': ('finetune', 'lora', ('derpp', 'ewc')),
 }
 OPTIONS = {'ranpac': {'projection': 96}, 'derpp': {'size': 24}}
+# Methods without parameters of other kinds than the first: in every second layout, by turns.
+BY_TURNS = ('ease', 'ranpac')
 RECIPE = adam(1e-3)
 # Of these the step is compiled, to see what is sent.
 SENT = (('finetune, lora', 'data'), ('finetune, full', 'data'))
 WIDTHS = {'f32': 4, 's32': 4, 'u32': 4, 'pred': 1, 'u8': 1}
+
+
+def layouts_of(title: str) -> tuple[str, ...]:
+  """The layouts that a method is laid out in."""
+  if title not in BY_TURNS:
+    return tuple(LAYOUTS)
+  return tuple(LAYOUTS)[BY_TURNS.index(title) % 2 :: 2]
 
 
 def bytes_held(tree) -> int:
@@ -80,7 +89,8 @@ def main(out: str) -> None:
     method = method_by_name(name, backbone, Capacity(3, 12), peft=peft, wrap=wrap, options=OPTIONS)
     init = jax.jit(lambda key, frozen, method=method: init_state(method, RECIPE, key, frozen))
     whole = init(jax.random.key(0), frozen)
-    for place, (axes, rules) in LAYOUTS.items():
+    for place in layouts_of(title):
+      axes, rules = LAYOUTS[place]
       steps = compile_steps(method, RECIPE, Layout(make_mesh(axes), rules), frozen)
       state = jax.device_put(whole, steps.state_shardings)
       there = jax.device_put(frozen, steps.frozen_shardings)

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from kinds import kinds_in_method, one_of_each
 from plan_steps import CAPACITY, RECIPE, backbone_of, frozen_of
 from tinies import OF_CLASSES
 
@@ -21,8 +22,8 @@ def planned(method='finetune', peft=None, axes=(('data', 1),), wrap=(), model='s
   return plan(learner, backbone_of(model), frozen_of(model), RECIPE, layout=layout, **options)
 
 
-@pytest.mark.parametrize('method', OF_CLASSES)
-def test_every_method_can_be_planned(method):
+@pytest.mark.parametrize('method', one_of_each(OF_CLASSES, kinds_in_method))
+def test_every_kind_of_method_can_be_planned(method):
   found = planned(method, model='one block')
   # GDumb stores examples, and trains on them once a task has ended.
   assert found.trains == (method not in {'simplecil', 'fecam', 'flycl', 'slda', 'gdumb'})

@@ -1,7 +1,7 @@
-"""What holds for runs of every method, of all wrappers around one, and of all transforms in one.
+"""What holds for runs of every method, of all wrappers around one, and of a chain of transforms.
 
-Of what is registered nothing is left out: wrappers stand around each other, transforms in a chain.
-All that is said of one method stands together here, as it is compiled once for all of that.
+Wrappers stand around each other, and the chain has a transform of each kind. All that is said of
+one method stands together here, as it is compiled once for all of that.
 """
 
 import functools
@@ -10,18 +10,21 @@ import json
 import jax
 import numpy as np
 import pytest
-from kinds import kinds_in_method, one_of_each
+from kinds import kind_of_peft, kinds_in_method, one_of_each
 from safetensors.flax import load_file
-from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES
+from tinies import ALL_PEFTS, ALL_WRAPPERS, METHOD_NAMES, tiny_peft
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_method
 
+from pecft_jax.continual import finetune
 from pecft_jax.continual.plan import has_phase, plan_of
 from pecft_jax.learners import load_bundle, load_run, save_bundle, save_stablehlo
+from pecft_jax.peft import PEFTS, chain
 from pecft_jax.train import Experiment, Stopped, run, run_seeds, sgd
 from pecft_jax.typing import ContinualMethod
 
 TASKS, SEED = 2, 3
 CACHED = 'l2p with cached queries'
+CHAIN = 'a transform of each kind in one chain'
 # Variants of a method are its own functions with other options.
 LEARNERS = (*(name for name in METHOD_NAMES if ':' not in name), ALL_WRAPPERS)
 METHODS = (*LEARNERS, CACHED)
@@ -33,6 +36,12 @@ KINDS = (*one_of_each(LEARNERS[:-1], kinds_in_method), ALL_WRAPPERS)
 def experiment_of(case: str) -> Experiment:
   """A few updates a task, all of them in one epoch."""
   training = TRAINING._replace(epochs=1)
+  if case == CHAIN:
+    experiment = tiny_experiment('finetune[lora]', TASKS, training=training, seed=SEED)
+    made = {name: tiny_peft(name) for name in one_of_each(PEFTS, kind_of_peft)}
+    some = {name: peft for name, peft in made.items() if peft.calibrate is None}
+    method = finetune(experiment.backbone, experiment.method.capacity, peft=chain(**some))
+    return experiment.replace(method=method)
   if case == CACHED:
     case = 'l2p'
     training = training._replace(cache_queries=True, recipe=sgd(0.05, accumulate=2))
@@ -82,7 +91,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize('case', (*METHODS, *VARIANTS, *ALL_PEFTS), indirect=True)
+@pytest.mark.parametrize('case', (*METHODS, *VARIANTS, CHAIN, *ALL_PEFTS[1:]), indirect=True)
 def test_a_run_that_stops_in_its_phases_ends_as_if_it_had_not(case, whole, stop_in, tmp_path):
   """In every phase; methods of a kind that was had before, in one of them, by turns."""
   experiment, expected = experiment_of(case), outcome(whole(case))

@@ -173,9 +173,10 @@ def test_rows_of_the_log(tmp_path):
 
 
 @pytest.mark.slow
-def test_stop_at_every_tick(whole, interrupt, tmp_path, method='derpp(olora)'):
+def test_stop_at_any_tick(whole, interrupt, tmp_path, method='derpp(olora)'):
   expected, ticks = whole(method)
-  for tick in range(1, ticks + 1):
+  # A third of them, which come to lie in every phase; below, runs stop at each.
+  for tick in range(1, ticks + 1, 3):
     workdir = tmp_path / str(tick)
     interrupt(tick)
     with pytest.raises(Stopped):

@@ -38,12 +38,21 @@ def scenario():
   return data.class_incremental(source(12, 0), source(8, 1), tasks=TASKS)
 
 
-@functools.cache
-def reader():
+def reader_of(depth):
   return decoder(
-    vocabulary=3 * CLASSES, width=16, depth=2, heads=4, kv_heads=2, hidden=24, length=LENGTH,
+    vocabulary=3 * CLASSES, width=16, depth=depth, heads=4, kv_heads=2, hidden=24, length=LENGTH,
     pad=PAD,
   )  # fmt: skip
+
+
+@functools.cache
+def reader():
+  return reader_of(2)
+
+
+@functools.cache
+def one_block():
+  return reader_of(1)
 
 
 @functools.cache
@@ -75,22 +84,24 @@ def test_texts_are_learned_task_by_task(name, tmp_path):
     assert found['metrics']['average_accuracy'] > 0.4
 
 
-NAMES = (*METHOD_NAMES, *WRAPPED_NAMES)
+NAMES = (*(name for name in METHOD_NAMES if ':' not in name), *WRAPPED_NAMES)
 
 
 @pytest.mark.parametrize('name', without('class token', names=NAMES))
 def test_every_pass_of_every_method_takes_texts(name):
   of_tokens = 'texts' in needs_of(name)
   problem = next_tokens(LENGTH) if of_tokens else classification
-  method = tiny(name, reader(), Capacity(TASKS, CLASSES, problem))
-  steps = compile_steps(method, adam(1e-3), one_device(), frozen())
-  state = jax.eval_shape(steps.init, jax.random.key(0), frozen())
+  short = one_block()
+  frozen = jax.eval_shape(short.init, jax.random.key(0))
+  method = tiny(name, short, Capacity(TASKS, CLASSES, problem))
+  steps = compile_steps(method, adam(1e-3), one_device(), frozen)
+  state = jax.eval_shape(steps.init, jax.random.key(0), frozen)
   rows = np.arange(8, dtype=np.int32)
   y = np.zeros((8, LENGTH), np.int32) if of_tokens else rows % CLASSES
   batch = Batch(np.zeros((8, LENGTH), np.int32), y, rows < 7, rows)
   passes = [steps.prepare, steps.consolidate, lambda *args: steps.train(*args)[0]]
   for each in filter(None, passes):
-    after = jax.eval_shape(each, state, frozen(), batch)
+    after = jax.eval_shape(each, state, frozen, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
