@@ -16,6 +16,7 @@ from pecft_jax.interop.types.lokr import LOKR as LOKR
 from pecft_jax.interop.types.lora import LORA as LORA
 from pecft_jax.interop.types.miss import MISS as MISS
 from pecft_jax.interop.types.oft import OFT as OFT
+from pecft_jax.interop.types.osf import OSF as OSF
 from pecft_jax.interop.types.prefix_tuning import CARTRIDGE as CARTRIDGE
 from pecft_jax.interop.types.prefix_tuning import PREFIX_TUNING as PREFIX_TUNING
 from pecft_jax.interop.types.prompt_tuning import CPT as CPT

@@ -14,6 +14,8 @@ from pecft_jax.peft.adapters.bottleneck import pfeiffer as pfeiffer
 from pecft_jax.peft.adapters.compacter import CompacterDelta as CompacterDelta
 from pecft_jax.peft.adapters.compacter import compacter as compacter
 from pecft_jax.peft.adapters.compacter import compacter_pp as compacter_pp
+from pecft_jax.peft.adapters.invertible import InvertibleDelta as InvertibleDelta
+from pecft_jax.peft.adapters.invertible import invertible as invertible
 from pecft_jax.peft.adapters.reft import DireftDelta as DireftDelta
 from pecft_jax.peft.adapters.reft import LoreftDelta as LoreftDelta
 from pecft_jax.peft.adapters.reft import direft as direft
@@ -31,6 +33,10 @@ from pecft_jax.peft.compose import chain as chain
 from pecft_jax.peft.compose import mix as mix
 from pecft_jax.peft.compose import nothing as nothing
 from pecft_jax.peft.compose import take as take
+from pecft_jax.peft.dropping import adapter_drop as adapter_drop
+from pecft_jax.peft.dropping import without_lowest as without_lowest
+from pecft_jax.peft.fusion import FusionDelta as FusionDelta
+from pecft_jax.peft.fusion import adapter_fusion as adapter_fusion
 from pecft_jax.peft.groups import in_groups as in_groups
 from pecft_jax.peft.groups import s4 as s4
 from pecft_jax.peft.groups import spindle as spindle
@@ -56,6 +62,9 @@ from pecft_jax.peft.lowrank.hira import HiraDelta as HiraDelta
 from pecft_jax.peft.lowrank.hira import hira as hira
 from pecft_jax.peft.lowrank.krona import KronaDelta as KronaDelta
 from pecft_jax.peft.lowrank.krona import krona as krona
+from pecft_jax.peft.lowrank.lily import LilyDelta as LilyDelta
+from pecft_jax.peft.lowrank.lily import LilyShared as LilyShared
+from pecft_jax.peft.lowrank.lily import lily as lily
 from pecft_jax.peft.lowrank.loha import LohaDelta as LohaDelta
 from pecft_jax.peft.lowrank.loha import loha as loha
 from pecft_jax.peft.lowrank.lokr import LokrDelta as LokrDelta
@@ -74,6 +83,9 @@ from pecft_jax.peft.lowrank.milora import milora as milora
 from pecft_jax.peft.lowrank.miss import MissDelta as MissDelta
 from pecft_jax.peft.lowrank.miss import miss as miss
 from pecft_jax.peft.lowrank.orthonormal_lora import orthonormal_lora as orthonormal_lora
+from pecft_jax.peft.lowrank.osf import OsfDelta as OsfDelta
+from pecft_jax.peft.lowrank.osf import OsfFrozen as OsfFrozen
+from pecft_jax.peft.lowrank.osf import osf as osf
 from pecft_jax.peft.lowrank.pissa import PissaDelta as PissaDelta
 from pecft_jax.peft.lowrank.pissa import pissa as pissa
 from pecft_jax.peft.lowrank.randlora import RandloraDelta as RandloraDelta

@@ -20,6 +20,7 @@ from pecft_jax.peft import (
   boft,
   c3a,
   chain,
+  combine,
   corda,
   delora,
   eva,
@@ -37,6 +38,7 @@ from pecft_jax.peft import (
   milora,
   miss,
   oft,
+  osf,
   p_tuning,
   pissa,
   prefix,
@@ -46,6 +48,7 @@ from pecft_jax.peft import (
   randlora,
   select_weights,
   shira,
+  split_kept,
   trainable_tokens,
   vera,
   vpt_deep,
@@ -176,6 +179,24 @@ def test_what_the_format_cannot_say_is_refused(family, peft, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     saved(family, peft, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
+
+
+def test_parts_of_weights_are_read_beside_the_weights(tmp_path):
+  model, params = MODELS['decoder']
+  peft = chain(half=osf(r'attn/(q|out)'), one=osf('up', 1))
+  trained, kept = split_kept(peft.init(jax.random.key(1), model.sites, params))
+  delta = combine(jax.tree.map(lambda a: 1.1 * a + 0.1, trained), kept)
+  save_hf_peft(tmp_path, model, Adapted(peft, delta, None), params)
+  check_saved(tmp_path, model, Adapted(peft, delta, None), params)
+  back = load_hf_peft(tmp_path, model, params=params)
+  want = {**delta['half'], **delta['one']}
+  assert back.delta.keys() == want.keys()
+  jax.tree.map(np.testing.assert_array_equal, back.delta, want)
+  assert back.peft.after is None  # There, nothing is put back after an update.
+  with pytest.raises(ValueError, match='beside the weights of its base: give params'):
+    load_hf_peft(tmp_path, model)
+  with pytest.raises(ValueError, match='singular values are of all three'):
+    saved('vit', osf(QV), tmp_path / 'vit')
 
 
 REJECTED = [

@@ -21,6 +21,7 @@ from pecft_jax.peft import (
   boft,
   c3a,
   chain,
+  combine,
   delora,
   dora,
   fourierft,
@@ -37,6 +38,7 @@ from pecft_jax.peft import (
   lora_xs,
   miss,
   oft,
+  osf,
   p_tuning,
   pissa,
   prefix,
@@ -46,6 +48,7 @@ from pecft_jax.peft import (
   rslora,
   select_weights,
   shira,
+  split_kept,
   trainable_tokens,
   vera,
 )
@@ -166,6 +169,23 @@ def test_what_we_write_comes_back(saved):
   # It may be trained further: the same tree as one of its own transform.
   own = back.peft.init(jax.random.key(0), ours.sites, params)
   chex.assert_trees_all_equal_structs(own, back.delta)
+
+
+@pytest.mark.parametrize('kind', ['images', 'texts'])
+def test_parts_of_weights_mean_the_same_there(kind, request, tmp_path):
+  theirs, ours, params, x, logits = request.getfixturevalue(kind)
+  peft = chain(half=osf('out$'), most=at_layers(osf('fc1|up', 15), [1]))
+  found = adapted(ours, params, peft)
+  fresh = peft.init(jax.random.key(0), ours.sites, params)
+  found = found._replace(delta=combine(split_kept(found.delta)[0], split_kept(fresh)[1]))
+  save_hf_peft(tmp_path, ours, found, params)
+  model = hf.PeftModel.from_pretrained(theirs(), tmp_path).eval()
+  want = our_logits(ours, params, found, x)
+  assert np.abs(logits(theirs()) - want).max() > 0.1
+  np.testing.assert_allclose(logits(model), want, atol=ATOL)
+  model.save_pretrained(tmp_path / 'theirs')
+  back = load_hf_peft(tmp_path / 'theirs', ours, params=params)._replace(head=found.head)
+  np.testing.assert_allclose(our_logits(ours, params, back, x), want, atol=ATOL)
 
 
 @pytest.fixture(scope='module')

@@ -60,6 +60,7 @@ PROMPTS = {
 }
 OTHERS = {
   'ADAPTION_PROMPT': 'a prompt is trained there, its keys and values are here',
+  'OSF': 'what it keeps must be parts of the weights: compared beside its layer, in test_osf.py',
   'CARTRIDGE': 'is read, and then a prefix',
   'CPT': 'is read, and then a prompt',
   'P_TUNING': 'its file has what its network makes, and not the network that is trained',
