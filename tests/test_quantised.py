@@ -1,3 +1,4 @@
+import pathlib
 import statistics
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from pecft_jax import peft
-from pecft_jax.backbones import pretrained, quantised, vit
+from pecft_jax.backbones import architecture, decoder, pretrained, quantised, vit
 from pecft_jax.backbones.core.stacks import stack_blocks
 from pecft_jax.paths import named_leaves, tree_bytes
 from pecft_jax.quantised import NF4, dequantised, int8, nf4
@@ -56,9 +57,10 @@ def model():
   'transform',
   [
     peft.chain(a=peft.dora('attn/q', rank=2), b=peft.adaptformer(width=2), c=peft.bitfit()),
+    peft.lora('attn|mlp', rank=2),
     peft.chain(a=peft.pissa('fc1', rank=2), b=peft.ia3(), c=peft.prefix(length=2)),
   ],
-  ids=['dora', 'pissa'],
+  ids=['dora', 'lora', 'pissa'],
 )
 def test_gradients_are_those_beside_the_dense_weights(model, form, transform):
   small = quantised(model, form).params
@@ -100,6 +102,43 @@ def test_weights_take_fewer_bytes_and_the_identity_says_so():
   assert bits['bf16'] == 16
   assert bits['int8'] < 8.5
   assert bits['nf4'] < 4.2
+
+
+SMOLLM2 = dict(vocabulary=49152, width=576, depth=30, heads=9, kv_heads=3, hidden=1536, length=8)
+SIZES = {
+  'ViT-B/16': architecture('vit_base_patch16_224'),
+  'SmolLM2-135M': decoder(**SMOLLM2),
+  'Llama 3.2 1B': architecture('llama_3.2_1b', length=8),
+}
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_the_bytes_of_the_guide_are_those_of_the_shapes(name):
+  """In MiB: as they are, by form, and with a float for each block of 64 numbers."""
+  backbone = SIZES[name]
+  params = jax.eval_shape(backbone.init, jax.random.key(0))
+  stored = lambda form: jax.eval_shape(
+    lambda params: quantised(Pretrained(backbone, params), form).params, params
+  )
+  inside = sum(
+    leaf.size
+    for path, leaf in named_leaves(params)
+    if path.startswith('block') and path.endswith('/kernel')
+  )
+  whole = tree_bytes(params)
+  sizes = [whole, *(tree_bytes(stored(form)) for form in ('bf16', 'int8', 'nf4'))]
+  sizes.insert(3, whole - 4 * inside + inside // 2 + 4 * inside // 64)
+  guide = (pathlib.Path(__file__).parents[1] / 'experiments/guides/faq.md').read_text()
+  assert f'| {name} | {" | ".join(f"{size / 2**20:.1f}" for size in sizes)} |' in guide
+
+
+@pytest.mark.parametrize('form', ['bf16', 'int8', 'nf4'])
+def test_buffers_have_the_bytes_of_the_shapes(model, form):
+  shapes = jax.eval_shape(
+    lambda params: quantised(model._replace(params=params), form).params, model.params
+  )
+  buffers = jax.tree.leaves(quantised(model, form).params)
+  assert sum(leaf.on_device_size_in_bytes() for leaf in buffers) == tree_bytes(shapes)
 
 
 def test_quantised_weights_are_not_changed(model):
