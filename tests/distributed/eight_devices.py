@@ -106,7 +106,7 @@ def experiment_of(case: str) -> Experiment:
   )  # fmt: skip
   peft = lora(r'attn/(q|v|out)$|mlp', rank=2, dropout=0.2)
   return tiny_experiment('finetune', TASKS, training=training).replace(
-    model=Pretrained(backbone, backbone.init(jax.random.key(1))),
+    model=Pretrained(backbone, jax.jit(backbone.init)(jax.random.key(1))),
     method=finetune(backbone, CAPACITY, peft=peft),
   )
 

@@ -18,7 +18,7 @@ IMAGES = vit(
   std=(0.5,),
 )  # fmt: skip
 TEXTS = decoder(vocabulary=11, width=8, depth=2, heads=4, kv_heads=1, hidden=12, length=6)
-PARAMS = {model.family: model.init(jax.random.key(0)) for model in (IMAGES, TEXTS)}
+PARAMS = {model.family: jax.jit(model.init)(jax.random.key(0)) for model in (IMAGES, TEXTS)}
 QV, OUT = r'attn/(q|v)$', r'attn/out$|fc2'
 NAMES = ('task_1', 'task_2', 'task_10')
 TRANSFORMS = {

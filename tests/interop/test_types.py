@@ -60,7 +60,7 @@ VIT = vit(
   std=(0.5,),
 )  # fmt: skip
 TEXTS = decoder(vocabulary=11, width=8, depth=2, heads=4, kv_heads=2, hidden=12, length=6)
-MODELS = {model.family: (model, model.init(jax.random.key(0))) for model in (VIT, TEXTS)}
+MODELS = {model.family: (model, jax.jit(model.init)(jax.random.key(0))) for model in (VIT, TEXTS)}
 QV = r'attn/(q|v)$'
 LAYERS = r'attn/out$|mlp'
 

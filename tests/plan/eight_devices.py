@@ -80,7 +80,7 @@ def main(out: str) -> None:
     image_size=16, channels=1, patch=4, width=64, depth=2, heads=4, mlp_ratio=2, mean=(0.5,),
     std=(0.5,),
   )  # fmt: skip
-  frozen = backbone.init(jax.random.key(0))
+  frozen = jax.jit(backbone.init)(jax.random.key(0))
   images = jnp.zeros((BATCH, 16, 16, 1), jnp.uint8)
   rows = jnp.arange(BATCH, dtype=jnp.int32)
   batch = Batch(images, rows % 4, jnp.ones(BATCH, bool), rows)
