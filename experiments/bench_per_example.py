@@ -43,11 +43,11 @@ def main() -> None:
   deltas = bank(peft, args.slots).init(jax.random.key(1), backbone.sites, params)
   deltas = jax.tree.map(lambda leaf: leaf + 0.01, deltas)  # B is zero at init.
   x = jax.random.uniform(jax.random.key(2), (args.batch, *backbone.inputs.shape))
-  slots = jnp.arange(args.batch) % args.slots
+  first, slots = take(deltas, 0), jnp.arange(args.batch) % args.slots
   single = jax.jit(lambda params, x, delta: backbone.apply(params, x, delta, peft=peft).pooled)
   mixed = jax.jit(per_example(lambda *a, **k: backbone.apply(*a, **k).pooled, peft))
   runs = {
-    'one adapter': lambda: single(params, x, take(deltas, 0)),
+    'one adapter': lambda: single(params, x, first),
     'one for each example': lambda: mixed(params, x, deltas, slots),
   }
   clock = time.perf_counter if args.wall else time.process_time
