@@ -49,6 +49,19 @@ def check_below_size(path: str, w: Array, rank: int) -> None:
     )
 
 
+def with_signs(vectors: Array) -> Array:
+  """Columns [d, k] with signs so that the largest entry of each is positive.
+
+  A decomposition leaves signs open, and its rounding may decide them: with other numbers of
+  devices, for example.
+
+  >>> with_signs(jnp.array([[1.0, 0.0], [-2.0, 3.0]])).tolist()
+  [[-1.0, 0.0], [2.0, 3.0]]
+  """
+  largest = jnp.take_along_axis(vectors, jnp.abs(vectors).argmax(0, keepdims=True), 0)
+  return vectors * jnp.where(largest < 0, -1, 1)
+
+
 def check_rank(path: str, w: Array, rank: int) -> None:
   """Raises ValueError for a rank above the smaller side of a weight [d_in, d_out]."""
   if rank > min(w.shape):

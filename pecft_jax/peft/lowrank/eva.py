@@ -14,6 +14,7 @@ from pecft_jax.peft.input_moments import InputMoments, no_inputs, tap_at, with_i
 from pecft_jax.peft.lowrank.lora import LoraDelta, init_lora, lora_scale, low_rank
 from pecft_jax.peft.noise import no_drop
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.svd import with_signs
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Calibration, Delta, PeftTransform
 
@@ -121,7 +122,7 @@ def principal(scatter: Array, count: int) -> tuple[Array, Array]:
   """The leading eigenvectors [d, count] of a scatter matrix, and their shares of the variance."""
   values, vectors = jnp.linalg.eigh(scatter)
   total = jnp.maximum(jnp.trace(scatter), jnp.finfo(jnp.float32).tiny)
-  return vectors[:, ::-1][:, :count], values[::-1][:count] / total
+  return with_signs(vectors[:, ::-1][:, :count]), values[::-1][:count] / total
 
 
 def spread(shares: list[Array], budget: int) -> Array:

@@ -12,7 +12,7 @@ from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.lowrank.lora import lora_scale
 from pecft_jax.peft.lowrank.pissa import PissaDelta, from_start, trained_part
 from pecft_jax.peft.starts import uniform
-from pecft_jax.peft.svd import leading_part
+from pecft_jax.peft.svd import leading_part, with_signs
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Calibration, Delta, Key, PeftTransform
 
@@ -21,7 +21,7 @@ from pecft_jax.typing import Array, Calibration, Delta, Key, PeftTransform
   'transform',
   'low-rank',
   Paper('LoRA-GA: low-rank adaptation with gradient approximation', '2407.05000'),
-  tiny=lambda: lora_ga(rank=1, examples=6),
+  tiny=lambda: lora_ga(r'attn/(q|k)$', rank=1, examples=6),
 )
 @recorded
 def lora_ga(
@@ -40,7 +40,8 @@ def lora_ga(
   rows r to 2 r of V^T, with c = d_out^(1/4) / sqrt(gamma) (algorithm 1). W becomes
   (W - scale A_0 B_0) + scale A B: the function is the same at init. Each site stores
   2 r (d_in + d_out) numbers, half of them trained. Before the calibration, or without one, it is
-  LoRA.
+  LoRA. Signs, which a decomposition leaves open, make the largest entry of each direction positive;
+  where G has a rank below 2 r, the rows of B_0 that it has no direction for are zero.
 
   Hugging Face's peft multiplies B_0 also by the singular values of G, and A_0 not by c, so that the
   size of the start depends on that of the loss; directions are the same.
@@ -94,9 +95,12 @@ def lora_ga(
 
   def finish(delta: Delta, sums: dict[str, Array]) -> Delta:
     def one(path: str) -> PissaDelta:
-      u, _, v = leading_part(path, sums[path], 2 * rank)
+      u, s, v = leading_part(path, sums[path], 2 * rank)
       size = (v.shape[1] ** 0.25) / gamma**0.5
-      return from_start(size * u[:, :rank], size * v[rank:])
+      # Below this a direction is one of rounding.
+      there = s[rank:] > jnp.finfo(jnp.float32).eps * max(sums[path].shape) * s[0]
+      b = with_signs(v[rank:].T).T * there[:, None]
+      return from_start(size * with_signs(u[:, :rank]), size * b)
 
     return {path: one(path) for path in delta}
 

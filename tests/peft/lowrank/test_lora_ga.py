@@ -32,8 +32,18 @@ def test_factors_are_the_first_and_the_next_directions_of_the_gradient(found):
   np.testing.assert_array_equal(leaf.start.value.b, leaf.b)
 
 
+def test_directions_that_are_of_rounding_alone_are_left_out():
+  params = {'fc': {'w': jnp.ones((6, 9))}}
+  peft = lora_ga('fc', rank=2)
+  delta = peft.init(jax.random.key(0), weight_sites(params), params)
+  g = jnp.outer(jnp.arange(6.0) - 4, jnp.arange(9.0)).at[0, 0].set(7.0)  # Of rank 2.
+  leaf = peft.calibrate.finish(delta, {'fc': g})['fc']
+  assert leaf.a.any(0).all() and not leaf.b.any()
+  assert (leaf.a.max(0) == jnp.abs(leaf.a).max(0)).all()
+
+
 def test_the_first_step_is_the_best_of_twice_the_rank(found):
-  """Theorem 3.1: G A^T.. of both factors together is G cut to 2 r singular values."""
+  """What both factors change A B by at first is G cut to 2 r singular values, times a factor."""
   g = np.float64(found[1][SITE])
   a, b = (np.float64(getattr(found[2][SITE], name)) for name in 'ab')
   # A step of size 1 on A B changes A by -G B^T and B by -A^T G.
