@@ -5,9 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from test_readme import few_digits, run_examples
+from test_readme import run_examples
 
-from pecft_jax import data
 from pecft_jax.continual import METHODS, WRAPPERS
 from pecft_jax.peft import PEFTS
 
@@ -99,9 +98,7 @@ WITH_EXAMPLES = {name for name, text in PAGE_TEXTS.items() if '```python' in tex
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(WITH_EXAMPLES - {'your_own'}))
-def test_the_examples_of_a_guide_run(name, tmp_path, monkeypatch):
-  if name == 'index':
-    monkeypatch.setattr(data, 'digits', few_digits)
+def test_the_examples_of_a_guide_run(name, tmp_path):
   if name == 'data':
     pytest.importorskip('tokenizers')
   names = run_examples(GUIDES / f'{name}.md', workdir=tmp_path)
