@@ -130,8 +130,3 @@ def test_the_examples_of_a_guide_run(name, tmp_path):
     third, first = through(2), through(0)
     assert np.abs(third - first).max() > 0.1
     np.testing.assert_allclose(names['features'], [third[0], first[1]], atol=1e-4)
-
-
-def test_every_page_with_examples_is_run():
-  with_code = {page.stem for page in GUIDES.glob('*.md') if '```python' in page.read_text()}
-  assert with_code == {'index', 'adapters', 'comparing', 'data', 'faq', 'use', 'your_own'}
