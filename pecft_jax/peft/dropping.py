@@ -22,7 +22,8 @@ _INSIDE, _PRESENT = 'adapters', 'present'
 def adapter_drop(transform: PeftTransform, most: int, *, stack: str | None = None) -> PeftTransform:
   """Leaves a transform out of a random number of the lowest blocks in each pass of training.
 
-  The number is drawn evenly from 0 to `most`, for a batch. A model trained so works with its
+  The number is drawn evenly from 0 to `most`, for a batch: the paper's robust training, whose range
+  was not checked against its text. A model trained so works with its
   adapters removed from any of these: `without_lowest(delta, n)`, in which case the blocks below
   are those of the frozen model. (Where the number is known before training, `at_layers` is enough.)
   The delta is `{'adapters': delta of the transform}`. Nothing is saved in training: what is left

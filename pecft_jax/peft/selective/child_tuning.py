@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
+from pecft_jax.peft.largest import check_share
 from pecft_jax.peft.leaves import put_leaves
 from pecft_jax.peft.noise import Noisy
 from pecft_jax.peft.selective.fish import sensitive_entries
-from pecft_jax.peft.selective.largest import check_share
 from pecft_jax.peft.selective.select import select_weights
 from pecft_jax.peft.sites import site_key
 from pecft_jax.settings import recorded

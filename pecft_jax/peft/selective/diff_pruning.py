@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
+from pecft_jax.peft.largest import check_search, check_share, largest
 from pecft_jax.peft.leaves import change_leaves, matching_leaves, read_leaves
 from pecft_jax.peft.noise import Noisy
-from pecft_jax.peft.selective.largest import check_search, check_share, largest
 from pecft_jax.peft.sites import site_key
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Delta, Kept, Key, Params, PeftTransform, SiteSpec

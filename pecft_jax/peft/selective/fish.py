@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pecft_jax.about import Paper, about
+from pecft_jax.peft.largest import check_share
 from pecft_jax.peft.leaves import change_leaves, matching_leaves, read_leaves
-from pecft_jax.peft.selective.largest import check_share
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Calibration, Delta, Kept, Key, Params, PeftTransform, SiteSpec
 

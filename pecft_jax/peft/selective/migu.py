@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pecft_jax.about import Paper, about
-from pecft_jax.peft.selective.largest import check_share
+from pecft_jax.peft.largest import check_share
 from pecft_jax.peft.sites import per_site
 from pecft_jax.product import product
 from pecft_jax.settings import recorded

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pecft_jax.peft.selective.largest import check_search, check_share, largest
+from pecft_jax.peft.largest import check_search, check_share, largest
 
 
 @pytest.mark.parametrize(('share', 'count'), [(0.2, 5), (0.001, 1), (1.0, 23)])
