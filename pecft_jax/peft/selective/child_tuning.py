@@ -28,7 +28,7 @@ PAPER = Paper(
   'transform',
   'selective',
   PAPER,
-  tiny=lambda: child_tuning_f(share=0.5),
+  tiny=lambda: child_tuning_f('attn/(q|v)', share=0.5),
 )
 @recorded
 def child_tuning_f(pattern: str = '', share: float = 0.3) -> PeftTransform:

@@ -36,7 +36,7 @@ class DiffDelta(NamedTuple):
   'transform',
   'selective',
   Paper('Parameter-efficient transfer learning with diff pruning', '2012.07463'),
-  tiny=lambda: diff_pruning(share=0.1, start=1.0),
+  tiny=lambda: diff_pruning('attn/(q|v)', share=0.1, start=1.0),
 )
 @recorded
 def diff_pruning(

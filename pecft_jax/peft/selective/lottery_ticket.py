@@ -26,7 +26,7 @@ class TicketDelta(NamedTuple):
   'transform',
   'selective',
   Paper('Composable sparse fine-tuning for cross-lingual transfer', '2110.07560'),
-  tiny=lambda: lottery_ticket(share=0.1),
+  tiny=lambda: lottery_ticket('attn/(q|v)', share=0.1),
 )
 @recorded
 def lottery_ticket(pattern: str = '', share: float = 0.05, *, search: float = 0.5) -> PeftTransform:
