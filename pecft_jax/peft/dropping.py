@@ -23,11 +23,11 @@ def adapter_drop(transform: PeftTransform, most: int, *, stack: str | None = Non
   """Leaves a transform out of a random number of the lowest blocks in each pass of training.
 
   The number is drawn evenly from 0 to `most`, for a batch: the paper's robust training, whose range
-  was not checked against its text. A model trained so works with its
-  adapters removed from any of these: `without_lowest(delta, n)`, in which case the blocks below
-  are those of the frozen model. (Where the number is known before training, `at_layers` is enough.)
-  The delta is `{'adapters': delta of the transform}`. Nothing is saved in training: what is left
-  out is computed all the same, as the number changes from step to step.
+  was not checked against its text. A model trained so works with its adapters removed from any of
+  these: `without_lowest(delta, n)`, in which case the blocks below are those of the frozen model.
+  (Where the number is known before training, `at_layers` is enough.) The delta is
+  `{'adapters': delta of the transform}`. Nothing is saved in training: what is left out is computed
+  all the same, as the number changes from step to step.
 
   Args:
     transform: that changes what sites give, and not what they read: adapters, LoRA, scalings of
