@@ -13,7 +13,7 @@ from pecft_jax.peft.adapters.bottleneck import BottleneckDelta
 from pecft_jax.peft.compose import chain
 from pecft_jax.peft.lowrank.lora import LoraDelta, init_lora, low_rank
 from pecft_jax.peft.sites import per_site
-from pecft_jax.peft.tokens.prefix import PrefixDelta
+from pecft_jax.peft.tokens.prefix import PrefixDelta, check_head_size
 from pecft_jax.product import product
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, Key, PeftTransform
@@ -122,6 +122,7 @@ def _prefix(length: int, over: Over) -> PeftTransform:
     return GatedKeysDelta(PrefixDelta(*learned), _fresh_gate(key_g, math.prod(q)))
 
   def run(delta, next_fn, q, k, v, mask):
+    check_head_size('unipelt', delta.prefix.k, q)
     size = q.shape[-1]
     gate = opened(delta.gate, q.reshape(*q.shape[:2], -1), over)[..., None]  # [B, T or 1, 1, 1]
     # Gated and own keys meet different halves of the queries, so that the attention itself, with

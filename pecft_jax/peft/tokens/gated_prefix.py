@@ -10,6 +10,7 @@ from pecft_jax.about import Paper, about
 from pecft_jax.arguments import at_least
 from pecft_jax.masks import with_keys_ahead
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.tokens.prefix import check_head_size
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
@@ -82,6 +83,7 @@ def gated_prefix(
     return GatedPrefixDelta(k, v, jnp.ones(()), jnp.ones(()))
 
   def run(delta, next_fn, q, k, v, mask):
+    check_head_size('gated_prefix', delta.k, q)
     size, (count, heads, _) = q.shape[-1], delta.k.shape
     gates = delta.alpha * bend(delta.tau * _scores(q, delta.k))  # [B, T, H, P]
     # Gates enter the scores as further components, each of which one learned key has alone: the

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pecft_jax.about import Paper, about
 from pecft_jax.arguments import above, at_least
 from pecft_jax.peft.sites import per_site
+from pecft_jax.peft.tokens.prefix import check_head_size
 from pecft_jax.settings import recorded
 from pecft_jax.typing import Array, PeftTransform
 
@@ -75,6 +76,7 @@ def llama_adapter(
     return LlamaAdapterDelta(k, v, jnp.zeros(1))
 
   def run(delta, next_fn, q, k, v, mask):
+    check_head_size('llama_adapter', delta.k, q)
     return next_fn(q, k, v, mask) + delta.gate.astype(q.dtype) * beside(q, delta.k, delta.v)
 
   return per_site('attend', pattern, init_one, run)

@@ -75,6 +75,27 @@ def prefix(pattern: str = r'attn$', length: int = 10, *, spread: float = 0.02) -
 
 
 def _before(learned: Array, own: Array) -> Array:
-  """[P, H, K] or [B, P, H, K] before [B, T, H, K] -> [B, P + T, H, K]."""
+  """[P, H, K] or [B, P, H, K] before [B, T, H, K + more] -> [B, P + T, H, K + more].
+
+  Where another transform gives heads further components, as `gated_prefix` does, learned keys and
+  values have zeros there.
+  """
   learned = jnp.broadcast_to(learned, (own.shape[0], *learned.shape[-3:]))
+  learned = jnp.pad(learned, [(0, 0)] * 3 + [(0, own.shape[-1] - learned.shape[-1])])
   return jnp.concatenate([learned.astype(own.dtype), own], 1)
+
+
+def check_head_size(name: str, learned: Array, q: Array) -> None:
+  """Raises ValueError where another transform has given heads further components.
+
+  Args:
+    name: of the transform that learned keys.
+    learned: [..., K]
+    q: [..., K + more], the queries that it meets.
+  """
+  if learned.shape[-1] != q.shape[-1]:
+    raise ValueError(
+      f'{name}: expected queries of size {learned.shape[-1]}, got {q.shape[-1]}: a later part of '
+      f'the chain, as gated_prefix or unipelt, makes them wider; put that part before {name}, or '
+      'leave one of them out'
+    )

@@ -64,5 +64,5 @@ def test_what_is_not_quantised_is_refused(model):
     loftq(model, 'nf4', 'patch', 2)
   with pytest.raises(ValueError, match='are quantised: start from float'):
     loftq(quantised(model, 'nf4'), 'nf4')
-  with pytest.raises(ValueError, match='rank 17 is above the smaller side'):
+  with pytest.raises(ValueError, match='rank 17 is above both sides'):
     loftq(model, 'nf4', rank=17)
