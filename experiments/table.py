@@ -78,6 +78,8 @@ UNTRAINED: Mapping[str, tuple[str, tuple[float, ...]]] = {
   'flycl': ('flycl.kept', (0.01, 0.03, 0.1, 0.3)),
   'slda': ('slda.shrinkage', (1e-4, 1e-3, 1e-2, 1e-1)),
 }
+# Of methods that are defined by a slow rate of the backbone and a usual one of the head.
+SLOW = {'slca': {'rate': (3e-5, 1e-4), 'head_rate': (3e-3, 1e-2)}}
 # Orders by the similarity of neighbouring tasks, of `pecft_jax.data.similarity_orders`.
 SIMILAR = ('hardest', 'median', 'easiest')
 # Directory of runs of several orders as one program.
@@ -96,7 +98,8 @@ class Case(NamedTuple):
     name: of its directory.
     method: name of the method.
     wrap: a wrapper around it, or ''.
-    choices: settings that are tried: `rate`, and options of the method by name.
+    choices: settings that are tried: `rate`, `head_rate` where the head has one of its own, and
+      options of the method by name.
   """
 
   name: str
@@ -124,6 +127,8 @@ def choices(name: str) -> tuple[dict[str, float], ...]:
 
   if name == 'simplecil':
     return ({},)
+  if name in SLOW:
+    return tuple(combinations(**SLOW[name]))
   if name in UNTRAINED:
     flag, strengths = UNTRAINED[name]
     return tuple(combinations(**{flag: strengths}))
@@ -157,7 +162,8 @@ def made(case: Case, flags: argparse.Namespace, order: str, choice: Mapping[str,
   # The bounds have rows of their own.
   args += ['--no-bounds'] if 'bounds' in inspect.signature(function).parameters else []
   for name, value in choice.items():
-    args += ['--learning-rate', str(value)] if name == 'rate' else ['--set', f'{name}={value}']
+    rates = {'rate': ('--learning-rate', f'{value}'), 'head_rate': ('--rates', f'^head={value}')}
+    args += rates.get(name, ('--set', f'{name}={value}'))
   values, _ = files.parse_flags(function, args, 'table.py', NoFlags)
   return files.made(function, values)
 

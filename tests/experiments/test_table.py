@@ -70,3 +70,11 @@ def test_what_has_ended_is_written_without_running_anything(tmp_path):
   text = (tmp_path / 'table.md').read_text()
   assert '## Class order: natural' in text and 'seed:3' not in text
   assert (tmp_path / 'table.html').exists()
+
+
+def test_a_slow_learner_has_a_rate_of_its_own_for_the_head(tmp_path):
+  flags = table.parsed(['--benchmark', 'split_digits', '--out', str(tmp_path)])
+  choice = CASES['slca'].choices[-1]
+  recipe = table.made(CASES['slca'], flags, 'natural', choice).training.recipe
+  assert recipe.settings['learning_rate'] == choice['rate'] == 1e-4
+  assert dict(recipe.factors) == {'^head': pytest.approx(choice['head_rate'] / choice['rate'])}

@@ -77,7 +77,7 @@ def test_sites_equal_merged_weights(peft):
 
 
 def test_starts_bit_by_bit_as_the_module():
-  peft = lora('q|mlp')
+  peft = lora('q|mlp', rank=2)
   delta = peft.init(jax.random.key(3), SITES, PARAMS)
   expected = MODEL.apply({'params': PARAMS}, X)
   np.testing.assert_array_equal(linen_apply(MODEL, peft)(PARAMS, delta, X), expected)
@@ -95,8 +95,8 @@ def test_a_lone_layer_is_a_site():
 
 def test_arguments_of_the_module_come_through():
   params = Mlp().init(jax.random.key(0), X)['params']
-  apply = linen_apply(Mlp(), lora('Dense'))
-  delta = lora('Dense').init(jax.random.key(0), linen_sites(Mlp(), params, X), params)
+  apply = linen_apply(Mlp(), lora('Dense', rank=2))
+  delta = lora('Dense', rank=2).init(jax.random.key(0), linen_sites(Mlp(), params, X), params)
   rngs = {'dropout': jax.random.key(1)}
   expected = Mlp().apply({'params': params}, X, deterministic=False, rngs=rngs)
   got = apply(params, delta, X, deterministic=False, rngs=rngs)
@@ -112,8 +112,8 @@ def test_collections_beside_the_parameters_come_through():
   variables = Normalised().init(jax.random.key(0), X)
   extra = {'variables': {'batch_stats': variables['batch_stats']}}
   sites = linen_sites(Normalised(), variables['params'], X, **extra)
-  delta = lora('Dense').init(jax.random.key(0), sites, variables['params'])
-  got = linen_apply(Normalised(), lora('Dense'))(variables['params'], delta, X, **extra)
+  delta = lora('Dense', rank=2).init(jax.random.key(0), sites, variables['params'])
+  got = linen_apply(Normalised(), lora('Dense', rank=2))(variables['params'], delta, X, **extra)
   np.testing.assert_array_equal(got, Normalised().apply(variables, X))
 
 
