@@ -29,7 +29,7 @@ def seconds(run: Callable[[], jax.Array], clock: Callable[[], float]) -> float:
 
 def main() -> None:
   """Prints the seconds of both, and their ratio."""
-  parser = argparse.ArgumentParser(description=__doc__.split('\n', maxsplit=1)[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--name', default='vit_tiny_patch16_224', help='of an architecture')
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--rank', type=int, default=8)

@@ -114,6 +114,21 @@ def load_hf_bank(
 
   Raises:
     ValueError: if there is none, one cannot be read, or they are not of one transform.
+
+  >>> import jax
+  >>> from pecft_jax.backbones import pretrained
+  >>> from pecft_jax.interop import save_hf_peft
+  >>> from pecft_jax.peft import lora
+  >>> from pecft_jax.typing import Adapted
+  >>> model = pretrained('vit_glyphs16')
+  >>> for rank in (1, 2):
+  ...   peft = lora('block_0/mlp/fc1', rank=rank)
+  ...   delta = peft.init(jax.random.key(rank), model.backbone.sites, model.params)
+  ...   adapted = Adapted(peft, delta, None)
+  ...   save_hf_peft(f'several/rank_{rank}', model.backbone, adapted, model.params)
+  >>> found = load_hf_bank('several', model.backbone)
+  >>> found.names, found.delta['block_0/mlp/fc1'].a.shape
+  (('rank_1', 'rank_2'), (2, 96, 2))
   """
   directory = local_path(directory)
   if names is None:

@@ -64,7 +64,7 @@ def calibrated(
       taps = backbone.apply(params, x, delta, peft=peft, watch=calibration.watch).taps
     if names:
       assert loss is not None
-      of = lambda weights: loss(put_named(weights, params, sites), batch)
+      of = lambda weights, loss=loss: loss(put_named(weights, params, sites), batch)
       weights = weights_named(names, params, sites)
       found = jax.grad(of)({name: leaf.astype(jnp.float32) for name, leaf in weights.items()})
       taps = {**taps, **{f'gradient:{name}': leaf for name, leaf in found.items()}}

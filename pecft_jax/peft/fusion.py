@@ -50,9 +50,9 @@ def adapter_fusion(
     pull: weight of the penalty, at least 0.
 
   Raises:
-    ValueError: for fewer than two deltas, deltas that differ in sites or shapes, or a negative
-      pull; at init, for a model without their sites; while tracing, for a transform that changes
-      what its sites read.
+    ValueError: for fewer than two deltas, deltas that differ in sites or shapes, a negative pull,
+      or a transform that acts at no site; at init, for a model without their sites; while tracing,
+      for a transform that changes what its sites read.
 
   >>> import jax
   >>> from pecft_jax.peft import adapter_fusion, pfeiffer
@@ -66,6 +66,9 @@ def adapter_fusion(
   """
   at_least(0, pull=pull)
   _check_alike(deltas)
+  intercept = adapter.intercept
+  if intercept is None:
+    raise ValueError('adapter_fusion: expected adapters that act at sites, got one without any')
   several = {path: _stacked([delta[path] for delta in deltas]) for path in deltas[0]}
 
   def init_one(key, spec, weights):
@@ -83,7 +86,7 @@ def adapter_fusion(
     wide = y.astype(jnp.float32)
 
     def added(leaf):
-      intercept, own = adapter.intercept, {_SITE.path: leaf}
+      own = {_SITE.path: leaf}
       out, _ = beside_the_plain('adapter_fusion', intercept, own, _SITE, lambda *_: wide, *args)
       return out - wide
 

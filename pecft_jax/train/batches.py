@@ -63,9 +63,7 @@ def training_batches(
     yield _stacked(loop, batches, shared=not loop.steps.seed_axes)
 
 
-def _streams(
-  loop: Loop, splits: Sequence[Split], t: int, epochs: int, stored: int
-) -> list[Iterator[Batch]]:
+def _streams(loop: Loop, splits: Sequence[Split], t: int, epochs: int, stored: int) -> list[Any]:
   """Training batches of a task, an iterator for each experiment."""
   training = loop.experiment.training
   cached = training.cache_queries and loop.steps.query is not None

@@ -195,7 +195,7 @@ def _factors(piece: Piece, scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _used(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The ranks that are not zero in both factors, as EVA leaves some: one at least."""
-  used = a.any(0) | b.any(1)
+  used = np.logical_or(a.any(0), b.any(1))
   used[0] |= not used.any()
   return a[:, used], b[used]
 

@@ -123,7 +123,7 @@ def lora(
   def init_one(key, spec, weights):
     r = first_match(ranks, spec.site.path, rank)
     check_below_size(spec.site.path, weights.main, r)
-    return LoraDelta(*STARTS[start](key, *weights.main.shape, r))
+    return LoraDelta(*STARTS[start](key, weights.main.shape[0], weights.main.shape[1], r))
 
   each = per_site('linear', pattern, init_one, run, dropout=dropout, update=update)
 

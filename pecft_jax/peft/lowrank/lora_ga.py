@@ -80,7 +80,7 @@ def lora_ga(
         f'{path}: rank {rank} is above half of the smaller side of its weight '
         f'[{w.shape[0]}, {w.shape[1]}]'
       )
-    return uniform(key, *w.shape, rank)
+    return uniform(key, w.shape[0], w.shape[1], rank)
 
   def gradients(delta: Delta) -> Sequence[str]:
     return sorted(delta)

@@ -136,7 +136,8 @@ def split_at(path: str, w: Array, rank: int) -> OsfDelta:
   """The fresh delta of a weight [d_in, d_out] of which `rank` singular values are preserved."""
   u, s, v = decomposed(path, w, rank)
   low = u[:, rank:], s[rank:], v[rank:]
-  return OsfDelta(*map(jnp.copy, low), Kept(OsfFrozen(u[:, :rank], v[:rank], *low)))
+  own_u, own_s, own_v = map(jnp.copy, low)
+  return OsfDelta(own_u, own_s, own_v, Kept(OsfFrozen(u[:, :rank], v[:rank], *low)))
 
 
 def _u(delta: OsfDelta) -> Array:
