@@ -6,6 +6,7 @@ import pytest
 from kinds import kinds_in_method, one_of_each
 
 from pecft_jax.about import tinies
+from pecft_jax.backbones import architecture
 from pecft_jax.continual import METHODS, aligned, finetune, single_task
 from pecft_jax.heads import HEADS, cosine, kac
 from pecft_jax.peft import adaptformer, linear_probe, lora
@@ -15,12 +16,14 @@ from pecft_jax.train.state import init_state
 from pecft_jax.train.update import train_step
 from pecft_jax.typing import Env
 
-from .tiny import CAPACITY, CLASSES, MODEL, RECIPE, TOY, batch, env, frozen_of, run, shaken, task
+from .tiny import CAPACITY, CLASSES, RECIPE, TOY, batch, env, frozen_of, run, shaken, task
 
 FC = lora('fc$', rank=2)
 TAKES = [name for name, factory in METHODS.items() if 'head' in defaults_of(factory)]
 A_HEAD_PER_TASK = {'acl', 'progressive_prompts', 'sprompts'}  # They have no head on one feature.
 KINDS = [name for name in tinies(HEADS) if name != 'linear']
+# Wide enough for the ranks that methods have by default; only its shapes are used.
+MODEL = architecture('vit_glyphs16', depth=2)
 FROZEN = jax.eval_shape(MODEL.init, jax.random.key(0))
 
 
