@@ -45,6 +45,7 @@ SIZES: Mapping[str, tuple[str, ...]] = {
 BENCHMARK = 'split_cifar100'
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FEWER_RATES = (1e-3, 3e-3)  # Beside two strengths, so that every method has four trials.
+PROMPT_RATES = (3e-3, 1e-2)  # The same for prompts: of four rates, they took the highest.
 # What says how much a method holds on to the past, by its flag, with the values that are tried.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, float]]] = {
   'cada': ('cada.orthogonality', (0.1, 1.0)),
@@ -137,7 +138,8 @@ def choices(name: str) -> tuple[dict[str, float], ...]:
   if name not in STRENGTHS:
     return tuple(combinations(rate=RATES))
   flag, strengths = STRENGTHS[name]
-  return tuple(combinations(rate=FEWER_RATES, **{flag: strengths}))
+  prompts = name in METHODS and about_of(METHODS[name]).family == 'prompts'
+  return tuple(combinations(rate=PROMPT_RATES if prompts else FEWER_RATES, **{flag: strengths}))
 
 
 @dataclasses.dataclass(frozen=True)
