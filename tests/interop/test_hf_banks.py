@@ -36,6 +36,7 @@ TRANSFORMS = {
   'LORA': peft.lora(QV, 2, alpha=3.0),
   'MISS': peft.miss(QV, 2),
   'OFT': peft.oft(OUT, 4),
+  'OSF': peft.osf(OUT, 3, exact=False),
   'RANDLORA': peft.randlora(OUT, 3),
   'SHIRA': peft.shira(OUT, 1),
   'VERA': peft.vera(QV, 3),
