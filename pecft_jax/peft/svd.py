@@ -44,8 +44,8 @@ def check_below_size(path: str, w: Array, rank: int) -> None:
   """
   if rank > max(w.shape):
     raise ValueError(
-      f'{path}: rank {rank} is above both sides of its weight [{w.shape[0]}, {w.shape[1]}], and '
-      f'{min(w.shape)} holds any change of it'
+      f'{path}: rank {rank} is above both sides of its weight [{w.shape[0]}, {w.shape[1]}]: '
+      f'expected at most {min(w.shape)}, which holds any change of it'
     )
 
 

@@ -139,7 +139,7 @@ def run_seeds(
       'writers take the rows of one seed, run_seeds has several logs: read seed_N/metrics.jsonl'
     )
   experiments = {f'seed_{seed}': experiment.replace(seed=seed) for seed in seeds}
-  together = {'seeds_together': list(seeds)} if len(seeds) > 1 else {}
+  together = {'seeds_together': list(seeds)}
   with _directory(workdir) as directory:
     return _run(
       experiments, directory, options, stacked=True, kept=workdir is not None, together=together

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pecft_jax.files import read_json, read_rows
 from pecft_jax.local import work_directory
 from pecft_jax.workdir.checkpoint import UNFINISHED
-from pecft_jax.workdir.lanes import places_together
+from pecft_jax.workdir.lanes import names_beside, places_together
 from pecft_jax.workdir.record import COLUMNS
 from pecft_jax.workdir.stored import Contents, Damaged, Leaf, Unread, read_contents, verify
 
@@ -64,7 +64,8 @@ def inspect_run(directory: str | pathlib.Path, *, arrays: bool = False) -> dict[
   leaves = contents[-1].leaves if contents else []
   metrics = results.get('metrics')
   found = [_results(output, problems) for output in outputs[1:]] if begun else []
-  problems += _refused(path, outputs, [results, *found], bool(checkpoints))
+  if not names_beside(path):  # Of one of several, the checkpoints are beside it.
+    problems += _refused(path, outputs, [results, *found], bool(checkpoints))
   if contents:
     problems += _unlike(config, contents[-1])
     problems += _too_few(outputs, checkpoints[-1]['tick'], contents[-1])

@@ -24,16 +24,30 @@ class Lane(NamedTuple):
 
 
 def places_together(config: Mapping[str, Any]) -> list[str]:
-  """The directories of experiments side by side; none for a run of one.
+  """The directories of experiments side by side; none for a run of one, or for one of several.
 
   Args:
-    config: content of the config.json beside their checkpoints.
+    config: content of a config.json.
 
   >>> places_together({'seeds_together': [0, 1]})
   ['seed_0', 'seed_1']
+  >>> places_together({'seeds_together': [0, 1], 'seed': 1})
+  []
   """
+  if 'seed' in config:  # That of one experiment; several have one in each of their directories.
+    return []
   seeds = [f'seed_{seed}' for seed in config.get('seeds_together') or ()]
   return seeds or list(config.get('orders_together') or ())
+
+
+def names_beside(directory: pathlib.Path) -> list[str]:
+  """The names of experiments side by side, of which a directory is one; none for any other."""
+  directory = directory.resolve()
+  parent = directory.parent
+  if (directory / 'checkpoints').exists() or not (parent / 'config.json').is_file():
+    return []
+  names = places_together(read_config(parent))
+  return names if directory.name in names else []
 
 
 def lane_of(directory: pathlib.Path, seed: int | None = None) -> Lane:
@@ -47,13 +61,12 @@ def lane_of(directory: pathlib.Path, seed: int | None = None) -> Lane:
     ValueError: for no work directory, a seed that was not learned, or a directory of several
       experiments without a choice.
   """
-  parent = directory.parent
-  alone = (directory / 'checkpoints').exists() or not (parent / 'config.json').is_file()
-  names = [] if alone else places_together(read_config(parent))
+  beside = names_beside(directory)
   config = read_config(directory)
-  if directory.name in names:
+  if beside:
     _check_own(directory, config, seed)
-    return Lane(directory, config, parent, names.index(directory.name))
+    at = directory.resolve()
+    return Lane(directory, config, at.parent, beside.index(at.name))
   if names := places_together(config):
     if 'orders_together' in config:
       raise ValueError(f'{directory} has the orders {names}: name the directory of one of them')

@@ -116,6 +116,15 @@ def test_seeds_side_by_side_are_told_apart_by_number(tmp_path):
     load_run(tmp_path / 'seed_5', seed=3, model=experiment.model)
 
 
+def test_a_single_seed_that_could_have_had_others_beside_it_is_found(tmp_path):
+  experiment = tiny_experiment('finetune')
+  run_seeds(experiment, [3], tmp_path, silent())
+  images = experiment.scenario.tasks[0].test.inputs
+  both = [(tmp_path, 3), (tmp_path / 'seed_3', None)]
+  found = [load_run(at, seed=s, model=experiment.model).predict(images) for at, s in both]
+  np.testing.assert_array_equal(*found)
+
+
 def test_inputs_of_another_shape_or_none_are_refused(glyphs):
   learner = load_run(glyphs[1])
   with pytest.raises(ValueError, match='expects images'):

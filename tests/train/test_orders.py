@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import TRAINING, outcome, silent, tiny_experiment, tiny_scenario
 
-from pecft_jax import data
+from pecft_jax import cli, data
 from pecft_jax.learners import load_run
 from pecft_jax.report import comparison_markdown
 from pecft_jax.train import Stopped, adapted_after, run, run_orders, sgd
@@ -106,6 +106,12 @@ def test_each_order_can_be_read_and_used_by_its_directory(tmp_path):
     assert right.mean() == CLOSE(found[name]['accuracy_matrix'][-1] and np.mean(
       found[name]['accuracy_matrix'][-1]))  # fmt: skip
     assert adapted_after(experiment, tmp_path / name).tasks == 3
+    inspected = inspect_run(tmp_path / name)
+    assert (inspected['status'], inspected['finished'], inspected['problems']) == ('done', 3, [])
+    assert cli.main(['report', str(tmp_path / name)]) == 0
+    assert (tmp_path / name / 'report.html').exists()
+  assert cli.main(['report', str(tmp_path), '--out', str(tmp_path / 'all.html')]) == 0
+  assert all(name in (tmp_path / 'all.html').read_text() for name in ('finetune', '3 runs'))
   with pytest.raises(ValueError, match='name the directory of one of them'):
     load_run(tmp_path, model=experiments['back'].model)
 

@@ -67,7 +67,7 @@ def diff_pruning(
   `grouped(recipe, {'delta/(alpha|group)': 1e4})` does; their strength is for 335 million weights:
   for a smaller model divide 42 by the number of weights.
 
-  Checked against the authors' code, except: there the penalty adds one for a group's gate to those
+  Checked against the authors' code, but there the penalty adds one for a group's gate to those
   of its entries instead of multiplying them, predictions are made with the last gates drawn, and
   both parts are runs with a schedule of their own. Which of the penalties the paper has is
   unverified.
